@@ -1,0 +1,19 @@
+# `make book` runs the whole study and builds its book; `make test` runs the tests. Both set everything up first.
+PARAMS ?= params/mini.yaml
+CORES ?= 2
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: book test setup lock
+setup: .venv/done
+
+.venv/done: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+# torch's own build brings what it needs for CUDA: its companions stay out of the lock, or a CPU machine downloads gigabytes.
+lock:
+	uv pip compile --universal --python-version 3.11 --extra test --no-emit-index-url --no-annotate --no-header \
+		pyproject.toml | grep -vE '^(nvidia-|cuda-|triton)' > requirements.lock
