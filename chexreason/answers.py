@@ -56,9 +56,7 @@ def read(text: str) -> Reading:
     Labels match the fourteen names whatever their case or spacing.  Linear in the length of `text`.
     """
     start, end = text.rfind("<solution>"), text.rfind("</solution>")
-    thought = (
-        text[: start if start >= 0 else len(text)].replace("<think>", "").replace("</think>", "").strip()
-    )
+    thought = text[: start if start >= 0 else len(text)].replace("<think>", "").replace("</think>", "").strip()
     if start < 0 or end < start:
         return Reading((), True, 0, 0, thought)
     labels, duplicates, unknown = _names(text[start + len("<solution>") : end])

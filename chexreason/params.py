@@ -225,9 +225,7 @@ class Study(Section):
 
 def _known(key: str, value, choices) -> None:
     if value not in choices:
-        raise ValueError(
-            f"{key}: {value!r} is not defined in this file; choose one of {', '.join(map(str, choices))}"
-        )
+        raise ValueError(f"{key}: {value!r} is not defined in this file; choose one of {', '.join(map(str, choices))}")
 
 
 def _fields(model: type[BaseModel], location: tuple) -> list[str]:
@@ -275,9 +273,7 @@ def load(path: str | Path) -> Study:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ParamsError(f"{path}: not a YAML file: {error}") from None
     if not isinstance(values, dict):
-        raise ParamsError(
-            f"{path}: a params file is a mapping of sections, this one holds {type(values).__name__}"
-        )
+        raise ParamsError(f"{path}: a params file is a mapping of sections, this one holds {type(values).__name__}")
     try:
         study = Study.model_validate(values)
     except ValidationError as error:

@@ -5,9 +5,7 @@ from importlib.resources import files
 
 def names() -> list[str]:
     """The prompts there are, by file name without `.txt`."""
-    return sorted(
-        file.name.removesuffix(".txt") for file in files(__name__).iterdir() if file.name.endswith(".txt")
-    )
+    return sorted(file.name.removesuffix(".txt") for file in files(__name__).iterdir() if file.name.endswith(".txt"))
 
 
 def load(name: str) -> str:
