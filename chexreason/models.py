@@ -1,0 +1,87 @@
+"""Load a base model and its processor, attach LoRA, and load what a stage trained."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from chexreason import params
+
+STAND_IN = "stand-in:"
+
+LANGUAGE_PROJECTIONS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)$"
+"""Attention and feed-forward projections of the language model only (PROTOCOL: SFT); bare names also hit the vision."""
+
+
+class ModelError(ValueError):
+    """A model cannot be loaded; the message names it and says what is missing."""
+
+
+def folder(path: str) -> str:
+    """Where a model's weights are: the package's own folder for `stand-in:<name>`, else the path or hub id itself."""
+    if not path.startswith(STAND_IN):
+        return path
+    place = Path(str(files("chexreason"))) / "stand_ins" / path.removeprefix(STAND_IN)
+    if not (place / "config.json").exists():
+        raise ModelError(f"{path}: no such stand-in in {place.parent.name}/; notebooks/0_stand_ins.ipynb forges them")
+    return str(place)
+
+
+def load_processor(path: str):
+    """The processor of a model: image processor, tokenizer and chat template, padding on the left.
+
+    Qwen2.5-VL's processor demands a video processor, which demands torchvision; without torchvision the image-only
+    subclass of this module reads the same folder.
+    """
+    from transformers import AutoConfig, AutoProcessor
+    from transformers.utils import is_torchvision_available
+
+    place = folder(path)
+    if AutoConfig.from_pretrained(place).model_type == "qwen2_5_vl" and not is_torchvision_available():
+        processor = image_only_qwen().from_pretrained(place)
+    else:
+        processor = AutoProcessor.from_pretrained(place)
+    processor.tokenizer.padding_side = "left"
+    return processor
+
+
+def image_only_qwen():
+    """A Qwen2.5-VL processor class without the video processor, for machines without torchvision."""
+    from transformers import Qwen2_5_VLProcessor
+
+    class ImageOnlyQwen(Qwen2_5_VLProcessor):
+        def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
+            super().__init__(image_processor, tokenizer, None, chat_template=chat_template, **kwargs)
+
+    ImageOnlyQwen.__name__ = "Qwen2_5_VLProcessor"  # so that saved folders name the class every machine has
+    return ImageOnlyQwen
+
+
+def load_base(model: params.Model):
+    """The base model in evaluation mode on the fastest device there is; safetensors only, no remote code."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    place = folder(model.path)
+    loaded = AutoModelForImageTextToText.from_pretrained(
+        place, dtype=getattr(torch, model.dtype), use_safetensors=True, trust_remote_code=False
+    )
+    return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def load_trained(model: params.Model, adapter: Path):
+    """The base model with an adapter of SFT or GRPO merged into it, for answering."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(load_base(model), str(adapter)).merge_and_unload().eval()
+
+
+def lora_config(lora: params.Lora):
+    """The published LoRA (PROTOCOL: SFT) as a peft configuration."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=LANGUAGE_PROJECTIONS,
+        task_type="CAUSAL_LM",
+    )

@@ -1,0 +1,106 @@
+"""Supervised fine-tuning on reasoning traces: trl's SFTTrainer with LoRA as published (PROTOCOL: SFT)."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from chexreason import curate, models, params, records, training
+
+
+def folder(study: params.Study, model: str, format: str, seed: int) -> Path:
+    """Where the adapter and the log of one SFT run lie."""
+    return study.folder / "sft" / model / format / f"seed{seed}"
+
+
+def data(study: params.Study, split: str, format: str):
+    """The films of `split` with their traces, as a trl data set of prompt, image and completion."""
+    films = curate.dataset(study, split)
+    traces = records.load(study.folder / "curate" / "traces.parquet").set_index("film")["text"]
+    completions = [[{"role": "assistant", "content": traces[film]}] for film in films["film"]]
+    return training.examples(films, format, completion=completions)
+
+
+def trainer(study: params.Study, model: str, format: str, seed: int):
+    """An SFTTrainer ready to run.
+
+    Loss on the answer's tokens only, which is what trl does with `prompt` and `completion` columns; early stopping on
+    the loss of the held-out films; the vision encoder stays frozen, since LoRA reaches the language model only.
+    """
+    from transformers import EarlyStoppingCallback, set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    training.steady_threads()
+    set_seed(seed)  # LoRA's first weights are drawn when the trainer attaches it
+    settings, train = study.sft, data(study, "sft", format)
+    per_epoch = -(-len(train) // (settings.batch * settings.accumulate))
+    every = max(1, per_epoch // settings.evaluations_per_epoch)
+    arguments = SFTConfig(
+        output_dir=str(training.checkpoints(folder(study, model, format, seed), study)),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch,
+        per_device_eval_batch_size=settings.batch * 4,
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.warmup,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.clip,
+        max_length=None,
+        gradient_checkpointing=settings.checkpointing,
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=every,
+        save_steps=every,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        logging_steps=max(1, every // 10),
+        seed=seed,
+        disable_tqdm=True,
+        report_to="none",
+        **training.on_cpu(),
+    )
+    return SFTTrainer(
+        model=models.load_base(study.models[model]),
+        processing_class=models.load_processor(study.models[model].path),
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=data(study, "sft-holdout", format),
+        peft_config=models.lora_config(study.lora),
+        callbacks=[EarlyStoppingCallback(settings.patience), training.progress(f"SFT {model} {format}")],
+    )
+
+
+def train(study: params.Study, model: str, format: str, seed: int) -> pd.DataFrame:
+    """Train one cell of the SFT grid, or go on from its newest checkpoint; return its log.
+
+    Writes `adapter/` (peft, safetensors) and `log.parquet`: step, epoch, split (train or eval), loss (nats a token of
+    the answer), token_accuracy (share of the answer's tokens guessed right).
+    """
+    place = folder(study, model, format, seed)
+    runner = trainer(study, model, format, seed)
+    runner.train(resume_from_checkpoint=training.newest(training.checkpoints(place, study)))
+    table = log(runner.state.log_history)
+    curated = study.folder / "curate"
+    made_of = [curated / "manifest.parquet", curated / "traces.parquet"]
+    training.keep(runner, place)
+    records.save(table, place / "log.parquet", records.origin(study, seed, made_of))
+    return table
+
+
+def log(history: list[dict]) -> pd.DataFrame:
+    """The trainer's history as a tidy table: step, epoch, split, loss, token_accuracy."""
+    rows = []
+    for entry in history:
+        for split, prefix in (("train", ""), ("eval", "eval_")):
+            if f"{prefix}loss" in entry:
+                rows.append(
+                    {
+                        "step": entry["step"],
+                        "epoch": entry["epoch"],
+                        "split": split,
+                        "loss": entry[f"{prefix}loss"],
+                        "token_accuracy": entry[f"{prefix}mean_token_accuracy"],
+                    }
+                )
+    return pd.DataFrame(rows)

@@ -1,0 +1,78 @@
+"""What SFT and GRPO share: films as trl data sets, progress, checkpoints that a killed run goes on from."""
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from chexreason import params, prompts
+
+
+def examples(films: pd.DataFrame, prompt: str, **columns: Sequence):
+    """A trl data set of films, each asked with the text of `prompt`.
+
+    `films` has an `image` column with a path a film; it is opened when the film is used.  `columns` are added as
+    they are, one value a film.
+    """
+    from datasets import Dataset, Image
+
+    question = [[{"role": "user", "content": prompts.load(prompt)}]] * len(films)
+    table = {"prompt": question, "image": [str(path) for path in films["image"]], **columns}
+    return Dataset.from_dict(table).cast_column("image", Image())
+
+
+def progress(what: str):
+    """A trainer callback that shows a text bar with the time left, in a terminal as in a notebook."""
+    from tqdm import tqdm
+    from transformers import TrainerCallback
+
+    class Progress(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=what, mininterval=5, file=sys.stderr)
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.bar.update(state.global_step - self.bar.n)
+
+        def on_train_end(self, args, state, control, **kwargs):
+            self.bar.close()
+
+    return Progress()
+
+
+def steady_threads() -> None:
+    """As many torch threads as OMP_NUM_THREADS says (one, when it says nothing): the same sums in the same order."""
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+def checkpoints(folder: Path, study: params.Study) -> Path:
+    """Where a run keeps its checkpoints: of this params file only, so that changed params never resume old weights."""
+    return folder / "checkpoints" / study.hash
+
+
+def newest(folder: Path) -> str | None:
+    """The newest whole checkpoint in `folder`, or None.  A trainer writes `trainer_state.json` last."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+
+
+def keep(trainer, folder: Path) -> None:
+    """Save the trained adapter as `folder/adapter`, whole or not at all, and drop the checkpoints behind it."""
+    unfinished, adapter = folder / ".adapter", folder / "adapter"
+    for stale in (unfinished, adapter):
+        shutil.rmtree(stale, ignore_errors=True)
+    trainer.model.save_pretrained(str(unfinished), selected_adapters=["default"])
+    os.replace(unfinished, adapter)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def on_cpu() -> dict:
+    """Trainer arguments that depend on the machine: bf16 on a GPU that has it, plain float32 on a CPU."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    return {"use_cpu": not gpu, "bf16": gpu and torch.cuda.is_bf16_supported()}
