@@ -47,10 +47,26 @@ class Test(Section):
     label_sets: list[str]
 
 
+class Shares(Section):
+    """The shares of the training source's patients that each split is drawn from; they sum to 1."""
+
+    validation: Share
+    sft: Share
+    rl: Share
+
+    @model_validator(mode="after")
+    def _sum_to_one(self):
+        total = self.validation + self.sft + self.rl
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"validation, sft and rl must sum to 1, not {total:g}")
+        return self
+
+
 class Curate(Section):
     """Who is trained on what (PROTOCOL: Data)."""
 
     train: str
+    shares: Shares
     views: list[Literal["PA", "AP"]]
     policy: Literal["u_zeros", "u_ones", "u_ignore"]
     sft: Count
@@ -61,6 +77,12 @@ class Curate(Section):
     ceiling: Share
     penalty: Annotated[float, Field(ge=0)]
     seed: int
+
+    @model_validator(mode="after")
+    def _floor_below_ceiling(self):
+        if self.floor > self.ceiling:
+            raise ValueError(f"floor ({self.floor:g}) must not be above ceiling ({self.ceiling:g})")
+        return self
 
 
 class Teacher(Section):
