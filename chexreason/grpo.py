@@ -93,7 +93,7 @@ def trainer(study: params.Study, model: str, format: str, reward_name: str, seed
         report_to="none",
         **training.on_cpu(),
     )
-    return GRPOTrainer(
+    runner = GRPOTrainer(
         model=policy(study, model, format, seed),
         processing_class=models.load_processor(study.models[model].path),
         args=arguments,
@@ -101,6 +101,7 @@ def trainer(study: params.Study, model: str, format: str, reward_name: str, seed
         train_dataset=training.examples(films, format, truth=list(films["labels"])),
         callbacks=[training.progress(f"GRPO {model} {reward_name}")],
     )
+    return training.quietly(runner)
 
 
 def train(study: params.Study, model: str, format: str, reward_name: str, seed: int) -> pd.DataFrame:

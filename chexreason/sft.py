@@ -60,7 +60,7 @@ def trainer(study: params.Study, model: str, format: str, seed: int):
         report_to="none",
         **training.on_cpu(),
     )
-    return SFTTrainer(
+    runner = SFTTrainer(
         model=models.load_base(study.models[model]),
         processing_class=models.load_processor(study.models[model].path),
         args=arguments,
@@ -69,6 +69,7 @@ def trainer(study: params.Study, model: str, format: str, seed: int):
         peft_config=models.lora_config(study.lora),
         callbacks=[EarlyStoppingCallback(settings.patience), training.progress(f"SFT {model} {format}")],
     )
+    return training.quietly(runner)
 
 
 def train(study: params.Study, model: str, format: str, seed: int) -> pd.DataFrame:

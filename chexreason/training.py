@@ -42,6 +42,14 @@ def progress(what: str):
     return Progress()
 
 
+def quietly(trainer):
+    """The same trainer without the callback that prints every log entry; the log is a record anyway."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
 def steady_threads() -> None:
     """As many torch threads as OMP_NUM_THREADS says (one, when it says nothing): the same sums in the same order."""
     import torch
