@@ -1,0 +1,51 @@
+"""Settling label states: what each policy makes of -1 and of silence."""
+
+import pandas as pd
+import pytest
+
+from chexreason import labels
+
+NAN = float("nan")
+
+STATES = pd.DataFrame({"Edema": [1.0, 0.0, -1.0, NAN], "Fracture": [NAN, NAN, NAN, NAN]})
+
+SETTLED = {
+    "u_zeros": [1.0, 0.0, 0.0, 0.0],
+    "u_ones": [1.0, 0.0, 1.0, 0.0],
+    "u_ignore": [1.0, 0.0, NAN, 0.0],
+}
+
+
+@pytest.mark.parametrize("policy", labels.POLICIES)
+def test_each_policy_settles_the_four_states_as_its_name_says(policy):
+    settled = labels.settle(STATES, policy)["Edema"].tolist()
+    assert [str(value) for value in settled] == [str(value) for value in SETTLED[policy]]
+
+
+@pytest.mark.parametrize("policy", labels.POLICIES)
+def test_a_label_the_source_never_speaks_of_stays_unknown(policy):
+    assert labels.settle(STATES, policy)["Fracture"].isna().all()
+
+
+def test_settling_leaves_what_was_stated_alone():
+    before = STATES.copy()
+    labels.settle(STATES, "u_ones")
+    pd.testing.assert_frame_equal(STATES, before)
+
+
+def test_an_unknown_policy_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"u_guess.*u_zeros, u_ones, u_ignore"):
+        labels.settle(STATES, "u_guess")
+
+
+def test_positives_come_in_the_order_of_chexpert_and_unknown_is_not_positive():
+    row = pd.Series({name: 0.0 for name in labels.CHEXPERT14} | {"Support Devices": 1.0, "Edema": 1.0, "Fracture": NAN})
+    assert labels.positives(row) == ("Edema", "Support Devices")
+
+
+def test_the_label_sets_are_chexperts_fourteen_and_the_nine_of_table_6():
+    assert len(set(labels.CHEXPERT14)) == 14
+    assert len(labels.NIH9) == 9 and set(labels.NIH9) < set(labels.CHEXPERT14)
+    unstated = {"Enlarged Cardiomediastinum", "Lung Opacity", "Fracture", "Support Devices"}  # NIH has no such label
+    left_out = {"Pleural Effusion"}  # the paper leaves it out although NIH has it
+    assert set(labels.CHEXPERT14) - set(labels.NIH9) == unstated | left_out

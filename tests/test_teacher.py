@@ -1,0 +1,169 @@
+"""The rule-based teacher: true to labels and boxes, checked, in few words, and long enough for the reward."""
+
+import itertools
+import re
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from chexreason import answers, teacher
+from chexreason.labels import CHEXPERT14
+
+
+class Box(NamedTuple):
+    finding: str
+    side: str
+    zone: str
+    strength: float
+
+
+DISTINCTIVE = {
+    "No Finding": r"normal|nothing abnormal",
+    "Enlarged Cardiomediastinum": r"widening|wide mediastinum",
+    "Cardiomegaly": r"enlargement|large heart",
+    "Lung Opacity": r"hazy opacity|diffuse opacity|faint haze",
+    "Lung Lesion": r"round",
+    "Edema": r"haze with septal lines|perihilar edema",
+    "Consolidation": r"dense consolidation|homogeneous dense",
+    "Pneumonia": r"air bronchograms|pneumonia",
+    "Atelectasis": r"atelectasis|plate of collapse",
+    "Pneumothorax": r"a.* pneumothorax with|dark crescent|pneumothorax",
+    "Pleural Effusion": r"effusion with|blunted|pleural effusion",
+    "Pleural Other": r"thickening|plaque",
+    "Fracture": r"rib fracture|step with callus",
+    "Support Devices": r"support device",
+}
+"""What a reader looks for to tell a label from a trace, without the sentences that deny it."""
+
+DENIALS = re.compile(
+    r"(No|The) [a-z ]+ (is|are) (seen|not widened|of normal size|intact)\.|The ribs are intact\.|"
+    r"so the heart looks larger"
+)
+
+
+def films(number, seed=0):
+    """(labels, boxes, view) of `number` made-up films; some labels have no box and some boxes no label."""
+    rng = np.random.default_rng(seed)
+    for _ in range(number):
+        there = [name for name in CHEXPERT14[1:13] if rng.random() < 0.12]
+        devices = ["Support Devices"] if rng.random() < 0.3 else []
+        labels = [name for name in there if rng.random() < 0.93] or ["No Finding"]
+        sides, zones = ("left", "right", "both", "midline"), ("upper", "mid", "lower", "")
+        boxes = [Box(name, rng.choice(sides), rng.choice(zones), rng.uniform(0.35, 1)) for name in there]
+        yield tuple(labels + devices), boxes, ("PA", "AP")[rng.integers(2)]
+
+
+@pytest.fixture(scope="module")
+def written():
+    rng = np.random.default_rng(1)
+    return [(labels, boxes, teacher.write_trace(labels, boxes, view, rng)) for labels, boxes, view in films(3000)]
+
+
+def test_every_positive_label_is_said_and_in_the_order_of_chexpert(written):
+    for labels, _, trace in written:
+        said = [re.search(DISTINCTIVE[name], DENIALS.sub("", trace), re.IGNORECASE) for name in labels]
+        assert all(said), (labels, trace)
+    labels = ("Cardiomegaly", "Atelectasis", "Fracture", "Support Devices")
+    shuffled = teacher.write_trace(labels[::-1], [], "PA", np.random.default_rng(0))
+    places = [re.search(DISTINCTIVE[name], shuffled, re.IGNORECASE).start() for name in labels]
+    assert places == sorted(places)
+
+
+DENIED = {
+    "The heart is of normal size.": "Cardiomegaly",
+    "The mediastinum is not widened.": "Enlarged Cardiomediastinum",
+    "No effusion is seen.": "Pleural Effusion",
+    "No pneumothorax is seen.": "Pneumothorax",
+    "No nodule is seen.": "Lung Lesion",
+    "The ribs are intact.": "Fracture",
+    "No septal lines are seen.": "Edema",
+    "No collapse is seen.": "Atelectasis",
+    "No tube or line is seen.": "Support Devices",
+}
+
+
+def test_nothing_is_denied_that_is_labelled_or_drawn(written):
+    for labels, boxes, trace in written:
+        there = set(labels) | {box.finding for box in boxes}
+        assert not any(sentence in trace and name in there for sentence, name in DENIED.items()), (labels, trace)
+    assert all(any(sentence in trace for _, _, trace in written) for sentence in DENIED), "a denial is never used"
+
+
+def test_side_zone_and_degree_are_those_of_the_box():
+    for side, zone, (strength, degree) in itertools.product(
+        ("left", "right"), ("upper", "mid", "lower"), ((0.4, "mild"), (0.7, "moderate"), (0.95, "marked"))
+    ):
+        box = Box("Consolidation", side, zone, strength)
+        trace = teacher.write_trace(["Consolidation"], [box], "AP", np.random.default_rng(3))
+        assert f"in the {side} {zone} zone" in trace and degree in trace
+
+
+def test_findings_on_both_sides_are_said_to_be():
+    boxes = [Box("Lung Lesion", "left", "upper", 0.5), Box("Lung Lesion", "right", "upper", 0.9)]
+    assert "in both upper zones" in teacher.write_trace(["Lung Lesion"], boxes, "AP", np.random.default_rng(0))
+
+
+def test_a_label_without_a_box_is_said_without_place_and_degree():
+    trace = teacher.write_trace(["Pneumonia"], [], "PA", np.random.default_rng(0))
+    assert not re.search(r"mild|moderate|marked|left|right|both|  ", trace)
+
+
+def test_about_nine_in_ten_traces_reach_the_rewards_250_characters_and_none_is_too_wordy(written):
+    lengths = np.array([len(trace) for _, _, trace in written])
+    assert 0.85 <= (lengths >= 250).mean() <= 0.97
+    assert max(len(trace.split()) for _, _, trace in written) <= 75
+
+
+def test_even_a_film_with_everything_keeps_within_the_words():
+    boxes = [Box(name, "left", "lower", 0.9) for name in CHEXPERT14[1:]]
+    for seed in range(20):
+        trace = teacher.write_trace(CHEXPERT14[1:], boxes, "AP", np.random.default_rng(seed))
+        assert len(trace.split()) <= 75
+        assert teacher.check(answers.write(answers.Answer(trace, CHEXPERT14[1:])), CHEXPERT14[1:]) == ""
+
+
+def test_the_vocabulary_is_small_enough_for_a_small_model(written):
+    vocabulary = {word for _, _, trace in written for word in re.findall(r"[a-z-]+", trace.lower())}
+    assert len(vocabulary) < 350
+
+
+def test_traces_vary(written):
+    alone = [trace for labels, _, trace in written if labels == ("No Finding",)]
+    assert len(set(alone)) > 0.9 * len(alone)
+
+
+def test_an_unknown_label_is_refused():
+    with pytest.raises(ValueError, match="Oedema"):
+        teacher.write_trace(["Oedema"], [], "PA", np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("<think>The heart is large.</think>\n<solution>Cardiomegaly, Edema</solution>", ""),
+        ("<think>The heart is large.</think>\n<solution>Edema, Cardiomegaly</solution>", ""),
+        ("The heart is large. Cardiomegaly, Edema", "published form"),
+        ("<think>Large.</think> so <solution>Cardiomegaly, Edema</solution>", "published form"),
+        ("<think>The heart is large.</think>\n<solution>Cardiomegaly</solution>", "not Cardiomegaly, Edema"),
+        ("<think>As provided, large.</think>\n<solution>Cardiomegaly, Edema</solution>", "gives the answer away"),
+        ("<think>The ground truth is.</think>\n<solution>Cardiomegaly, Edema</solution>", "gives the answer away"),
+        ("<think>The labels say so.</think>\n<solution>Cardiomegaly, Edema</solution>", "gives the answer away"),
+        (f"<think>{'very ' * 80}large</think>\n<solution>Cardiomegaly, Edema</solution>", "81 words"),
+    ],
+)
+def test_check_says_what_is_wrong(text, wrong):
+    said = teacher.check(text, ("Cardiomegaly", "Edema"))
+    assert (wrong in said) if wrong else said == ""
+
+
+def test_a_film_keeps_its_trace_when_other_films_come_and_go():
+    rows = [(f"film-{i}", view, list(labels), boxes) for i, (labels, boxes, view) in enumerate(films(40))]
+    table = pd.DataFrame(rows, columns=["film", "view", "labels", "boxes"])
+    whole = teacher.traces(table, seed=5).set_index("film")
+    part = teacher.traces(table.iloc[::-3], seed=5).set_index("film")
+    assert whole.loc[part.index, "reasoning"].tolist() == part["reasoning"].tolist()
+    assert whole["check"].eq("").all()
+    assert [answers.read_strict(text).labels for text in whole["text"]] == [tuple(row[2]) for row in rows]
+    assert teacher.traces(table, seed=6)["text"].ne(whole["text"].tolist()).any()
