@@ -18,8 +18,9 @@ class Answer(NamedTuple):
 class Reading(NamedTuple):
     """What evaluation reads from a reply.
 
-    `labels` are among the fourteen, each once; `failed` when no label block could be read; `duplicates` and `unknown`
-    count names given twice and names outside the fourteen.
+    `labels` are among the fourteen, each once; `failed` when there is no closed label block or it names none of the
+    fourteen; `duplicates` and `unknown` count names given twice and names outside the fourteen; `reasoning` is what
+    stands before the block.
     """
 
     labels: tuple[str, ...]
@@ -30,8 +31,18 @@ class Reading(NamedTuple):
 
 
 def write(answer: Answer) -> str:
-    """The published form: one `<think>` block, then one `<solution>` block (PROTOCOL: equation 3)."""
-    return f"<think>{answer.reasoning}</think>\n<solution>{', '.join(answer.labels)}</solution>"
+    """The published form: one `<think>` block, then one `<solution>` block (PROTOCOL: equation 3).
+
+    Raises ValueError for an answer that would not read back as itself: a tag inside the reasoning, a label outside the
+    fourteen or given twice, or labels out of CheXpert's order.
+    """
+    text = f"<think>{answer.reasoning}</think>\n<solution>{', '.join(answer.labels)}</solution>"
+    if read_strict(text) != answer:
+        raise ValueError(
+            f"{answer!r} would not read back: the reasoning must hold no tag, "
+            "the labels must be of the fourteen, each once, in CheXpert's order"
+        )
+    return text
 
 
 def read_strict(text: str) -> Answer | None:
@@ -55,12 +66,15 @@ def read(text: str) -> Reading:
 
     Labels match the fourteen names whatever their case or spacing.  Linear in the length of `text`.
     """
-    start, end = text.rfind("<solution>"), text.rfind("</solution>")
-    thought = text[: start if start >= 0 else len(text)].replace("<think>", "").replace("</think>", "").strip()
-    if start < 0 or end < start:
-        return Reading((), True, 0, 0, thought)
-    labels, duplicates, unknown = _names(text[start + len("<solution>") : end])
-    return Reading(labels, not labels, duplicates, unknown, thought)
+    before, opening, block = text.rpartition("</solution>")[0].rpartition("<solution>")
+    if not opening:
+        return Reading((), True, 0, 0, _thought(text.partition("<solution>")[0]))
+    labels, duplicates, unknown = _names(block.partition("</solution>")[0])
+    return Reading(labels, not labels, duplicates, unknown, _thought(before))
+
+
+def _thought(text: str) -> str:
+    return text.replace("<think>", "").replace("</think>", "").strip()
 
 
 def _cut(body: str) -> tuple[str | None, str, str | None]:

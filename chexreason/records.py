@@ -28,9 +28,12 @@ def sha256(path: str | Path) -> str:
 
 @cache
 def commit() -> str:
-    """The commit of the source tree the package lies in, or "" outside a repository."""
+    """The commit of the source tree the package lies in, or "" outside a repository or without git."""
     here = Path(__file__).resolve().parent
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    try:
+        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
     return git.stdout.strip()
 
 
@@ -79,11 +82,15 @@ def load(path: Path) -> pd.DataFrame:
 
     Raises RecordError, naming the file, when it is not there or was not written by `save`.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not Path(path).exists():
         raise RecordError(f"{path}: no such record; run the notebook that writes it, or `make book`")
-    arrow = pq.read_table(path)
+    try:
+        arrow = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise RecordError(f"{path}: not a parquet file: {error}") from None
     if ORIGIN not in (arrow.schema.metadata or {}):
         raise RecordError(f"{path}: this parquet file names no origin, so it is not a record of a study")
     table = arrow.to_pandas()
@@ -98,7 +105,13 @@ def save_json(data, path: Path, origin: dict) -> None:
 
 
 def load_json(path: Path):
-    """Read what `save_json` wrote; raises RecordError when it is not there."""
+    """Read what `save_json` wrote; raises RecordError when it is not there or was not written by `save_json`."""
     if not Path(path).exists():
         raise RecordError(f"{path}: no such record; run the notebook that writes it, or `make book`")
-    return json.loads(Path(path).read_text())["data"]
+    try:
+        record = json.loads(Path(path).read_text())
+    except json.JSONDecodeError as error:
+        raise RecordError(f"{path}: not a JSON file: {error}") from None
+    if not isinstance(record, dict) or set(record) != {"origin", "data"}:
+        raise RecordError(f"{path}: this JSON file names no origin, so it is not a record of a study")
+    return record["data"]

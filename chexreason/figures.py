@@ -1,0 +1,154 @@
+"""Figures: a tidy table and an Axes in, the Axes out.
+
+Colours are seaborn's colour-blind safe ones, and every series has its own marker too, so that a figure can be read in
+grey.  Every function is told whether what it shows is `phantom`, and says so in the title.
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import pandas as pd
+
+MARKERS = "osD^vP*X"
+
+
+def style() -> None:
+    """The look of every figure of the study; call it once at the top of a notebook."""
+    import seaborn as sns
+
+    look = {
+        "figure.dpi": 110,
+        "figure.constrained_layout.use": True,
+        "axes.titlesize": "medium",
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+    }
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.85, rc=look)
+
+
+def entitled(text: str, phantom: bool) -> str:
+    """A title or caption that says so where what it names is made from phantom films."""
+    return f"{text} (phantom films)" if phantom else text
+
+
+def shown(table: pd.DataFrame, caption: str, *, phantom: bool):
+    """`table` as a notebook shows it: under a caption, three decimals, a dash for undefined; its text is escaped."""
+    look = table.style.format(precision=3, na_rep="–", escape="html").hide(axis="index")
+    look.set_uuid("shown").set_table_styles([{"selector": "caption", "props": "text-align: left"}])
+    return look.set_caption(entitled(caption, phantom))
+
+
+def dots(table: pd.DataFrame, ax, *, y: str, hue: str, value: str, low: str, high: str):
+    """A dot at `value` with a bar from `low` to `high` for each row of `table`.
+
+    The categories of column `y` run from the top, in order of appearance; those of `hue` have their own colour, marker
+    and lane.  A row without a value keeps its place and shows nothing.  Returns `ax`.
+    """
+    import seaborn as sns
+
+    places, series = list(dict.fromkeys(table[y])), list(dict.fromkeys(table[hue]))
+    colours = sns.color_palette("colorblind", len(series))
+    for number, (name, colour) in enumerate(zip(series, colours, strict=True)):
+        rows = table[table[hue] == name].dropna(subset=[value])
+        lane = (number - (len(series) - 1) / 2) * 0.7 / len(series)
+        heights = np.array([places.index(place) for place in rows[y]]) + lane
+        ax.hlines(heights, rows[low], rows[high], color=colour, linewidth=2)
+        ax.plot(rows[value], heights, MARKERS[number % len(MARKERS)], color=colour, label=name, markeredgecolor="white")
+    ax.set_yticks(range(len(places)), places)
+    ax.set_ylim(len(places) - 0.5, -0.5)
+    ax.grid(visible=False, axis="y")
+    return ax
+
+
+def intervals(overall: pd.DataFrame, ax, *, phantom: bool, metric: str = "macro_f1"):
+    """A score by data set and model, with 95 % intervals, from rows of the `overall` record of one label set."""
+    dots(overall, ax, y="dataset", hue="model", value=metric, low=f"{metric}_low", high=f"{metric}_high")
+    ax.set(xlim=(0, 1), xlabel=f"{_words(metric)}, 95 % interval")
+    ax.set_title(entitled(f"{_words(metric)} of each model", phantom))
+    _legend(ax)
+    return ax
+
+
+def tension(gains: pd.DataFrame, ax, *, phantom: bool):
+    """What each step of training gained or lost on each data set, with 95 % intervals, from `score.gains`."""
+    dots(gains, ax, y="step", hue="dataset", value="difference", low="low", high="high")
+    ax.axvline(0, color="black", linewidth=1)
+    ax.set_xlabel("← lost      difference of macro-F1 on the shared labels, 95 % paired interval      gained →")
+    ax.set_title(entitled("What each step gained or lost at each hospital", phantom))
+    _legend(ax)
+    return ax
+
+
+def label_dots(scores: pd.DataFrame, ax, *, phantom: bool):
+    """F1 per label and model, with 95 % intervals, from rows of the `scores` record of one data set and label set."""
+    positives = scores["label"] + " (" + scores["support"].astype(str) + ")"
+    dots(scores.assign(place=positives), ax, y="place", hue="model", value="f1", low="f1_low", high="f1_high")
+    ax.set(xlim=(0, 1), xlabel="F1, 95 % interval")
+    ax.set_title(entitled(f"{', '.join(scores['dataset'].unique())}: label (positive films)", phantom))
+    return ax
+
+
+def panels(draw: Callable, table: pd.DataFrame, axes: Iterable, *, by: str, phantom: bool) -> None:
+    """`draw` each group of `table`, in order of appearance in column `by`, on its own Axes; one legend for all."""
+    groups = table.groupby(by, sort=False)
+    for ax, (_, rows) in zip(axes, groups, strict=True):
+        draw(rows, ax, phantom=phantom)
+    handles, names = ax.get_legend_handles_labels()
+    ax.figure.legend(handles, names, loc="outside lower center", ncols=2)
+
+
+def curve(log: pd.DataFrame, ax, *, y: str, phantom: bool, x: str = "step", span: int = 20, label: str = ""):
+    """A training curve: the raw values faint, their exponential moving average over `span` points bold.
+
+    `span=1` draws the values as they are, with dots: for measurements that are few and not noisy.
+    """
+    rows = log.dropna(subset=[y])
+    (bold,) = ax.plot(
+        rows[x], rows[y].ewm(span=span).mean(), linewidth=2, label=label or y, marker="o" if span == 1 else None
+    )
+    if span > 1:
+        ax.plot(rows[x], rows[y], color=bold.get_color(), alpha=0.3, linewidth=1)
+    ax.set(xlabel=_words(x), ylabel=_words(y))
+    ax.set_title(entitled(_words(y), phantom))
+    return ax
+
+
+def curves(log: pd.DataFrame, axes: Iterable, *, columns: Iterable[str], phantom: bool, span: int = 20) -> None:
+    """A training curve of each of `columns`, each on its own Axes."""
+    for ax, column in zip(axes, columns, strict=True):
+        curve(log, ax, y=column, phantom=phantom, span=span)
+
+
+def contact_sheet(films: pd.DataFrame, ax, *, phantom: bool, title: str = "Films", columns: int = 6):
+    """Films side by side, each over its caption.
+
+    `films` has columns `image` (a path, or an array of grey values (height, width), uint8) and `caption` (str).
+    """
+    import textwrap
+
+    from PIL import Image
+
+    for place, film in enumerate(films.itertuples()):
+        row, column = divmod(place, columns)
+        pixels = film.image if isinstance(film.image, np.ndarray) else np.asarray(Image.open(film.image).convert("L"))
+        left, top = column * 1.05, row * 1.4
+        ax.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=(left, left + 1, top + 1, top))
+        lines = textwrap.wrap(film.caption, 24)
+        caption = "\n".join([*lines[:2], lines[2] + " …" if len(lines) > 3 else lines[2]] if len(lines) > 2 else lines)
+        ax.text(left, top + 1.02, caption, va="top", fontsize="x-small", parse_math=False)
+    rows = -(-len(films) // columns)
+    ax.set(xlim=(0, min(columns, len(films)) * 1.05), ylim=(rows * 1.4, 0))
+    ax.axis("off")
+    ax.set_title(entitled(title, phantom))
+    return ax
+
+
+def _words(column: str) -> str:
+    """A column's name as an axis label: `macro_f1` reads macro-F1."""
+    return column.replace("_f1", "-F1").replace("_", " ")
+
+
+def _legend(ax) -> None:
+    ax.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, borderaxespad=0)

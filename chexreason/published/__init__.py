@@ -1,0 +1,36 @@
+"""The paper's printed tables 5 and 6 as data, and what follows from them by arithmetic alone.
+
+Source: Berger et al., "Benchmark Success, Clinical Failure", arXiv 2512.23090v2 (CC BY 4.0).  The CSV files beside this
+one hold the figures as printed.
+"""
+
+from collections.abc import Collection
+from importlib.resources import files
+
+import pandas as pd
+
+SOURCE = "Berger et al., arXiv 2512.23090v2"
+TABLES = {"CheXpert": "table5_chexpert_f1.csv", "NIH": "table6_nih_f1.csv"}
+"""The data set of each table; the models are its columns."""
+
+_PRINTED_MACRO = "Macro F1 as printed"
+
+
+def _table(dataset: str) -> pd.DataFrame:
+    with files(__name__).joinpath(TABLES[dataset]).open(encoding="utf-8") as file:
+        return pd.read_csv(file, comment="#", index_col="label")
+
+
+def f1(dataset: str) -> pd.DataFrame:
+    """The printed F1 per label on `dataset` ("CheXpert" or "NIH"): labels x models, shares to three decimals."""
+    return _table(dataset).drop(index=_PRINTED_MACRO)
+
+
+def printed_macro(dataset: str) -> pd.Series:
+    """The macro-F1 the paper prints for each model on `dataset`, over fourteen labels on CheXpert and nine on NIH."""
+    return _table(dataset).loc[_PRINTED_MACRO].rename("macro_f1")
+
+
+def macro(dataset: str, labels: Collection[str]) -> pd.Series:
+    """The mean of the printed F1 over `labels` for each model.  Raises KeyError for a label the table lacks."""
+    return f1(dataset).loc[list(labels)].mean().rename("macro_f1")

@@ -1,0 +1,360 @@
+"""Scores: counts, precision, recall and F1 per label and overall, with patient bootstrap intervals.
+
+Conventions, the same in every table:
+
+- A film whose truth for a label is unknown (NaN) is left out of that label's counts, and of no other's.
+- A failed reply counts as an empty answer.
+- A label without a positive in the truth has no recall and no F1 (NaN), whatever was answered: no model could score
+  there.  It has no part in a macro mean; its false alarms count in the micro scores.
+- A label that was never answered has no precision, and no part in the macro precision.  Where every label has a
+  positive, this is scikit-learn's `zero_division=nan`.
+- An interval is the 2.5th to 97.5th percentile over samples of *patients* drawn with replacement, so that films of one
+  patient stay together; a sample follows the same rules, so a rare label may be missing from some samples' means.
+  The estimate itself is the plain one, not a mean of samples.
+"""
+
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from chexreason import curate, predict, records
+from chexreason.labels import LABEL_SETS, NIH9
+
+COUNTS = ("tp", "fp", "fn", "tn")
+RATES = ("precision", "recall", "f1")
+PAIRED = ("macro_f1", "micro_f1", "reward")
+"""The metrics whose differences between two models are reported."""
+
+_CELLS = 2_000_000  # weights held at once, draws x patients: 16 MB as float64, small enough to stay near the processor
+
+
+class Scores(NamedTuple):
+    """What one model scored on one data set.
+
+    `labels` has a row a label: label, support, tp, fp, fn, tn, precision, recall, f1, f1_low, f1_high.  `overall` holds
+    n (films), micro and macro precision, recall and F1 and the means asked for, each with `_low` and `_high`.
+    `samples` has a row a bootstrap sample and a column a metric of `overall`.
+    """
+
+    labels: pd.DataFrame
+    overall: dict[str, float]
+    samples: pd.DataFrame
+
+
+def tally(truth: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """What each film adds to TP, FP, FN and TN of each label.
+
+    `truth` (films, labels) holds 1, 0 or NaN (unknown: adds to none), `given` (films, labels) true or false.  Returns
+    bool (films, labels, 4).  Raises ValueError for any other truth: uncertain labels are settled first.
+    """
+    truth, given = np.asarray(truth, dtype=float), np.asarray(given, dtype=bool)
+    strange = truth[~np.isin(truth, (0.0, 1.0)) & ~np.isnan(truth)]
+    if strange.size:
+        raise ValueError(f"truth holds {strange[0]:g}; a settled label is 1, 0 or NaN (see chexreason.labels.settle)")
+    present, absent = truth == 1, truth == 0
+    return np.stack([present & given, absent & given, present & ~given, absent & ~given], axis=-1)
+
+
+def rates(counts: np.ndarray) -> np.ndarray:
+    """Precision, recall and F1 (..., 3) from TP, FP, FN, the first of `counts` (..., 3 or 4); NaN where undefined."""
+    tp, fp, fn = np.moveaxis(np.asarray(counts, dtype=float)[..., :3], -1, 0)
+    with np.errstate(invalid="ignore"):
+        f1 = np.where(tp + fn > 0, 2 * tp / (2 * tp + fp + fn), np.nan)
+        return np.stack([tp / (tp + fp), tp / (tp + fn), f1], axis=-1)
+
+
+def micro(counts: np.ndarray) -> np.ndarray:
+    """Rates (..., 3) of the counts (..., labels, 3 or 4) pooled over labels."""
+    return rates(np.asarray(counts).sum(axis=-2))
+
+
+def macro(counts: np.ndarray) -> np.ndarray:
+    """Mean rates (..., 3) over the labels of `counts` (..., labels, 3 or 4) that have a positive and a defined rate."""
+    by_label = rates(counts)
+    defined = ~np.isnan(by_label) & ~np.isnan(by_label[..., [1]])  # recall is undefined just where no film is positive
+    with np.errstate(invalid="ignore"):
+        return np.where(defined, by_label, 0.0).sum(axis=-2) / defined.sum(axis=-2)
+
+
+def resample(sums: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Totals over patients drawn with replacement: (patients, columns) -> (draws, columns), float64.
+
+    Each draw takes as many patients as there are; the same `rng` state gives the same draws for any columns.
+    """
+    patients = len(sums)
+    return np.concatenate([times @ sums for times in _weights(patients, draws, rng)])
+
+
+def _weights(patients: int, draws: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """How often each patient is drawn, float64 (some of the draws, patients), a block at a time to bound memory."""
+    block = max(1, _CELLS // patients)
+    for start in range(0, draws, block):
+        rows = min(block, draws - start)
+        drawn = rng.integers(patients, size=(rows, patients))
+        drawn += patients * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * patients).reshape(rows, patients).astype(float)
+
+
+def interval(samples: np.ndarray) -> np.ndarray:
+    """The 95 % percentile interval (2, ...) of bootstrap samples (draws, ...); NaN where no sample is defined."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)
+        return np.nanpercentile(samples, (2.5, 97.5), axis=0)
+
+
+def score(
+    truth: pd.DataFrame,
+    given: pd.DataFrame,
+    patients: pd.Series,
+    draws: int,
+    rng: np.random.Generator,
+    means: pd.DataFrame | None = None,
+) -> Scores:
+    """Score `given` (films x labels, true or false) against `truth` (1, 0, NaN), with patient bootstrap intervals.
+
+    `patients` says whose film each row is; `means` (films x quantities, NaN left out) are averaged over films beside
+    the rates, as the reward is.  All four share one index.  Two models scored with equally seeded `rng` see the same
+    draws.  Raises ValueError where the tables do not line up or no film is given.
+    """
+    means = pd.DataFrame(index=truth.index) if means is None else means
+    _aligned(truth, given, patients, means)
+    counts = tally(truth.to_numpy(), given.to_numpy())
+    by_film = np.concatenate([counts.reshape(len(truth), -1), means.fillna(0.0), means.notna()], axis=1, dtype=float)
+    by_patient = pd.DataFrame(by_film).groupby(patients.to_numpy(), sort=True).sum().to_numpy()
+    plain = _metrics(by_patient.sum(axis=0, keepdims=True), truth.shape[1], list(means))
+    samples = _metrics(resample(by_patient, draws, rng), truth.shape[1], list(means))
+    overall = {"n": len(truth)} | {
+        name: value
+        for metric in plain
+        if metric != "f1"
+        for name, value in _with_interval(metric, plain[metric][0], samples[metric]).items()
+    }
+    return Scores(
+        _label_table(truth.columns, counts.sum(axis=0), interval(samples["f1"])),
+        overall,
+        pd.DataFrame({metric: values for metric, values in samples.items() if metric != "f1"}),
+    )
+
+
+def _aligned(truth: pd.DataFrame, given: pd.DataFrame, patients: pd.Series, means: pd.DataFrame) -> None:
+    if truth.empty:
+        raise ValueError("nothing to score: the truth holds no film or no label")
+    if list(given.columns) != list(truth.columns):
+        raise ValueError(f"the answers are about {list(given.columns)}, the truth about {list(truth.columns)}")
+    for name, table in {"answers": given, "patients": patients, "means": means}.items():
+        if not table.index.equals(truth.index):
+            raise ValueError(f"the {name} and the truth are not about the same films in the same order")
+
+
+def _metrics(totals: np.ndarray, labels: int, means: list[str]) -> dict[str, np.ndarray]:
+    """Every metric of each row of `totals` (rows, labels * 4 counts, sums of means, films of means)."""
+    counts = totals[:, : labels * 4].reshape(-1, labels, 4)
+    sums, films = np.split(totals[:, labels * 4 :], 2, axis=1)
+    metrics = {"f1": rates(counts)[..., 2]}
+    for name, function in {"micro": micro, "macro": macro}.items():
+        metrics |= {f"{name}_{rate}": column for rate, column in zip(RATES, function(counts).T, strict=True)}
+    with np.errstate(invalid="ignore"):
+        return metrics | dict(zip(means, (sums / films).T, strict=True))
+
+
+def _with_interval(name: str, value: float, samples: np.ndarray) -> dict[str, float]:
+    low, high = interval(samples)
+    return {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def _label_table(names: pd.Index, counts: np.ndarray, f1_interval: np.ndarray) -> pd.DataFrame:
+    table = pd.DataFrame({"label": list(names), "support": counts[:, 0] + counts[:, 2]})
+    table[list(COUNTS)] = counts
+    table[list(RATES)] = rates(counts)
+    table[["f1_low", "f1_high"]] = f1_interval.T
+    return table
+
+
+def difference(first: Scores, second: Scores, metrics: tuple[str, ...] = PAIRED) -> pd.DataFrame:
+    """What `second` scores above `first` on the same films: metric, difference, low and high.
+
+    Both must have been scored with the same draws, so that what the films share cancels.  A metric that either lacks,
+    or that is undefined, has no row.
+    """
+    rows = []
+    for metric in metrics:
+        value = second.overall.get(metric, np.nan) - first.overall.get(metric, np.nan)
+        if not np.isnan(value):
+            low, high = interval(second.samples[metric].to_numpy() - first.samples[metric].to_numpy())
+            rows.append({"metric": metric, "difference": value, "low": low, "high": high})
+    return pd.DataFrame(rows, columns=["metric", "difference", "low", "high"])
+
+
+def verdict(low: float, high: float) -> str:
+    """What a 95 % interval of a difference allows one to say: gained, lost or cannot be told apart."""
+    if low > 0:
+        return "gained"
+    return "lost" if high < 0 else "cannot be told apart"
+
+
+# --- the study's records ---------------------------------------------------------------------------------------------
+
+
+def datasets(study) -> dict[str, list[str]]:
+    """Every data set the models are asked about, with the label sets it is scored on."""
+    return {"a-validation": ["chexpert14", "shared9"]} | {name: test.label_sets for name, test in study.tests.items()}
+
+
+def shared_set(label_sets: list[str]) -> str | None:
+    """Which of a data set's label sets holds just the nine labels every hospital has, if any."""
+    return next((name for name in label_sets if LABEL_SETS[name] == NIH9), None)
+
+
+def generator(study, dataset: str) -> np.random.Generator:
+    """The bootstrap's random stream for a data set: the same for every model and label set asked there."""
+    return np.random.default_rng([study.compare.seed, zlib.crc32(dataset.encode())])
+
+
+def answers_path(study, model: str, checkpoint: str, seed: int) -> Path:
+    """Where the answers of a checkpoint lie."""
+    return predict.folder(study, model, checkpoint, seed) / "answers.parquet"
+
+
+def settled_films(study) -> pd.DataFrame:
+    """The manifest's films by id, in order: `dataset`, `patient` and the fourteen labels settled by the policy."""
+    manifest = records.load(study.folder / curate.MANIFEST).set_index("film").sort_index()
+    settled = curate.settle(manifest, study.curate.policy)
+    return manifest[["split", "patient"]].rename(columns={"split": "dataset"}).join(settled)
+
+
+def score_answers(study, films: pd.DataFrame, answers: pd.DataFrame, dataset: str, label_set: str) -> Scores:
+    """Score one checkpoint's answers (its record) on one data set and label set; `films` as `settled_films` has them.
+
+    Raises ValueError when the answers are not about just the films the manifest has for the data set.
+    """
+    films = films[films["dataset"] == dataset]
+    answers = answers[answers["dataset"] == dataset].set_index("film").sort_index()
+    if not answers.index.equals(films.index):
+        raise ValueError(
+            f"{dataset}: {len(answers)} films are answered and the manifest has {len(films)}, or others; "
+            "run 5_predict again"
+        )
+    names = list(LABEL_SETS[label_set])
+    given = [[name in reply for name in names] for reply in _replies(answers)]
+    means = pd.DataFrame({"fail_rate": answers["failed"].astype(float), "reward": answers["reward"].astype(float)})
+    return score(
+        films[names],
+        pd.DataFrame(given, index=films.index, columns=names, dtype=bool),
+        films["patient"],
+        study.compare.draws,
+        generator(study, dataset),
+        means,
+    )
+
+
+def _replies(answers: pd.DataFrame) -> list[set[str]]:
+    """The labels of each answer; a failed one counts as empty."""
+    given = zip(answers["labels"], answers["failed"], strict=True)
+    return [set() if failed else set(labels) for labels, failed in given]
+
+
+def steps(study) -> list[tuple[tuple, tuple]]:
+    """The steps of training as pairs of (model, checkpoint, seed): untuned to SFT, and SFT to GRPO."""
+    pairs = []
+    for seed in study.seeds:
+        for run in study.sft.runs:
+            pairs.append(((run.model, "untuned", study.seeds[0]), (run.model, f"sft/{run.format}", seed)))
+        for run in study.grpo.runs:
+            pairs.append(((run.model, f"sft/{run.format}", seed), (run.model, f"grpo/{run.reward}", seed)))
+    return pairs
+
+
+def compare(study) -> dict[str, pd.DataFrame]:
+    """The records of `compare/`: `scores` (a row a label), `overall` and `paired`, for every checkpoint and data set.
+
+    Reads `curate/manifest.parquet` and the answers of every checkpoint of the study.  A checkpoint is called
+    `<name>/<checkpoint>`, with its seed in a column.  In `paired`, `difference` is what `second` scores above `first`;
+    the reward is over all fourteen labels, so it stands with `chexpert14` only.
+    """
+    films = settled_films(study)
+    sets = [(dataset, label_set) for dataset, label_sets in datasets(study).items() for label_set in label_sets]
+    scored = {}
+    for checkpoint in study.checkpoints():
+        answers = records.load(answers_path(study, *checkpoint))
+        scored |= {(checkpoint, *where): score_answers(study, films, answers, *where) for where in sets}
+    marks = {"params_hash": study.hash, "phantom": study.phantom}
+    label_rows = [_named(study, key, one.labels) for key, one in scored.items()]
+    overall_rows = [_named(study, key, pd.DataFrame([one.overall | marks])) for key, one in scored.items()]
+    paired_rows = [
+        _paired(study, pair, where, scored[pair[0], *where], scored[pair[1], *where])
+        for where in sets
+        for pair in steps(study)
+    ]
+    tables = {"scores": label_rows, "overall": overall_rows, "paired": paired_rows}
+    return {name: pd.concat(rows, ignore_index=True) for name, rows in tables.items()}
+
+
+def model_name(study, model: str, checkpoint: str) -> str:
+    """What results call a checkpoint, such as `stand-in-medgemma/sft/free_reasoning`."""
+    return f"{study.models[model].name}/{checkpoint}"
+
+
+def _named(study, key: tuple, rows: pd.DataFrame) -> pd.DataFrame:
+    (model, checkpoint, seed), dataset, label_set = key
+    names = {"model": model_name(study, model, checkpoint), "seed": seed, "dataset": dataset, "label_set": label_set}
+    return pd.DataFrame(names, index=rows.index).join(rows)
+
+
+def _paired(study, pair: tuple, where: tuple, first: Scores, second: Scores) -> pd.DataFrame:
+    metrics = PAIRED if where[1] == "chexpert14" else PAIRED[:-1]
+    rows = difference(first, second, metrics)
+    names = {"dataset": where[0], "label_set": where[1], "seed": pair[1][2]}
+    names |= {which: model_name(study, *one[:2]) for which, one in zip(("first", "second"), pair, strict=True)}
+    return pd.DataFrame(names, index=rows.index).join(rows)
+
+
+RESULT = ("model", "seed", "dataset", "label_set", "n", "micro_f1", "macro_f1", "macro_f1_low", "macro_f1_high")
+RESULT += ("fail_rate", "params_hash", "phantom")
+
+
+def results(study) -> list[dict]:
+    """One JSON-able object per model, seed, data set and label set, read from `compare/overall.parquet`.
+
+    An undefined score is None.  Raises RecordError before the study has been compared.
+    """
+    overall = records.load(study.folder / "compare" / "overall.parquet")[list(RESULT)]
+    rows = overall.astype(object).where(overall.notna(), None)
+    return rows.to_dict("records")
+
+
+def gains(paired: pd.DataFrame) -> pd.DataFrame:
+    """What each step gained in macro-F1 on the labels every hospital has: the rows of `paired` that compare like with
+    like across data sets, with the step in words."""
+    shared = [label_set for label_set in LABEL_SETS if LABEL_SETS[label_set] == NIH9]
+    rows = paired[(paired["metric"] == "macro_f1") & paired["label_set"].isin(shared)]
+    step = rows["first"] + " → " + rows["second"].str.split("/", n=1).str[1]
+    return rows.assign(step=step).reset_index(drop=True)
+
+
+def found(paired: pd.DataFrame) -> list[str]:
+    """A sentence for each row of the `paired` record, its words chosen by the interval."""
+    return [_sentence(row) for row in paired.itertuples()]
+
+
+def _sentence(row) -> str:
+    said = verdict(row.low, row.high)
+    metric = row.metric.replace("_f1", "-F1")
+    numbers = f"{row.difference:+.3f} {metric} (95 % interval {row.low:+.3f} to {row.high:+.3f})"
+    where = f"On {row.dataset} ({row.label_set})"
+    if said == "cannot be told apart":
+        return f"{where} {row.second} and {row.first} {said}: {numbers}."
+    return f"{where} {row.second} {said} over {row.first}: {numbers}."
+
+
+def save(study, tables: dict[str, pd.DataFrame]) -> None:
+    """Write what `compare` returned as `compare/<name>.parquet`."""
+    inputs = [study.folder / curate.MANIFEST]
+    inputs += [answers_path(study, *checkpoint) for checkpoint in study.checkpoints()]
+    origin = records.origin(study, study.compare.seed, inputs)
+    for name, table in tables.items():
+        records.save(table, study.folder / "compare" / f"{name}.parquet", origin)

@@ -1,0 +1,62 @@
+"""The printed tables, carried over, say what the book will say they say."""
+
+import pytest
+
+from chexreason import published
+from chexreason.labels import CHEXPERT14, NIH9
+
+COMPETITION = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+
+
+def test_table_5_is_about_the_fourteen_labels_and_table_6_about_the_nine():
+    assert set(published.f1("CheXpert").index) == set(CHEXPERT14)
+    assert set(published.f1("NIH").index) == set(NIH9)
+
+
+@pytest.mark.parametrize("dataset", published.TABLES)
+def test_printed_macro_means_are_the_means_of_the_printed_labels(dataset):
+    f1 = published.f1(dataset)
+    assert f1.mean().sub(published.printed_macro(dataset)).abs().max() < 0.0011
+
+
+def test_figures_are_shares():
+    for dataset in published.TABLES:
+        assert published.f1(dataset).stack().between(0, 1).all()
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("NV-Reason-CXR-3B", 0.688),
+        ("MedGemma-4B", 0.302),
+        ("Qwen2.5-VL-3B", 0.157),
+        ("MedGemma-4B SFT", 0.264),
+        ("ChexReason", 0.274),
+    ],
+)
+def test_chexpert_on_the_nine_shared_labels(model, expected):
+    assert published.macro("CheXpert", NIH9)[model] == pytest.approx(expected, abs=0.0005)
+
+
+def test_grpo_gains_4_percent_on_chexpert_where_the_labels_are_shared_and_23_as_printed():
+    shared, printed = published.macro("CheXpert", NIH9), published.printed_macro("CheXpert")
+    assert shared["ChexReason"] / shared["MedGemma-4B SFT"] - 1 == pytest.approx(0.037, abs=0.001)
+    assert printed["ChexReason"] / printed["MedGemma-4B SFT"] - 1 == pytest.approx(0.23, abs=0.005)
+
+
+def test_grpo_is_below_sft_on_the_competition_labels():
+    five = published.macro("CheXpert", COMPETITION)
+    assert five["ChexReason"] == pytest.approx(0.332, abs=0.0005)
+    assert five["MedGemma-4B SFT"] == pytest.approx(0.345, abs=0.0005)
+
+
+def test_a_label_the_table_lacks_is_refused():
+    with pytest.raises(KeyError, match="Pleural Effusion"):
+        published.macro("NIH", ["Pleural Effusion"])
+
+
+def test_every_table_names_its_source():
+    from importlib.resources import files
+
+    for file in published.TABLES.values():
+        assert "2512.23090v2" in files(published).joinpath(file).read_text(encoding="utf-8").splitlines()[0]
