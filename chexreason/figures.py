@@ -121,6 +121,15 @@ def curves(log: pd.DataFrame, axes: Iterable, *, columns: Iterable[str], phantom
         curve(log, ax, y=column, phantom=phantom, span=span)
 
 
+def learning(log: pd.DataFrame, axes: Iterable, *, phantom: bool):
+    """Loss and token accuracy of an SFT log, films trained on and films held out in one picture each."""
+    for ax, column in zip(axes, ("loss", "token_accuracy"), strict=True):
+        curve(log[log["split"] == "train"], ax, y=column, phantom=phantom, label="trained on")
+        curve(log[log["split"] == "eval"], ax, y=column, phantom=phantom, span=1, label="held out")
+        ax.legend()
+    return axes
+
+
 def contact_sheet(films: pd.DataFrame, ax, *, phantom: bool, title: str = "Films", columns: int = 6):
     """Films side by side, each over its caption.
 

@@ -124,3 +124,16 @@ def log(history: list[dict]) -> pd.DataFrame:
     """The trainer's history under our names, one row a step."""
     steps = [entry for entry in history if "reward" in entry]
     return pd.DataFrame(steps).reindex(columns=list(LOGGED)).rename(columns=LOGGED)
+
+
+def summary(table: pd.DataFrame) -> str:
+    """What a log shows, in a sentence: first tenth of the steps against the last."""
+    tenth = max(1, len(table) // 10)
+    first, last = table.head(tenth).mean(), table.tail(tenth).mean()
+    return (
+        f"From the first {tenth} steps to the last {tenth} of {len(table)}, the sampled answers' mean reward went from "
+        f"{first.reward:.3f} to {last.reward:.3f}, malformed answers from {first.format_failures:.1%} to "
+        f"{last.format_failures:.1%}, length from {first.completion_length:.0f} to {last.completion_length:.0f} tokens, "
+        f"entropy from {first.entropy:.3f} to {last.entropy:.3f} nats; KL to the SFT checkpoint ended at {last.kl:.4f}.  "
+        f"Whether greedy answers on unseen films gained too is measured in the comparison."
+    )

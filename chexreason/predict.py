@@ -96,3 +96,44 @@ def read(study: params.Study, dataset: str, films: pd.DataFrame, texts: list[str
         ],
     )
     return table[["dataset", *table.columns.drop("dataset")]]
+
+
+def overview(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a data set: films, share without a readable label block, mean labels a film, mean hard reward."""
+    counted = table.assign(count=table["labels"].map(len))
+    columns = {
+        "films": ("film", "size"),
+        "fail_rate": ("failed", "mean"),
+        "labels_a_film": ("count", "mean"),
+        "mean_reward": ("reward", "mean"),
+    }
+    return counted.groupby("dataset", sort=False).agg(**columns).round(3)
+
+
+def sheet(study: params.Study, table: pd.DataFrame, dataset: str, count: int) -> str:
+    """The first `count` answers on `dataset` as HTML, film beside truth and reply; the model's text is escaped."""
+    import base64
+    from html import escape
+
+    films = curate.dataset(study, dataset).set_index("film")
+    rows = []
+    for answered in table[table["dataset"] == dataset].head(count).itertuples():
+        film = films.loc[answered.film]
+        source = base64.b64encode(Path(film["image"]).read_bytes()).decode()
+        what = "Phantom film" if study.phantom else "Film"
+        alt = f"{what} {escape(answered.film)}, labelled {escape(', '.join(film['labels']) or 'nothing')}"
+        rows.append(
+            f'<tr><td><img width="160" src="data:image/png;base64,{source}" alt="{alt}"></td>'
+            f'<td style="text-align:left"><b>{alt}</b><br>{escape(answered.text)}</td></tr>'
+        )
+    return f"<table>{''.join(rows)}</table>"
+
+
+def summary(table: pd.DataFrame) -> str:
+    """What the answers show, in a sentence a data set."""
+    lines = [
+        f"{name}: {row.films:.0f} films, {row.fail_rate:.1%} unreadable answers, {row.labels_a_film:.2f} labels a film"
+        + (f", mean hard reward {row.mean_reward:.3f}." if pd.notna(row.mean_reward) else ".")
+        for name, row in overview(table).iterrows()
+    ]
+    return "\n".join(lines)

@@ -105,3 +105,26 @@ def log(history: list[dict]) -> pd.DataFrame:
                     }
                 )
     return pd.DataFrame(rows)
+
+
+def trainable(study: params.Study, model: str) -> pd.DataFrame:
+    """Where the trained weights are: one row a kind of projection, with matrices and weights LoRA adds to it."""
+    from peft import get_peft_model
+
+    adapted = get_peft_model(models.load_base(study.models[model]), models.lora_config(study.lora))
+    names = [(name, weight.numel()) for name, weight in adapted.named_parameters() if weight.requires_grad]
+    table = pd.DataFrame(names, columns=["name", "weights"])
+    part = table["name"].str.extract(r"\.(?P<part>language_model|vision_tower|visual)\..*\.(?P<projection>\w+)\.lora")
+    table = table.join(part)
+    return table.groupby(["part", "projection"]).agg(matrices=("name", "size"), weights=("weights", "sum"))
+
+
+def summary(table: pd.DataFrame) -> str:
+    """What a log shows, in a sentence: the best held-out loss and where the run stood at its end."""
+    held = table[table["split"] == "eval"]
+    best, last = held.loc[held["loss"].idxmin()], held.iloc[-1]
+    return (
+        f"On the held-out films the loss was lowest at step {best.step:.0f} (epoch {best.epoch:.1f}): {best.loss:.3f} "
+        f"nats a token, with {best.token_accuracy:.1%} of the answer's tokens guessed right.  "
+        f"The last evaluation, at step {last.step:.0f}, stood at {last.loss:.3f}; the best weights were kept."
+    )
