@@ -35,9 +35,12 @@ def entitled(text: str, phantom: bool) -> str:
 
 def shown(table: pd.DataFrame, caption: str, *, phantom: bool):
     """`table` as a notebook shows it: under a caption, three decimals, a dash for undefined; its text is escaped."""
-    look = table.style.format(precision=3, na_rep="–", escape="html").hide(axis="index")
-    look.set_uuid("shown").set_table_styles([{"selector": "caption", "props": "text-align: left"}])
-    return look.set_caption(entitled(caption, phantom))
+    from pandas.io.formats.style import Styler
+
+    name = "".join(letter for letter in caption.lower() if letter.isalnum())  # a fixed name: the same page every time
+    look = Styler(table, uuid=name, cell_ids=False, caption=entitled(caption, phantom))
+    look.set_table_styles([{"selector": "caption", "props": "text-align: left"}])
+    return look.format(precision=3, na_rep="–", escape="html").hide(axis="index")
 
 
 def dots(table: pd.DataFrame, ax, *, y: str, hue: str, value: str, low: str, high: str):
@@ -73,9 +76,10 @@ def intervals(overall: pd.DataFrame, ax, *, phantom: bool, metric: str = "macro_
 
 def tension(gains: pd.DataFrame, ax, *, phantom: bool):
     """What each step of training gained or lost on each data set, with 95 % intervals, from `score.gains`."""
-    dots(gains, ax, y="step", hue="dataset", value="difference", low="low", high="high")
+    steps = gains.assign(step=gains["step"].str.replace("/", "\n", n=1))
+    dots(steps, ax, y="step", hue="dataset", value="difference", low="low", high="high")
     ax.axvline(0, color="black", linewidth=1)
-    ax.set_xlabel("← lost      difference of macro-F1 on the shared labels, 95 % paired interval      gained →")
+    ax.set_xlabel("← lost      macro-F1, 95 % paired interval      gained →")
     ax.set_title(entitled("What each step gained or lost at each hospital", phantom))
     _legend(ax)
     return ax
@@ -85,18 +89,22 @@ def label_dots(scores: pd.DataFrame, ax, *, phantom: bool):
     """F1 per label and model, with 95 % intervals, from rows of the `scores` record of one data set and label set."""
     positives = scores["label"] + " (" + scores["support"].astype(str) + ")"
     dots(scores.assign(place=positives), ax, y="place", hue="model", value="f1", low="f1_low", high="f1_high")
-    ax.set(xlim=(0, 1), xlabel="F1, 95 % interval")
-    ax.set_title(entitled(f"{', '.join(scores['dataset'].unique())}: label (positive films)", phantom))
+    ax.set(xlim=(0, 1), xlabel="F1, 95 % interval; in brackets the positive films")
+    ax.set_title(entitled(", ".join(scores["dataset"].unique()), phantom))
     return ax
 
 
 def panels(draw: Callable, table: pd.DataFrame, axes: Iterable, *, by: str, phantom: bool) -> None:
-    """`draw` each group of `table`, in order of appearance in column `by`, on its own Axes; one legend for all."""
-    groups = table.groupby(by, sort=False)
-    for ax, (_, rows) in zip(axes, groups, strict=True):
+    """`draw` each group of `table`, in order of appearance in column `by`, on its own Axes; one legend for all.
+
+    Axes that are left over are hidden.
+    """
+    axes, groups = list(axes), list(table.groupby(by, sort=False))
+    for ax, (_, rows) in zip(axes, groups, strict=False):
         draw(rows, ax, phantom=phantom)
-    handles, names = ax.get_legend_handles_labels()
-    ax.figure.legend(handles, names, loc="outside lower center", ncols=2)
+    for ax in axes[len(groups) :]:
+        ax.axis("off")
+    _legend(axes[0])
 
 
 def curve(log: pd.DataFrame, ax, *, y: str, phantom: bool, x: str = "step", span: int = 20, label: str = ""):
@@ -160,4 +168,6 @@ def _words(column: str) -> str:
 
 
 def _legend(ax) -> None:
-    ax.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, borderaxespad=0)
+    """One legend below everything the figure shows."""
+    handles, names = ax.get_legend_handles_labels()
+    ax.figure.legend(handles, names, loc="outside lower center", ncols=3 if max(map(len, names)) < 30 else 2)

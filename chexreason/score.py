@@ -205,9 +205,10 @@ def datasets(study) -> dict[str, list[str]]:
     return {"a-validation": ["chexpert14", "shared9"]} | {name: test.label_sets for name, test in study.tests.items()}
 
 
-def shared_set(label_sets: list[str]) -> str | None:
-    """Which of a data set's label sets holds just the nine labels every hospital has, if any."""
-    return next((name for name in label_sets if LABEL_SETS[name] == NIH9), None)
+def shared(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a `compare` record over just the nine labels every hospital has, which compare like with like."""
+    sets = [label_set for label_set, names in LABEL_SETS.items() if names == NIH9]
+    return table[table["label_set"].isin(sets)].reset_index(drop=True)
 
 
 def generator(study, dataset: str) -> np.random.Generator:
@@ -328,12 +329,19 @@ def results(study) -> list[dict]:
 
 
 def gains(paired: pd.DataFrame) -> pd.DataFrame:
-    """What each step gained in macro-F1 on the labels every hospital has: the rows of `paired` that compare like with
-    like across data sets, with the step in words."""
-    shared = [label_set for label_set in LABEL_SETS if LABEL_SETS[label_set] == NIH9]
-    rows = paired[(paired["metric"] == "macro_f1") & paired["label_set"].isin(shared)]
-    step = rows["first"] + " → " + rows["second"].str.split("/", n=1).str[1]
-    return rows.assign(step=step).reset_index(drop=True)
+    """What each step gained in macro-F1 on the nine shared labels: rows of `paired`, with the step in words."""
+    rows = shared(paired[paired["metric"] == "macro_f1"])
+    return rows.assign(step=rows["first"] + " → " + rows["second"].str.split("/", n=1).str[1])
+
+
+def in_short(gains: pd.DataFrame) -> list[str]:
+    """For each step and seed, one line: on which data sets it gained, lost, or cannot be told apart."""
+    said = gains.assign(said=[verdict(*row) for row in gains[["low", "high"]].to_numpy()])
+    lines = []
+    for (step, seed), rows in said.groupby(["step", "seed"], sort=False):
+        parts = [f"{word} on {', '.join(where)}" for word, where in rows.groupby("said", sort=False)["dataset"]]
+        lines.append(f"{step}, seed {seed}: {'; '.join(parts)}.")
+    return lines
 
 
 def found(paired: pd.DataFrame) -> list[str]:
@@ -342,13 +350,12 @@ def found(paired: pd.DataFrame) -> list[str]:
 
 
 def _sentence(row) -> str:
-    said = verdict(row.low, row.high)
-    metric = row.metric.replace("_f1", "-F1")
-    numbers = f"{row.difference:+.3f} {metric} (95 % interval {row.low:+.3f} to {row.high:+.3f})"
-    where = f"On {row.dataset} ({row.label_set})"
+    said, metric = verdict(row.low, row.high), row.metric.replace("_f1", "-F1")
+    where, bounds = f"On {row.dataset} ({row.label_set})", f"95 % interval {row.low:+.3f} to {row.high:+.3f}"
     if said == "cannot be told apart":
-        return f"{where} {row.second} and {row.first} {said}: {numbers}."
-    return f"{where} {row.second} {said} over {row.first}: {numbers}."
+        return f"{where}, {row.second} and {row.first} {said}: {row.difference:+.3f} {metric} ({bounds})."
+    against = {"gained": "over", "lost": "against"}[said]
+    return f"{where}, {row.second} {said} {abs(row.difference):.3f} {metric} {against} {row.first} ({bounds})."
 
 
 def save(study, tables: dict[str, pd.DataFrame]) -> None:
