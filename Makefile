@@ -1,10 +1,17 @@
-# `make book` runs the whole study and builds its book; `make test` runs the tests. Both set everything up first.
+# `make book` runs the whole study and builds its book; `make test` runs the tests.  Both set everything up first.
 PARAMS ?= params/mini.yaml
 CORES ?= 2
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: book test setup lock
+.PHONY: book test setup lock lint lab clean
+
+book: .venv/done
+	$(BIN)/chexreason run $(PARAMS) --cores $(CORES)
+
+test: .venv/done
+	$(BIN)/python -m pytest --cov=chexreason --cov-report=term
+
 setup: .venv/done
 
 .venv/done: requirements.lock pyproject.toml
@@ -12,6 +19,17 @@ setup: .venv/done
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
+
+lint: .venv/done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lab: .venv/done
+	$(BIN)/jupyter lab --notebook-dir .
+
+# What a study wrote; the environment stays.
+clean:
+	rm -rf runs .snakemake
 
 # torch's own build brings what it needs for CUDA: its companions stay out of the lock, or a CPU machine downloads gigabytes.
 lock:

@@ -1,0 +1,232 @@
+"""The study as a graph: which notebook writes which records, from which, and with which parameters.
+
+    chexreason run params/mini.yaml            everything that is missing or stale
+    chexreason run params/mini.yaml grpo       as far as the GRPO runs
+
+A stage runs again when a record or a file of code it uses changes, or a value of the params file that it names below.
+Paths are relative to the folder that holds `params/` and `runs/`.
+"""
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from chexreason.execute import modules
+from chexreason.params import load
+
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+ROOT = Path(workflow.basedir)
+study = load(config.get("params", "params/mini.yaml"))
+file, runs = os.path.relpath(study.file), os.path.relpath(study.folder)
+values = study.model_dump()
+
+manifest, traces = f"{runs}/curate/manifest.parquet", f"{runs}/curate/traces.parquet"
+compared = [f"{runs}/compare/{name}.parquet" for name in ("scores", "overall", "paired")]
+RUN = "chexreason notebook {input.notebook:q} {output.notebook:q} {params.given}"
+
+
+def source(notebook):
+    return os.path.relpath(ROOT / notebook)
+
+
+def code(notebook):
+    """The files of the package that a notebook's code reaches."""
+    return [os.path.relpath(path) for path in modules(ROOT / notebook)]
+
+
+def given(**parameters):
+    """The parameters of a notebook, for the command line."""
+    pairs = {"params": file, **parameters}.items()
+    return shlex.join(word for name, value in pairs for word in ("-p", name, str(value)))
+
+
+def used(*sections, **more):
+    """The values a stage depends on.  A changed one runs the stage again, as does a changed file of code."""
+    return json.dumps({**{name: values[name] for name in sections}, **more}, sort_keys=True)
+
+
+def weights(model):
+    """The files of a stand-in; a hub model is known by its path alone."""
+    kind, _, name = study.models[model].path.partition(":")
+    folder = ROOT / "chexreason" / "stand_ins" / name
+    return [os.path.relpath(path) for path in sorted(folder.iterdir())] if kind == "stand-in" else []
+
+
+def folder(model, checkpoint, seed):
+    """Where a checkpoint's adapter and log lie."""
+    stage, _, variant = checkpoint.partition("/")
+    return f"{runs}/{stage}/{model}/{variant}/seed{seed}"
+
+
+def adapter(model, checkpoint, seed):
+    """The trained weights of a checkpoint; the untuned model has none."""
+    if checkpoint == "untuned":
+        return []
+    return [f"{folder(model, checkpoint, seed)}/adapter/adapter_{end}" for end in ("config.json", "model.safetensors")]
+
+
+def answers(model, checkpoint, seed):
+    return f"{runs}/predict/{model}/{checkpoint}/seed{seed}/answers.parquet"
+
+
+def executed(notebook, *run):
+    """The executed notebook, named after its run: `3_sft-medgemma-free_reasoning-seed0.ipynb`."""
+    return f"{runs}/notebooks/{'-'.join([notebook, *run]).replace('/', '-')}.ipynb"
+
+
+sft_runs = [(run.model, run.format, seed) for run in study.sft.runs for seed in study.seeds]
+grpo_runs = [(run.model, run.format, run.reward, seed) for run in study.grpo.runs for seed in study.seeds]
+chapters = [
+    executed("index"),
+    executed("1_curate"),
+    *(executed("3_sft", model, form, f"seed{seed}") for model, form, seed in sft_runs),
+    *(executed("4_grpo", model, reward, f"seed{seed}") for model, _, reward, seed in grpo_runs),
+    *(executed("5_predict", model, checkpoint, f"seed{seed}") for model, checkpoint, seed in study.checkpoints()),
+    executed("6_compare"),
+]
+
+
+rule book:
+    input:
+        pages=[os.path.relpath(page) for page in sorted((ROOT / "book").rglob("*")) if page.is_file()],
+        code=os.path.relpath(ROOT / "chexreason/book.py"),
+        chapters=chapters,
+    output:
+        f"{runs}/book/_build/html/index.html",
+    params:
+        file=shlex.quote(file),
+        used=study.hash,
+    shell:
+        "chexreason book {params.file} {input.chapters:q}"
+
+
+rule curate:
+    input:
+        notebook=source("notebooks/1_curate.ipynb"),
+        code=code("notebooks/1_curate.ipynb"),
+    output:
+        manifest,
+        traces,
+        f"{runs}/curate/prevalence.parquet",
+        notebook=executed("1_curate"),
+    params:
+        given=given(),
+        used=used("sources", "curate", "tests", "teacher"),
+    shell:
+        RUN
+
+
+for model, form, seed in sft_runs:
+
+    rule:
+        name:
+            f"sft_{model}_{form}_seed{seed}"
+        input:
+            manifest,
+            traces,
+            weights(model),
+            notebook=source("notebooks/3_sft.ipynb"),
+            code=code("notebooks/3_sft.ipynb"),
+        output:
+            adapter(model, f"sft/{form}", seed),
+            f"{folder(model, f'sft/{form}', seed)}/log.parquet",
+            notebook=executed("3_sft", model, form, f"seed{seed}"),
+        params:
+            given=given(model=model, format=form, seed=seed),
+            used=used("lora", sft={**values["sft"], "runs": None}, model=values["models"][model]),
+        priority: 2
+        shell:
+            RUN
+
+
+for model, form, reward, seed in grpo_runs:
+
+    rule:
+        name:
+            f"grpo_{model}_{reward}_seed{seed}"
+        input:
+            manifest,
+            weights(model),
+            adapter(model, f"sft/{form}", seed),
+            notebook=source("notebooks/4_grpo.ipynb"),
+            code=code("notebooks/4_grpo.ipynb"),
+        output:
+            adapter(model, f"grpo/{reward}", seed),
+            f"{folder(model, f'grpo/{reward}', seed)}/log.parquet",
+            notebook=executed("4_grpo", model, reward, f"seed{seed}"),
+        params:
+            given=given(model=model, format=form, reward=reward, seed=seed),
+            used=used("lora", grpo={**values["grpo"], "runs": None}, model=values["models"][model]),
+        priority: 2
+        shell:
+            RUN
+
+
+for model, checkpoint, seed in study.checkpoints():
+
+    rule:
+        name:
+            f"predict_{model}_{checkpoint.replace('/', '_')}_seed{seed}"
+        input:
+            manifest,
+            weights(model),
+            adapter(model, checkpoint, seed),
+            notebook=source("notebooks/5_predict.ipynb"),
+            code=code("notebooks/5_predict.ipynb"),
+        output:
+            answers(model, checkpoint, seed),
+            notebook=executed("5_predict", model, checkpoint, f"seed{seed}"),
+        params:
+            given=given(model=model, checkpoint=checkpoint, seed=seed),
+            used=used("predict", reward=values["grpo"]["reward"], model=values["models"][model]),
+        shell:
+            RUN
+
+
+rule compare:
+    input:
+        manifest,
+        [answers(*checkpoint) for checkpoint in study.checkpoints()],
+        notebook=source("notebooks/6_compare.ipynb"),
+        code=code("notebooks/6_compare.ipynb"),
+    output:
+        compared,
+        notebook=executed("6_compare"),
+    params:
+        given=given(),
+        used=study.hash,
+    shell:
+        RUN
+
+
+rule index:
+    input:
+        manifest,
+        compared,
+        notebook=source("book/index.ipynb"),
+        code=code("book/index.ipynb"),
+    output:
+        notebook=executed("index"),
+    params:
+        given=given(),
+        used=study.hash,
+    shell:
+        RUN
+
+
+rule sft:
+    input:
+        [adapter(model, f"sft/{form}", seed) for model, form, seed in sft_runs],
+
+
+rule grpo:
+    input:
+        [adapter(model, f"grpo/{reward}", seed) for model, _, reward, seed in grpo_runs],
+
+
+rule predict:
+    input:
+        [answers(*checkpoint) for checkpoint in study.checkpoints()],

@@ -1,0 +1,138 @@
+"""The command line: `chexreason run`, `results`, `notebook` and `book`.
+
+Everything heavy is imported by the command that needs it, so that `chexreason --help` answers at once.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The checkout: the Snakefile, notebooks/ and book/ lie here, beside the package."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, or 2 with a message for what the caller can mend."""
+    given = _parser().parse_args(arguments)
+    try:
+        return given.command(given) or 0
+    except Exception as error:
+        if not isinstance(error, _mendable()):
+            raise
+        print(f"chexreason: {error}", file=sys.stderr)
+        return 2
+
+
+class RunError(RuntimeError):
+    """A study cannot be run here, or not now."""
+
+
+def _mendable() -> tuple[type[Exception], ...]:
+    """What the caller can mend from the message alone, without a traceback."""
+    from chexreason.book import BookError
+    from chexreason.execute import NotebookError
+    from chexreason.params import ParamsError
+    from chexreason.records import RecordError
+
+    return RunError, ParamsError, RecordError, NotebookError, BookError
+
+
+def run(given: argparse.Namespace) -> None:
+    """Hand the study to Snakemake, in place of this process, from the folder that holds its `params/` and `runs/`."""
+    study = _study(given.params)
+    if not (ROOT / "Snakefile").is_file():
+        raise RunError(f"{ROOT} holds no Snakefile: a study runs from a checkout, installed with `make setup`")
+    _hold(study.folder)
+    directory = study.folder.parent.parent
+    command = [sys.executable, "-m", "snakemake", *given.targets, "--snakefile", ROOT / "Snakefile"]
+    command += ["--directory", directory, "--cores", given.cores, "--scheduler", "greedy"]
+    command += ["--rerun-incomplete", "--nolock", "--keep-going", "--quiet", "host", "reason", "rules"]
+    command += ["--config", f"params={os.path.relpath(study.file, directory)}"]
+    os.execv(sys.executable, [str(part) for part in command])
+
+
+def results(given: argparse.Namespace) -> None:
+    """Print the study's scores, one row per model, dataset and label set."""
+    from chexreason import score
+
+    rows = score.results(_study(given.params))
+    if given.json:
+        print("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]")
+    else:
+        import pandas as pd
+
+        print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3f}".format))
+
+
+def notebook(given: argparse.Namespace) -> None:
+    """Run one notebook as the DAG does."""
+    import yaml
+
+    from chexreason.execute import execute
+
+    print(f"{Path(given.output).stem}: running", file=sys.stderr, flush=True)
+    execute(given.notebook, given.output, {name: yaml.safe_load(value) for name, value in given.parameters})
+
+
+def book(given: argparse.Namespace) -> None:
+    """Assemble the book's pages and the executed notebooks, and build it."""
+    from chexreason.book import build
+
+    print(build(_study(given.params), ROOT / "book", [Path(each) for each in given.chapters]))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="chexreason", description="Run and read a ChexReason study.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    command = commands.add_parser("run", help="run what is missing or stale of a study, and build its book")
+    command.add_argument("params", help="the study's params file, such as params/mini.yaml")
+    command.add_argument("targets", nargs="*", help="rules or files; after `--`, any of Snakemake's own options")
+    command.add_argument("--cores", default="2", help="how many notebooks run side by side (default 2)")
+    command.set_defaults(command=run)
+
+    command = commands.add_parser("results", help="print the scores of a study that has run")
+    command.add_argument("params", help="the study's params file")
+    command.add_argument("--json", action="store_true", help="a JSON array, one object a line")
+    command.set_defaults(command=results)
+
+    command = commands.add_parser("notebook", help="run one notebook, its parameters checked first")
+    command.add_argument("notebook", help="such as notebooks/3_sft.ipynb")
+    command.add_argument("output", help="where the executed notebook goes")
+    command.add_argument(
+        "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter"
+    )
+    command.set_defaults(command=notebook)
+
+    command = commands.add_parser("book", help="build the book from executed notebooks")
+    command.add_argument("params", help="the study's params file")
+    command.add_argument("chapters", nargs="+", help="the executed notebooks, in reading order")
+    command.set_defaults(command=book)
+    return parser
+
+
+def _study(path: str):
+    from chexreason.params import load
+
+    return load(path)
+
+
+def _hold(folder: Path) -> None:
+    """Keep a lock on the study for as long as this process lives, and raise RunError when another process has it.
+
+    It takes the place of Snakemake's own lock, which a killed run leaves behind.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    os.set_inheritable(lock, True)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunError(f"{folder}: another run of this study is under way; wait for it, or stop it first") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""Run a notebook with parameters from a terminal, and tell which of the package's files its code reaches."""
+
+import ast
+import difflib
+import fcntl
+import os
+import re
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+PACKAGE = Path(__file__).resolve().parent
+
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # two runs side by side on one thread each beat one run on two
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""What every kernel starts with, unless the caller's environment says otherwise."""
+
+
+class NotebookError(RuntimeError):
+    """A notebook cannot be run as asked, or a cell of it failed."""
+
+
+class Relay:
+    """A writable stream that shows a notebook's progress under its name, at most one redrawn bar every `every` seconds.
+
+    A bar redraws itself with carriage returns; two notebooks at once would draw over each other, so each redrawing
+    becomes a line of its own.
+    """
+
+    def __init__(self, name: str, to: TextIO, every: float = 5.0):
+        self._name, self._to, self._every = name, to, every
+        self._rest, self._shown = "", 0.0
+
+    def write(self, text: str) -> None:
+        """Take `text` as it comes, and show the lines it completes."""
+        *pieces, self._rest = re.split(r"(?<=[\r\n])", self._rest + text)
+        for piece in filter(str.strip, pieces):
+            if piece.endswith("\n") or time.monotonic() - self._shown >= self._every:
+                self._shown = time.monotonic()
+                print(f"{self._name}: {piece.strip()}", file=self._to, flush=True)
+
+    def flush(self) -> None:
+        """Part of being a stream; nothing to do."""
+
+
+def execute(notebook: str | Path, output: str | Path, parameters: dict) -> None:
+    """Run `notebook` with `parameters` and put the executed copy at `output`.
+
+    `output` appears only when every cell ran, and holds nothing of this run but its results: no times, no paths, no
+    progress bars.  Raises NotebookError before anything runs for a parameter the notebook does not have, and after a
+    failed cell, with the partly run notebook kept as `<output>.failed.ipynb`.
+    """
+    import papermill
+
+    notebook, output = Path(notebook), Path(output)
+    _check(notebook, parameters)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part, failed = output.with_name(f".{output.stem}.part.ipynb"), output.with_suffix(".failed.ipynb")
+    with _alone(output):
+        try:
+            papermill.execute_notebook(
+                notebook,
+                part,
+                parameters,
+                kernel_name="python3",
+                kernel_manager_class=_kernel_manager(),
+                progress_bar=False,
+                stderr_file=Relay(output.stem, sys.stderr),
+            )
+        except BaseException as error:
+            if part.exists():
+                os.replace(part, failed)
+            if not isinstance(error, Exception):
+                raise
+            print("\n".join(getattr(error, "traceback", [])), file=sys.stderr)
+            raise NotebookError(f"{notebook}: {_reason(error)}\nthe partly run notebook is {failed}") from error
+        _scrub(part)
+        failed.unlink(missing_ok=True)
+        os.replace(part, output)
+
+
+def modules(notebook: Path) -> list[Path]:
+    """The package's files that the code of `notebook` reaches through imports, with the data files beside them.
+
+    The schema of params is left out: what it hands on is values, and those the DAG compares one by one.
+    """
+    import nbformat
+
+    cells = nbformat.read(notebook, as_version=4).cells
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    found: set[Path] = set()
+    waiting = _imported(re.sub(r"(?m)^[%!].*$", "", code))
+    while waiting:
+        found |= waiting
+        waiting = {path for file in waiting for path in _imported(file.read_text(encoding="utf-8"))} - found
+    folders = {file.parent for file in found} - {PACKAGE}
+    data = {file for folder in folders for file in folder.iterdir() if file.suffix in {".csv", ".json", ".txt"}}
+    return sorted((found | data) - {PACKAGE / "params.py"})
+
+
+def _imported(code: str) -> set[Path]:
+    """The files of this package that `code` imports, at the top or inside a function."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    paths = [PACKAGE.parent.joinpath(*name.split(".")) for name in names if name.split(".")[0] == PACKAGE.name]
+    files = {file for path in paths for file in (path.with_suffix(".py"), path / "__init__.py")}
+    return {file for file in files if file.is_file()}
+
+
+def _check(notebook: Path, parameters: dict) -> None:
+    """Raises NotebookError for a notebook that is not there, or a name its parameters cell does not hold."""
+    import papermill
+
+    if not notebook.is_file():
+        raise NotebookError(f"{notebook}: no such notebook")
+    known = list(papermill.inspect_notebook(notebook))
+    for name in parameters:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
+            raise NotebookError(f"{notebook}: no parameter {name!r}; {hint}")
+
+
+@contextmanager
+def _alone(output: Path):
+    """Wait for any other run of the same notebook: one left over from a killed study may still be writing records."""
+    with open(output.with_name(f".{output.stem}.lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{output.stem}: waiting for an earlier run of it to end", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _kernel_manager() -> type:
+    """Kernels of this very interpreter, whatever kernels the user has installed, over an encrypted connection."""
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec
+
+    unset = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
+
+    class Kernels(AsyncKernelManager):
+        kernel_spec = KernelSpec(**get_kernel_dict(), env=unset)
+        transport_encryption = "auto"  # otherwise ipykernel 7 warns at each start about plain TCP
+
+    return Kernels
+
+
+def _reason(error: Exception) -> str:
+    if hasattr(error, "evalue"):
+        return f"cell {error.exec_count} stopped with {error.ename}: {error.evalue}"
+    return f"{type(error).__name__}: {error}"
+
+
+def _scrub(path: Path) -> None:
+    """Take out of an executed notebook what belongs to one run alone, so that the same study gives the same file."""
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata.pop("papermill", None)
+    tags: list[str] = []
+    for cell in notebook.cells:
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        if "parameters" in cell.metadata.get("tags", []):
+            tags = [tag for tag in cell.metadata.tags if tag != "parameters"]
+        if "injected-parameters" in cell.metadata.get("tags", []):  # shown or hidden like the cell it overrides
+            cell.metadata.tags, cell.id = ["injected-parameters", *tags], "injected-parameters"
+    nbformat.write(notebook, path)
