@@ -60,7 +60,7 @@ def dots(table: pd.DataFrame, ax, *, y: str, hue: str, value: str, low: str, hig
         ax.hlines(heights, rows[low], rows[high], color=colour, linewidth=2)
         ax.plot(rows[value], heights, MARKERS[number % len(MARKERS)], color=colour, label=name, markeredgecolor="white")
     ax.set_yticks(range(len(places)), places)
-    ax.set_ylim(len(places) - 0.5, -0.5)
+    ax.set_ylim(max(len(places), 1) - 0.5, -0.5)
     ax.grid(visible=False, axis="y")
     return ax
 
@@ -170,4 +170,4 @@ def _words(column: str) -> str:
 def _legend(ax) -> None:
     """One legend below everything the figure shows."""
     handles, names = ax.get_legend_handles_labels()
-    ax.figure.legend(handles, names, loc="outside lower center", ncols=3 if max(map(len, names)) < 30 else 2)
+    ax.figure.legend(handles, names, loc="outside lower center", ncols=3 if max(map(len, names), default=0) < 30 else 2)

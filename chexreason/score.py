@@ -187,7 +187,8 @@ def difference(first: Scores, second: Scores, metrics: tuple[str, ...] = PAIRED)
         if not np.isnan(value):
             low, high = interval(second.samples[metric].to_numpy() - first.samples[metric].to_numpy())
             rows.append({"metric": metric, "difference": value, "low": low, "high": high})
-    return pd.DataFrame(rows, columns=["metric", "difference", "low", "high"])
+    types = {"metric": "str", "difference": float, "low": float, "high": float}
+    return pd.DataFrame(rows, columns=list(types)).astype(types)
 
 
 def verdict(low: float, high: float) -> str:

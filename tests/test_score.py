@@ -343,6 +343,20 @@ def test_comparing_twice_gives_the_same_records(study):
         pd.testing.assert_frame_equal(table, again[name])
 
 
+def test_films_without_a_single_positive_are_compared_without_a_score(study):
+    path = study.folder / "curate" / "manifest.parquet"
+    manifest = records.load(path)
+    manifest[list(CHEXPERT14)] = 0.0
+    records.save(manifest, path, records.origin(study))
+    tables = score.compare(study)
+    assert tables["overall"]["macro_f1"].isna().all() and tables["scores"]["f1"].isna().all()
+    assert set(tables["paired"]["metric"]) == {"reward"}
+    assert score.in_short(score.gains(tables["paired"])) == []
+    for name, one in tables.items():
+        records.save(one, study.folder / f"{name}.parquet", records.origin(study))
+        assert records.load(study.folder / f"{name}.parquet").dtypes.equals(one.dtypes)
+
+
 def test_answers_about_other_films_are_refused(study):
     path = score.answers_path(study, "medgemma", "untuned", 0)
     records.save(records.load(path).iloc[1:], path, records.origin(study))
