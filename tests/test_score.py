@@ -176,6 +176,12 @@ def test_draws_do_not_depend_on_how_many_are_held_at_once(monkeypatch):
     assert whole.shape == (101, 3) and (score.resample(sums, 101, rng(2)) == whole).all()
 
 
+def test_each_data_set_has_draws_of_its_own_the_same_every_time(study):
+    first = score.generator(study, "b-test").integers(1000, size=9).tolist()
+    assert first == score.generator(study, "b-test").integers(1000, size=9).tolist()
+    assert first != score.generator(study, "c-test").integers(1000, size=9).tolist()
+
+
 def test_the_order_of_films_does_not_matter():
     truth = table((rng(1).random((50, 3)) < 0.4).astype(float))
     given, patients = table(rng(2).random((50, 3)) < 0.4), pd.Series(rng(3).integers(20, size=50))
