@@ -189,9 +189,13 @@ def _findings(names: list[str], boxes: Sequence, room: int, rng: np.random.Gener
     """A sentence for each label in `names`; in fewer words when the full sentences do not fit into `room` words."""
     seen = {name: [box for box in boxes if box.finding == name] for name in names}
     full = [_pick(FINDINGS[name], rng).format(degree=_degree(seen[name]), place=_place(seen[name])) for name in names]
-    placed = [f"{SHORT[name].capitalize()}{_place(seen[name])}." for name in names]
-    bare = [f"{SHORT[name].capitalize()}." for name in names]
+    placed = [f"{_short(name)}{_place(seen[name]) if '{place}' in FINDINGS[name][0] else ''}." for name in names]
+    bare = [f"{_short(name)}." for name in names]
     return next((said for said in (full, placed) if _words(said) <= room), bare)
+
+
+def _short(name: str) -> str:
+    return SHORT[name].capitalize()
 
 
 def _negatives(shown: set[str], length: int, rng: np.random.Generator) -> list[str]:
