@@ -75,7 +75,8 @@ class Anatomy:
     apex: float
     angle: tuple[float, float]  # height of the costophrenic angles
     dome: tuple[float, float]  # height of the diaphragm above them
-    pedicle: float  # half width of the upper mediastinum
+    pedicle: float  # half width of the mediastinum
+    widening: float  # added to it above the hila
     heart: tuple[float, float]  # reach of the heart to either side
     heart_y: float
     heart_height: float
@@ -113,10 +114,8 @@ def _anatomy(plan: dict) -> Anatomy:
     ratio = body["ctr"] * (1.06 if ap else 1.0)
     if large := found.get("Cardiomegaly"):
         ratio = 0.52 + 0.18 * large["strength"]
-    pedicle = max(body["gap"] / 2, 0.13 * half) * (1.1 if ap else 1.0)
-    if wide := found.get("Enlarged Cardiomediastinum"):
-        pedicle = half * (0.26 + 0.14 * wide["strength"])
-    height = (sum(angle) / 2 - body["apex"] - dy) * 0.235 * (1 + 0.5 * (ratio - 0.44))
+    wide = found.get("Enlarged Cardiomediastinum")
+    height = (sum(angle) / 2 - body["apex"] - dy) * 0.25 * (1 + 0.5 * (ratio - 0.44))
     return Anatomy(
         midline=body["midline"] + dx,
         tilt=body["tilt"],
@@ -124,9 +123,10 @@ def _anatomy(plan: dict) -> Anatomy:
         apex=body["apex"] + dy,
         angle=tuple(angle),
         dome=tuple(dome),
-        pedicle=pedicle,
+        pedicle=max(body["gap"] / 2, 0.13 * half) * (1.1 if ap else 1.0),
+        widening=half * (0.12 + 0.13 * wide["strength"]) if wide else 0.0,
         heart=(0.72 * ratio * half, 1.28 * ratio * half),
-        heart_y=min(angle) - body["dome"] - 0.75 * height,
+        heart_y=min(angle) - body["dome"] + 0.02 - 0.8 * height,
         heart_height=height,
         girth=body["girth"],
         ap=ap,
@@ -175,21 +175,27 @@ def _scene(a: Anatomy, size: int) -> Scene:
     depth = _tissue(a, u, out, y) - air + 0.3 * heart_depth
     vessels = _vessels(a, size) * lung
     depth += vessels
-    depth += _bones(a, u, out, y, lateral, size)
-    depth -= _airways(a, dx, y)
+    depth += _bones(a, u, out, y, lateral, size) * (0.45 + 0.55 * lung)
+    depth -= _airways(a, dx, y) + _stomach(a, dx, y)
     return Scene(depth, air, vessels, out, left, x, y)
 
 
 def _soft(distance: np.ndarray, width: float) -> np.ndarray:
     """0 outside, 1 inside, a smooth edge of `width` where the signed distance crosses zero."""
-    t = (distance * np.float32(1 / width) + np.float32(0.5)).clip(0, 1)
-    return t * t * (3 - 2 * t)
+    t = distance * np.float32(1 / width)
+    t += np.float32(0.5)
+    np.clip(t, 0, 1, out=t)
+    smooth = 3 - 2 * t
+    smooth *= t
+    smooth *= t
+    return smooth
 
 
 def _floor(a: Anatomy, side: int, x: np.ndarray) -> np.ndarray:
     """Height (1, size) of a diaphragm dome; lowest at the costophrenic angle."""
-    u = np.abs(x - a.midline) / a.half
-    return (a.angle[side] - a.dome[side] * (1 - np.square((u - 0.45) / 0.55))).clip(max=a.angle[side] + 0.02)
+    u = np.abs(x - a.midline) / a.half - 0.45
+    fall = np.where(u > 0, np.square(u / 0.55), 0.7 * np.square(u))
+    return (a.angle[side] - a.dome[side] * (1 - fall)).clip(max=a.angle[side] + 0.02)
 
 
 def _edges(a: Anatomy, y: np.ndarray, apex: float, half: float) -> tuple[np.ndarray, np.ndarray]:
@@ -199,32 +205,34 @@ def _edges(a: Anatomy, y: np.ndarray, apex: float, half: float) -> tuple[np.ndar
     rise = np.sqrt(1 - np.square(1 - (t / 0.55).clip(0, 1)))
     fall = np.sqrt(1 - np.square(1 - (t / 0.16).clip(0, 1)))
     lateral = np.where(t < 0, -1, top + (half - top) * rise)
-    return lateral, top - (top - a.pedicle) * fall
+    pedicle = a.pedicle + a.widening * _soft(0.42 - t, 0.25)
+    return lateral, top - (top - pedicle) * fall
 
 
 def _heart(a: Anatomy, dx: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mask and thickness of heart, aortic knob and pulmonary trunk."""
-    reach = np.where(dx > 0, a.heart[1], a.heart[0])
-    sag = np.where(dx > 0, 0.16, 0.0) * dx
-    r = np.square(dx / reach) + np.square((y - a.heart_y - sag) / a.heart_height)
-    knob_x, knob_y = a.pedicle + 0.1 * a.half, a.apex + 0.27 * a.height
-    knob = np.square((dx - 0.4 * knob_x) / (0.75 * knob_x)) + np.square((y - knob_y) / (0.06 * a.height + 0.01))
-    trunk_x = a.pedicle + 0.16 * a.half
-    trunk = np.square(dx / trunk_x) + np.square((y - a.hilum_y) / (0.17 * a.height))
-    inside = np.minimum(np.minimum(r, knob), np.where(dx > 0, trunk, 9))
-    return _soft(1 - inside, 0.12), np.sqrt((1 - r).clip(0))
+    """Mask and thickness of the heart, which runs up smoothly into pulmonary trunk and aortic knob."""
+    left = dx > 0
+    reach = np.where(left, np.float32(a.heart[1]), np.float32(a.heart[0]))
+    sag = 0.16 * dx * left
+    heart = np.square(dx / reach) + np.square((y - a.heart_y - sag) / a.heart_height)
+    trunk_y = a.hilum_y + 0.02 * a.height
+    trunk = np.square(dx / (a.pedicle + 0.09 * a.half)) + np.square((y - trunk_y) / (0.19 * a.height))
+    knob_y = a.apex + 0.27 * a.height
+    knob = np.square(dx / (a.pedicle + 0.09 * a.half)) + np.square((y - knob_y) / (0.09 * a.height))
+    beside = np.where(left, np.minimum(trunk, knob), 9) + np.float32(0.02)
+    union = heart * beside / np.sqrt(np.square(heart) + np.square(beside))
+    return _soft(1 - union, 0.12), np.sqrt((1 - heart).clip(0))
 
 
 def _tissue(a: Anatomy, u: np.ndarray, out: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Soft tissue of the body, thick in the middle, with neck, shoulders and flanks."""
-    shoulder = a.apex - 0.07
-    slope = ((y - shoulder) / 0.16).clip(0, 1)
-    outline = 0.15 + (0.45 + 0.1 * a.girth) * np.sqrt(slope)
+    slope = ((y - a.apex + 0.09) / 0.22).clip(0, 1)
+    outline = 0.14 + (0.48 + 0.1 * a.girth) * slope * (2 - slope)
     flank = a.half * 1.1 + 0.07 * a.girth
-    outline = np.where(y > a.apex + 0.3, np.maximum(outline - 3 * (y - a.apex - 0.3), flank), outline)
+    outline = np.where(y > a.apex + 0.3, np.maximum(outline - 0.8 * (y - a.apex - 0.3), flank), outline)
     body = _soft(outline - out, 0.03)
-    belly = 0.2 * _soft(y - a.angle[0] + 0.05, 0.3)
-    return body * (a.girth * (1.95 - 0.42 * np.square(u).clip(max=1.6)) + belly)
+    belly = 0.1 * _soft(y - a.angle[0] + 0.05, 0.3)
+    return body * (a.girth * (1.9 - 0.42 * np.square(u).clip(max=1.6)) + belly)
 
 
 def _bones(a: Anatomy, u: np.ndarray, out: np.ndarray, y: np.ndarray, lateral: np.ndarray, size: int) -> np.ndarray:
@@ -233,8 +241,8 @@ def _bones(a: Anatomy, u: np.ndarray, out: np.ndarray, y: np.ndarray, lateral: n
     spacing = a.height / 8.3
     behind = (y - a.apex + 0.02) / spacing - 1.5 * np.square(u - 0.35) * 1.6 - 0.25 * u
     before = (y - a.apex - 0.1) / (1.25 * spacing) - 1.9 * np.square(u) + 2.1 * u - 0.3
-    ribs = 0.2 * _rib(behind, 0.2) + 0.09 * _rib(before, 0.22) * _soft(u - 0.45, 0.3)
-    spine = _soft(0.042 - out, 0.02) * (0.36 + 0.07 * np.cos(y * (2 * np.pi / 0.062)))
+    ribs = 0.26 * _rib(behind, 0.2) + 0.12 * _rib(before, 0.22) * _soft(u - 0.45, 0.3)
+    spine = _soft(0.042 - out, 0.03) * (0.4 + 0.14 * np.cos(y * (2 * np.pi / 0.062)))
     return (ribs * inside * _soft(a.angle[1] + 0.03 - y, 0.15) + spine + _girdle(a, size)).astype(np.float32)
 
 
@@ -251,10 +259,10 @@ def _girdle(a: Anatomy, size: int) -> np.ndarray:
     blade = 0.93 if a.ap else 1.04
     for side in ("right", "left"):
         collar = [(0.1, 0.075), (0.3, 0.055), (0.6, 0.0), (0.85, -0.03), (1.15, -0.02)]
-        lines.append(([(a.x(side, out), y + down) for out, down in collar], 0.022, 0.28))
+        lines.append(([(a.x(side, out), y + down) for out, down in collar], 0.022, 0.40))
         edge = [(0.98, 0.0), (blade, 0.16), (blade + 0.04, 0.3), (blade + 0.1, 0.38)]
-        lines.append(([(a.x(side, out), a.apex + down) for out, down in edge], 0.012, 0.12))
-    return gaussian_filter(_strokes(size, lines), 0.004 * size, truncate=2)
+        lines.append(([(a.x(side, out), a.apex + down) for out, down in edge], 0.012, 0.2))
+    return _strokes(size, lines)
 
 
 def _airways(a: Anatomy, dx: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -266,30 +274,29 @@ def _airways(a: Anatomy, dx: np.ndarray, y: np.ndarray) -> np.ndarray:
     return 0.34 * _soft(0.014 + 0.004 * (below == 0) - distance, 0.014) * reach
 
 
+def _stomach(a: Anatomy, dx: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The gas bubble of the stomach, under the left dome."""
+    r = np.square((dx - 0.5 * a.half) / 0.07) + np.square((y - a.angle[1] + 0.1 * a.dome[1]) / 0.025)
+    return 0.35 * _soft(1 - r, 0.8)
+
+
 def _vessels(a: Anatomy, size: int) -> np.ndarray:
     """Branching vessels from the hila outwards, thick and bright at the root."""
     rng = np.random.default_rng(a.seed)
     lines = []
-    for side in ("right", "left"):
-        root = np.array([a.x(side, 0.25), a.hilum_y + (0.0 if side == "left" else 0.015)])
-        sign = -1 if side == "right" else 1
-        lines.append(([tuple(root - (0, 0.05)), tuple(root), (root[0] + sign * 0.012, root[1] + 0.075)], 0.034, 0.34))
-        angles = np.linspace(-1.25, 1.3, 7) + rng.normal(0, 0.1, 7)
-        for angle in angles:
-            lines += _branch(root, angle, 0.17 * (1 + 0.35 * abs(angle)), 0.015, sign, rng, 3)
-    return gaussian_filter(_strokes(size, lines[::-1]), 0.003 * size, truncate=2)
-
-
-def _branch(root: np.ndarray, angle: float, length: float, width: float, sign: int, rng, depth: int) -> list:
-    """A vessel and the two it forks into."""
-    end = root + length * np.array([sign * np.cos(angle), 1.1 * np.sin(angle)])
-    line = ([tuple(root), tuple(end)], width, 0.10 + 7 * width)
-    if depth == 1:
-        return [line]
-    turns = rng.uniform(0.15, 0.5, 2) * (-1, 1)
-    return [line] + [
-        b for turn in turns for b in _branch(end, angle + turn, 0.6 * length, 0.6 * width, sign, rng, depth - 1)
-    ]
+    for side, sign, low in (("right", -1, 0.015), ("left", 1, 0.0)):
+        root = np.array([[a.x(side, 0.24), a.hilum_y + low]])
+        trunk = root + np.array([(-sign * 0.005, -0.05), (0, 0), (sign * 0.012, 0.08)])
+        lines.append((trunk.tolist(), 0.036, 0.42))
+        angle = np.linspace(-1.3, 1.35, 7) + rng.normal(0, 0.12, 7)
+        length, width = 0.13 + 0.07 * np.abs(angle), 0.014
+        for _ in range(3):
+            end = root + length[:, None] * np.column_stack([sign * np.cos(angle), 1.1 * np.sin(angle)])
+            pairs = np.stack(np.broadcast_arrays(root, end), axis=1).tolist()
+            lines += [(pair, width, 0.08 + 11 * width) for pair in pairs]
+            root, length, width = end.repeat(2, axis=0), 0.65 * length.repeat(2), 0.6 * width
+            angle = angle.repeat(2) + np.tile((-1, 1), len(angle)) * rng.uniform(0.1, 0.55, 2 * len(angle))
+    return _strokes(size, lines[::-1])
 
 
 def _strokes(size: int, lines: list) -> np.ndarray:
@@ -299,8 +306,7 @@ def _strokes(size: int, lines: list) -> np.ndarray:
     for points, width, value in lines:
         corners = [(2 * size * px, 2 * size * py) for px, py in points]
         pen.line(corners, fill=int(127 * value), width=max(round(2 * size * width), 1), joint="curve")
-    full = np.asarray(image, dtype=np.float32)
-    return (full[::2, ::2] + full[1::2, ::2] + full[::2, 1::2] + full[1::2, 1::2]) / np.float32(4 * 127)
+    return np.asarray(image.reduce(2), dtype=np.float32) / np.float32(127)
 
 
 # Findings: where each is placed, and how it is painted within its box.
@@ -344,8 +350,8 @@ def _place_heart(a: Anatomy, finding: dict) -> tuple:
 
 
 def _place_mediastinum(a: Anatomy, finding: dict) -> tuple:
-    wide = a.pedicle + 0.12 * a.half
-    return a.midline - a.pedicle - 0.02, a.apex, a.midline + wide, a.hilum_y
+    wide = a.pedicle + a.widening + 0.02
+    return a.midline - wide, a.apex, a.midline + wide, a.apex + 0.55 * a.height
 
 
 def _place_edema(a: Anatomy, finding: dict) -> tuple:
@@ -373,12 +379,26 @@ def _place_plaque(a: Anatomy, finding: dict) -> tuple:
     return a.x(side, 0.8), a.y(side, top), a.x(side, 1.02), a.y(side, top + 0.34)
 
 
+def _discs(a: Anatomy, finding: dict) -> np.ndarray:
+    """Centres and radii (discs, 3) of a patient's lesions, close together."""
+    rng = _stream(a, finding)
+    x0, y0, x1, y1 = _patch(0.8, 0.9)(a, finding)
+    spots = rng.uniform(0.2, 0.8, (rng.integers(1, 4), 2)) * (x1 - x0, y1 - y0) + (x0, y0)
+    return np.column_stack([spots, rng.uniform(0.020, 0.028, len(spots)) + 0.022 * finding["strength"]])
+
+
+def _place_lesion(a: Anatomy, finding: dict) -> tuple:
+    spots = _discs(a, finding)
+    (x0, y0), (x1, y1) = (spots[:, :2] - spots[:, 2:]).min(axis=0), (spots[:, :2] + spots[:, 2:]).max(axis=0)
+    return x0 - 0.006, y0 - 0.006, x1 + 0.006, y1 + 0.006
+
+
 def _place_fracture(a: Anatomy, finding: dict) -> tuple:
     side, (along, down) = finding["side"], finding["at"]
     top, bottom = ZONE_SPANS[finding["zone"]]
-    out = (0.62 if finding["zone"] == "upper" else 0.76) + 0.12 * along
+    out = (0.52 if finding["zone"] == "upper" else 0.66) + 0.14 * along
     x, y = a.x(side, out), a.y(side, top + (bottom - top) * down)
-    return x - 0.07, y - 0.05, x + 0.07, y + 0.05
+    return x - 0.075, y - 0.05, x + 0.075, y + 0.05
 
 
 def _place_devices(a: Anatomy, finding: dict) -> tuple:
@@ -391,10 +411,10 @@ PLACES = {
     "Enlarged Cardiomediastinum": _place_mediastinum,
     "Cardiomegaly": _place_heart,
     "Lung Opacity": _patch(0.95, 1.0),
-    "Lung Lesion": _patch(0.45, 0.6),
+    "Lung Lesion": _place_lesion,
     "Edema": _place_edema,
-    "Consolidation": _patch(0.8, 0.8),
-    "Pneumonia": _patch(0.75, 0.9),
+    "Consolidation": _patch(0.9, 0.9),
+    "Pneumonia": _patch(0.85, 1.0),
     "Atelectasis": _place_atelectasis,
     "Pneumothorax": _place_pneumothorax,
     "Pleural Effusion": _place_effusion,
@@ -416,6 +436,13 @@ def _rim(u: np.ndarray, v: np.ndarray, edge: float) -> np.ndarray:
     return _soft(1 - r - edge / 2, edge)
 
 
+def _fill(s: Scene, share: np.ndarray) -> None:
+    """Fill a share of the air that is left with water."""
+    water = s.air * share
+    s.depth[...] += water
+    s.air[...] -= water
+
+
 def _paint_haze(scene: Scene, a: Anatomy, box: Box, finding: dict) -> None:
     """Lung Opacity: a faint, broad veil."""
     rng = _stream(a, finding)
@@ -423,7 +450,7 @@ def _paint_haze(scene: Scene, a: Anatomy, box: Box, finding: dict) -> None:
     u, v = _within(s, box)
     p, q = rng.uniform(0, 2 * np.pi, 2)
     mottle = 0.85 + 0.15 * np.sin(7 * u + p) * np.sin(8 * v + q)
-    s.depth[...] += (0.22 + 0.3 * box.strength) * s.air * _rim(u, v, 0.8) * mottle
+    _fill(s, (0.24 + 0.3 * box.strength) * _rim(u, v, 0.8) * mottle)
 
 
 def _paint_consolidation(scene: Scene, a: Anatomy, box: Box, finding: dict) -> None:
@@ -432,7 +459,7 @@ def _paint_consolidation(scene: Scene, a: Anatomy, box: Box, finding: dict) -> N
     u, v = _within(s, box)
     fissure = 0.93 - 0.12 * u
     patch = _soft(fissure - v, 0.05) * _soft(1 - np.square(2 * u - 1) - np.square((0.95 - v) / 0.95), 0.4)
-    s.depth[...] += (0.6 + 0.35 * box.strength) * s.air * patch
+    _fill(s, (0.6 + 0.35 * box.strength) * patch)
 
 
 def _paint_pneumonia(scene: Scene, a: Anatomy, box: Box, finding: dict) -> None:
@@ -442,24 +469,24 @@ def _paint_pneumonia(scene: Scene, a: Anatomy, box: Box, finding: dict) -> None:
     u, v = _within(s, box)
     dots = np.zeros(s.depth.shape, np.float32)
     for cu, cv in rng.uniform(0.14, 0.86, (11, 2)):
-        r = np.square((s.x - box.x0 - cu * (box.x1 - box.x0)) / 0.019) + np.square(
-            (s.y - box.y0 - cv * (box.y1 - box.y0)) / 0.019
+        r = np.square((s.x - box.x0 - cu * (box.x1 - box.x0)) / 0.021) + np.square(
+            (s.y - box.y0 - cv * (box.y1 - box.y0)) / 0.021
         )
         dots = np.maximum(dots, 1 / (1 + r * r))
     streak = np.minimum(np.abs(v - 0.3 - 0.3 * u), np.abs(v - 0.75 + 0.2 * u)) * (box.y1 - box.y0)
-    fill = (0.45 + 0.4 * box.strength) * s.air * _rim(u, v, 0.15)
-    s.depth[...] += fill * (0.15 + dots) * (1 - 0.9 * _soft(0.005 - streak, 0.006))
+    share = (0.6 + 0.3 * box.strength) * _rim(u, v, 0.15)
+    _fill(s, share * (0.15 + dots) * (1 - 0.9 * _soft(0.005 - streak, 0.006)))
 
 
 def _paint_edema(scene: Scene, a: Anatomy, box: Box, finding: dict) -> None:
     """Edema: bat wings about both hila, and thick septal lines at the lateral bases."""
     s = scene.window(box)
     r = np.square((s.out / a.half - 0.40) / 0.36) + np.square((s.y - a.hilum_y - 0.06) / (0.27 * a.height))
-    s.depth[...] += (0.4 + 0.4 * box.strength) * s.air * (1 - r).clip(0) ** 0.7
+    _fill(s, (0.4 + 0.4 * box.strength) * _soft(1 - r, 1.0))
     pitch = 0.05 * a.height
     row = np.abs((s.y - a.hilum_y) / pitch - np.round((s.y - a.hilum_y) / pitch)) * pitch
-    place = _soft(s.out / a.half - 0.72, 0.05) * _soft(s.y - a.hilum_y - 0.1 * a.height, 0.02)
-    s.depth[...] += (0.3 + 0.3 * box.strength) * _soft(0.006 - row, 0.006) * place * (s.air > 0.5)
+    place = _soft(s.out / a.half - 0.8, 0.08) * _soft(s.y - a.hilum_y - 0.1 * a.height, 0.02)
+    _fill(s, (0.35 + 0.3 * box.strength) * _soft(0.005 - row, 0.006) * place)
 
 
 def _paint_atelectasis(scene: Scene, a: Anatomy, box: Box, finding: dict) -> None:
@@ -471,19 +498,19 @@ def _paint_atelectasis(scene: Scene, a: Anatomy, box: Box, finding: dict) -> Non
     top = (a.dome[box.side == "left"] + 0.03) / high
     slopes = rng.uniform(-0.25, 0.25, 2)
     for level, slope in zip((1 - top, 1 - top - 0.06 / high), slopes, strict=True):
-        band = _soft(0.009 - np.abs(v - level - slope * (u - 0.5)) * high, 0.006)
-        s.depth[...] += (0.45 + 0.45 * box.strength) * s.air * band * _soft(0.42 - np.abs(u - 0.48), 0.06)
+        band = _soft(0.011 - np.abs(v - level - slope * (u - 0.5)) * high, 0.006)
+        s.depth[...] += (0.5 + 0.35 * box.strength) * s.air * band * _soft(0.42 - np.abs(u - 0.48), 0.06)
 
 
 def _paint_pneumothorax(scene: Scene, a: Anatomy, box: Box, finding: dict) -> None:
     """Pneumothorax: a black crescent without vessels about the apex, and the thin line of the pleura."""
     s = scene.window(box)
-    gap = (0.08 + 0.16 * box.strength) * a.half
+    gap = (0.12 + 0.16 * box.strength) * a.half
     t = ((s.y - a.apex) / (0.6 * a.height)).clip(0, 1)
     lateral, _ = _edges(a, s.y, a.apex + 1.1 * gap, a.half)
     rim = lateral - gap * np.sqrt(1 - t)
     mine = (s.left == (box.side == "left")) * (s.air / 1.3).clip(0, 1) * _soft(1 - t, 0.1)
-    s.depth[...] -= (0.32 * mine + s.vessels) * _soft(s.out - rim, 0.008)
+    s.depth[...] -= (0.42 * mine + s.vessels) * _soft(s.out - rim, 0.008)
     s.depth[...] += 0.45 * mine * _soft(0.006 - np.abs(s.out - rim), 0.006)
 
 
@@ -492,7 +519,7 @@ def _paint_effusion(scene: Scene, a: Anatomy, box: Box, finding: dict) -> None:
     s = scene.window(box)
     u, v = _within(s, box)
     level = 0.12 + 0.5 * (1 - u).clip(0, 1) ** 0.6
-    s.depth[...] += s.air * _soft(v - level, 0.14)
+    _fill(s, _soft(v - level, 0.14))
 
 
 def _paint_plaque(scene: Scene, a: Anatomy, box: Box, finding: dict) -> None:
@@ -501,35 +528,34 @@ def _paint_plaque(scene: Scene, a: Anatomy, box: Box, finding: dict) -> None:
     s = scene.window(box)
     _, v = _within(s, box)
     lateral, _ = _edges(a, s.y, a.apex, a.half)
-    thick = (0.022 + 0.03 * box.strength) * (1 - np.square(2 * v - 1) ** 2).clip(0)
-    inner = lateral - thick * (1 + 0.2 * np.sin(25 * v + rng.uniform(0, 6)))
+    thick = (0.034 + 0.03 * box.strength) * (1 - np.square(2 * v - 1) ** 2).clip(0)
+    inner = lateral - thick * (1 + 0.12 * np.sin(22 * v + rng.uniform(0, 6)))
     mine = _soft(0.5 - np.abs(v - 0.5), 0.08)
-    s.depth[...] += 0.55 * mine * _soft(s.out - inner, 0.006) * _soft(lateral + 0.01 - s.out, 0.01)
+    s.depth[...] += 0.7 * mine * _soft(s.out - inner, 0.006) * _soft(lateral + 0.01 - s.out, 0.01)
     s.depth[...] += 0.8 * mine * _soft(0.006 - np.abs(s.out - inner), 0.006)
 
 
 def _paint_lesion(scene: Scene, a: Anatomy, box: Box, finding: dict) -> None:
     """Lung Lesion: one to three round discs."""
-    rng = _stream(a, finding)
     s = scene.window(box)
-    wide, high = box.x1 - box.x0, box.y1 - box.y0
-    for radius in rng.uniform(0.020, 0.030, rng.integers(1, 4)) + 0.02 * box.strength:
-        cx = box.x0 + rng.uniform(radius, max(wide - radius, radius + 0.001))
-        cy = box.y0 + rng.uniform(radius, max(high - radius, radius + 0.001))
-        r = np.sqrt(np.square(s.x - cx) + np.square(s.y - cy))
-        s.depth[...] += 0.75 * (s.air / 1.3) * _soft(radius - r, 0.010)
+    for x, y, radius in _discs(a, finding):
+        r = np.sqrt(np.square(s.x - x) + np.square(s.y - y))
+        s.depth[...] += 0.9 * (s.air / 1.3) * _soft(radius - r, 0.010)
 
 
 def _paint_fracture(scene: Scene, a: Anatomy, box: Box, finding: dict) -> None:
     """Fracture: a rib broken in a step, its ends bright with callus, a dark gap between."""
     s = scene.window(box)
     u, v = _within(s, box)
-    step = np.where(u < 0.5, -0.16, 0.16)
-    line = np.abs(v - 0.5 - step - 0.15 * (u - 0.5)) * (box.y1 - box.y0)
-    rib = _soft(0.010 - line, 0.006) * _soft(0.46 - np.abs(u - 0.5), 0.08)
-    callus = _soft(1 - (np.square((u - 0.5) / 0.22) + np.square((v - 0.5) / 0.34)), 0.3)
-    gap = _soft(0.035 - np.abs(u - 0.5), 0.03) * callus
-    s.depth[...] += (0.4 + 0.4 * box.strength) * (np.maximum(rib, 0.8 * callus) - 1.2 * gap)
+    high = box.y1 - box.y0
+    rib = np.zeros(s.depth.shape, np.float32)
+    for centre, level in ((0.28, 0.3), (0.72, 0.7)):
+        shaft = _soft(0.011 - np.abs(v - level - 0.2 * (u - centre)) * high, 0.006) * _soft(
+            0.25 - np.abs(u - centre), 0.05
+        )
+        knob = centre + np.sign(0.5 - centre) * 0.16
+        rib += shaft + 0.7 * _soft(0.02 - np.hypot((u - knob) * (box.x1 - box.x0), (v - level) * high), 0.012)
+    s.depth[...] += (0.45 + 0.4 * box.strength) * rib
 
 
 def _devices(a: Anatomy, strength: float, at: list[float]) -> list:
@@ -543,9 +569,11 @@ def _devices(a: Anatomy, strength: float, at: list[float]) -> list:
 
 
 def _tube(a: Anatomy) -> list:
-    """An endotracheal tube: two walls down to above the carina."""
+    """An endotracheal tube down to above the carina, and a feeding tube to the stomach."""
     end = a.apex + 0.27 * a.height
-    return [([(a.midline + dx, 0.01), (a.midline + dx, end)], 0.007, 0.9) for dx in (-0.011, 0.011)]
+    tube = [([(a.midline + dx, 0.01), (a.midline + dx, end)], 0.007, 1.1) for dx in (-0.012, 0.012)]
+    path = [(a.midline + 0.03, 0.01), (a.midline + 0.03, a.angle[1] - 0.06), (a.x("left", 0.35), a.angle[1] + 0.03)]
+    return [*tube, (path, 0.008, 0.9)]
 
 
 def _line(a: Anatomy) -> list:
@@ -610,10 +638,10 @@ PAINTERS = {
 def _develop(depth: np.ndarray, plan: dict, size: int) -> np.ndarray:
     """Blur, expose, tone and mark: optical depth (size, size) to grey levels uint8."""
     pipeline, view = PIPELINES[plan["pixels"]], plan["view"]
-    rng = np.random.default_rng(plan["seed"])
+    rng, grains = (np.random.default_rng([plan["seed"], stream]) for stream in (0, 1))
     depth = gaussian_filter(depth, pipeline["blur"][view] * size, truncate=3)
-    grain = rng.uniform(*pipeline["noise"][view]) / 255 * 2.2
-    depth += grain * np.exp(0.5 * depth - 0.6) * rng.standard_normal(depth.shape, dtype=np.float32)
+    grain = rng.uniform(*pipeline["noise"][view]) / 255 * 1.3
+    depth += grain * np.exp(0.5 * depth - 0.6) * grains.standard_normal(depth.shape, dtype=np.float32)
     grey = TONES[pipeline["tone"]](depth, rng, size)
     grey = np.maximum(grey, _marker(size, pipeline["marker"], view))
     return (255 * _border(grey, pipeline, rng).clip(0, 1)).astype(np.uint8)
@@ -627,13 +655,13 @@ def _equalise(depth: np.ndarray, rng: np.random.Generator, size: int) -> np.ndar
 
 def _sigmoid(depth: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
     """A soft S-curve after a vendor's edge enhancement."""
-    sharp = depth + 0.8 * (depth - gaussian_filter(depth, 0.012 * size, truncate=2))
-    return 0.08 + 0.8 / (1 + np.exp(-2.3 * (sharp - 1.45)))
+    sharp = depth + 0.7 * (depth - gaussian_filter(depth, 0.012 * size, truncate=2))
+    return 0.05 + 0.9 / (1 + np.exp(-2.1 * (sharp - 1.5)))
 
 
 def _gamma(depth: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
     """Window, level and gamma, different on every film."""
-    low, high = rng.uniform(0.2, 0.45), rng.uniform(2.3, 2.7)
+    low, high = rng.uniform(0.1, 0.35), rng.uniform(2.5, 2.9)
     return ((depth - low) / (high - low)).clip(0, 1) ** rng.uniform(0.7, 1.4)
 
 
