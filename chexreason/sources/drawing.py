@@ -287,7 +287,7 @@ def _vessels(a: Anatomy, size: int) -> np.ndarray:
     for side, sign, low in (("right", -1, 0.015), ("left", 1, 0.0)):
         root = np.array([[a.x(side, 0.24), a.hilum_y + low]])
         trunk = root + np.array([(-sign * 0.005, -0.05), (0, 0), (sign * 0.012, 0.08)])
-        lines.append((trunk.tolist(), 0.036, 0.42))
+        lines.append((trunk.tolist(), 0.03, 0.3))
         angle = np.linspace(-1.3, 1.35, 7) + rng.normal(0, 0.12, 7)
         length, width = 0.13 + 0.07 * np.abs(angle), 0.014
         for _ in range(3):
