@@ -13,6 +13,7 @@ from chexreason.labels import CHEXPERT14
 
 LABELS = list(CHEXPERT14)
 MANIFEST = "curate/manifest.parquet"
+PREVALENCE = "curate/prevalence.parquet"
 
 
 class CurateError(ValueError):
@@ -230,6 +231,46 @@ def dataset(study, split: str) -> pd.DataFrame:
         image=[str(study.folder / path) for path in films["path"]],
         boxes=[[Box(**box) for box in json.loads(text)] for text in films["boxes"]],
     )
+
+
+def cooccurrence(films: pd.DataFrame) -> pd.DataFrame:
+    """Of the films that show the row's label, the share that show the column's (14 x 14), from a `dataset`."""
+    shows = films[LABELS].eq(1.0).astype(float)
+    return (shows.T @ shows).div(shows.sum(), axis="index")
+
+
+def strongest(films: pd.DataFrame) -> pd.DataFrame:
+    """For each finding the film of a `dataset` that shows it most strongly: image, box."""
+    found = films[["image", "boxes"]].explode("boxes").dropna().rename(columns={"boxes": "box"})
+    found = found.assign(finding=[box.finding for box in found["box"]], strength=[box.strength for box in found["box"]])
+    first = found.sort_values("strength", ascending=False, kind="stable").drop_duplicates("finding")
+    return first.set_index("finding").reindex(LABELS).dropna()[["image", "box"]]
+
+
+def gallery(study, splits: Iterable[str], each: int) -> pd.DataFrame:
+    """`each` films of every split, drawn at random but always the same ones: image, caption (split, view, labels)."""
+    films = pd.concat([_some(dataset(study, split), each) for split in splits], ignore_index=True)
+    named = films["labels"].map(lambda names: ", ".join(names) or "no label")
+    return films.assign(caption=films["split"] + ", " + films["view"] + ": " + named)[["image", "caption"]]
+
+
+def summary(manifest: pd.DataFrame, shares: pd.DataFrame) -> str:
+    """What was curated, a sentence a line, from the manifest and the `prevalence` record."""
+    patients, films = manifest.groupby("split", sort=False)["patient"].nunique(), manifest["split"].value_counts()
+    lines = [f"{split}: {films[split]:,} films of {patients[split]:,} patients." for split in patients.index]
+    common = patients_shared(manifest).to_numpy()
+    lines.append(f"Patients in more than one split: {common.sum() - common.trace()}.")
+    table = shares.pivot(index="label", columns="stage", values="share")
+    for stage in ("sft", "rl"):
+        rare = table[stage].idxmin()
+        lines.append(
+            f"Rarest label in {stage}: {rare}, {table.loc[rare, stage]:.1%} (pool: {table.loc[rare, 'pool']:.1%})."
+        )
+    return "\n".join(lines)
+
+
+def _some(films: pd.DataFrame, count: int) -> pd.DataFrame:
+    return films.iloc[np.argsort(unit(films["film"], "gallery"))[:count]]
 
 
 def _need(floor: float, count: int) -> int:

@@ -162,6 +162,71 @@ def contact_sheet(films: pd.DataFrame, ax, *, phantom: bool, title: str = "Films
     return ax
 
 
+def prevalence(shares: pd.DataFrame, ax, *, floor: float, ceiling: float, phantom: bool):
+    """The share of films that show each label, by stage, from the `prevalence` record; lines at floor and ceiling."""
+    dots(shares, ax, y="label", hue="stage", value="share", low="share", high="share")
+    ax.axvline(floor, color="black", linewidth=1, linestyle="--", label=f"floor {floor:.0%}")
+    ax.axvline(ceiling, color="black", linewidth=1, linestyle=":", label=f"ceiling {ceiling:.0%}")
+    ax.set(xlim=(0, None), xlabel="share of films that show the label")
+    ax.xaxis.set_major_formatter("{x:.0%}")
+    ax.set_title(entitled("Each label before and after sampling", phantom))
+    ax.legend(loc="lower right")
+    return ax
+
+
+def cooccurrence(shares: pd.DataFrame, ax, *, phantom: bool):
+    """Of the films that show the row's label, the share that show the column's too, from `curate.cooccurrence`."""
+    import seaborn as sns
+
+    whole = shares.mul(100)
+    sns.heatmap(whole, ax=ax, cmap="cividis", vmin=0, vmax=100, annot=True, fmt=".0f", square=True, cbar=False)
+    ax.set(xlabel="… show this one too (%)", ylabel="Of the films that show this label …")
+    ax.tick_params(axis="x", rotation=90)
+    ax.set_title(entitled("Which labels come together", phantom))
+    return ax
+
+
+def boxed(findings: pd.DataFrame, axes: Iterable, *, phantom: bool):
+    """A film for each finding, with the finding's box, on an Axes of its own; Axes left over stay empty.
+
+    `findings` has columns `image` (path) and `box` (`Box`; corners as fractions of the film), as `curate.strongest`
+    gives them.
+    """
+    import seaborn as sns
+    from matplotlib.patches import Rectangle
+    from PIL import Image
+
+    colour = sns.color_palette("colorblind")[1]
+    axes = list(axes)
+    for ax, (image, box) in zip(axes, findings[["image", "box"]].itertuples(index=False), strict=False):
+        corner, width, height = (box.x0, box.y0), box.x1 - box.x0, box.y1 - box.y0
+        ax.imshow(np.asarray(Image.open(image).convert("L")), cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0))
+        ax.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=1.8))
+        ax.set_title(box.finding, fontsize="small")
+    for ax in axes:
+        ax.axis("off")
+    axes[0].figure.suptitle(entitled("Where each finding was drawn", phantom), fontsize="medium")
+    return axes
+
+
+def beside(films: pd.DataFrame, *, phantom: bool) -> str:
+    """Films beside what was written about them, as HTML: `image` (path), `film`, `labels` (list), `text` (escaped)."""
+    import base64
+    from html import escape
+    from pathlib import Path
+
+    rows = []
+    for film in films.itertuples():
+        pixels = base64.b64encode(Path(film.image).read_bytes()).decode()
+        named = f"{film.film}, labelled {', '.join(film.labels) or 'nothing'}"
+        about = escape(f"Phantom film {named}" if phantom else f"Film {named}")
+        rows.append(
+            f'<tr><td><img width="160" src="data:image/png;base64,{pixels}" alt="{about}"></td>'
+            f'<td style="text-align:left"><b>{about}</b><br>{escape(film.text)}</td></tr>'
+        )
+    return f"<table>{''.join(rows)}</table>"
+
+
 def _words(column: str) -> str:
     """A column's name as an axis label: `macro_f1` reads macro-F1."""
     return column.replace("_f1", "-F1").replace("_", " ")

@@ -10,6 +10,7 @@ import pandas as pd
 from chexreason import answers
 from chexreason.labels import CHEXPERT14
 
+TRACES = "curate/traces.parquet"
 MAX_WORDS = 75
 TERSE = 0.1
 """Share of traces that leave out the survey and most negatives, as some readers do."""
@@ -183,6 +184,16 @@ def check(text: str, truth: Collection[str], max_words: int = MAX_WORDS) -> str:
         return f"gives the answer away: {giveaway[0]!r}"
     words = len(answer.reasoning.split())
     return f"{words} words, at most {max_words} are allowed" if words > max_words else ""
+
+
+def summary(traces: pd.DataFrame, min_length: int) -> str:
+    """What was written, in two sentences; `min_length` in characters is what the hard reward asks for."""
+    lengths, words = traces["reasoning"].str.len(), traces["reasoning"].str.lower().str.findall(r"[a-z-]+")
+    faulty, vocabulary, long = traces["check"].ne("").sum(), words.explode().nunique(), (lengths >= min_length).mean()
+    return (
+        f"{len(traces):,} traces, {faulty} of them faulty, in {vocabulary} different words.\n"
+        f"Median length {lengths.median():.0f} characters; {long:.0%} have {min_length} or more."
+    )
 
 
 def _findings(names: list[str], boxes: Sequence, room: int, rng: np.random.Generator) -> list[str]:
