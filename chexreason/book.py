@@ -1,6 +1,7 @@
 """The book: prose pages and executed notebooks, assembled under the study's folder and built offline."""
 
 import fnmatch
+import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,8 @@ def build(study, source: Path, chapters: list[Path]) -> Path:
     said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     (folder / "build.log").write_text(said.stdout, encoding="utf-8")
     if said.returncode:
-        raise BookError(f"the book did not build; {folder / 'build.log'} ends:\n{said.stdout[-4000:]}")
+        told = [line for line in said.stdout.splitlines() if re.search("warning|error|exception", line, re.IGNORECASE)]
+        raise BookError("\n".join([f"the book did not build; {folder / 'build.log'} says:", *told]))
     return folder / "_build" / "html" / "index.html"
 
 
@@ -34,15 +36,17 @@ def assemble(study, source: Path, chapters: list[Path]) -> Path:
     folder = study.folder / "book"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(source, folder)
+    labels: set[str] = set()
     for chapter in chapters:
-        _copy(chapter, folder)
+        _copy(chapter, folder, labels)
     shutil.copy(study.file, folder / "params.yaml")
     contents = yaml.safe_load((source / "_toc.yml").read_text(encoding="utf-8"))
     _write(folder / "_toc.yml", expand(contents, [chapter.stem for chapter in chapters]))
     settings = yaml.safe_load((source / "_config.yml").read_text(encoding="utf-8"))
-    settings["title"] = f"{settings['title']}: {study.title}"
+    theme = settings["sphinx"]["config"]["html_theme_options"]
+    theme["logo"] = {"text": f"{settings['title']}: {study.title}"}
     if study.phantom:
-        settings["html"]["announcement"] = PHANTOM
+        theme["announcement"] = PHANTOM
     _write(folder / "_config.yml", settings)
     return folder
 
@@ -65,15 +69,20 @@ def _entries(entry: dict, chapters: list[str]) -> list[dict]:
     return [{"file": chapter} for chapter in chapters if fnmatch.fnmatch(chapter, entry["glob"])]
 
 
-def _copy(chapter: Path, folder: Path) -> None:
-    """Copy an executed notebook; one of several runs of a notebook names its run in its heading."""
+def _copy(chapter: Path, folder: Path, labels: set[str]) -> None:
+    """Copy an executed notebook; one of several runs has its run in its heading, and in figure labels already taken."""
     import nbformat
 
     notebook = nbformat.read(chapter, as_version=4)
-    run = chapter.stem.partition("-")[2].replace("-", " · ")
+    run = chapter.stem.partition("-")[2]
     if run:
         heading, *rest = notebook.cells[0].source.split("\n")
-        notebook.cells[0].source = "\n".join([f"{heading} ({run})", *rest])
+        notebook.cells[0].source = "\n".join([f"{heading} ({run.replace('-', ' · ')})", *rest])
+    shown = [cell.metadata.get("mystnb", {}) for cell in notebook.cells]
+    for figure in [how.figure for how in shown if "figure" in how]:
+        if figure.get("name") in labels:
+            figure.name += f"-{run}"
+        labels.add(figure.get("name"))
     nbformat.write(notebook, folder / chapter.name)
 
 

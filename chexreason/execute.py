@@ -38,7 +38,7 @@ class Relay:
 
     def __init__(self, name: str, to: TextIO, every: float = 5.0):
         self._name, self._to, self._every = name, to, every
-        self._rest, self._shown = "", 0.0
+        self._rest, self._shown = "", float("-inf")
 
     def write(self, text: str) -> None:
         """Take `text` as it comes, and show the lines it completes."""

@@ -1,6 +1,41 @@
-"""Settings of every test."""
+"""The command line as a user calls it, and the smoke study, run once for all tests that look at its results."""
 
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
+
+from chexreason import params
 
 settings.register_profile("steady", deadline=None, derandomize=True)  # the same examples, however busy the machine is
 settings.load_profile("steady")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Run `chexreason ...` in `folder` as a process of its own."""
+    call = [Path(sys.executable).with_name("chexreason"), *arguments]
+    return subprocess.run(call, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def study_folder(folder: Path, **changes: str) -> Path:
+    """A folder with a copy of the smoke params; `changes` are replaced in the text, new for old."""
+    text = (ROOT / "params" / "smoke.yaml").read_text(encoding="utf-8")
+    for new, old in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "params").mkdir(exist_ok=True)
+    (folder / "params" / "smoke.yaml").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory) -> params.Study:
+    """The smoke study after `chexreason run`, book included, in a folder of its own."""
+    folder = study_folder(tmp_path_factory.mktemp("smoke"))
+    said = command(folder, "run", "params/smoke.yaml")
+    assert said.returncode == 0, said.stdout[-2000:] + said.stderr[-6000:]
+    return params.load(folder / "params" / "smoke.yaml")

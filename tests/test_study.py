@@ -1,0 +1,181 @@
+"""The smoke study, run through the DAG: its records agree with each other, and nothing runs that need not."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import command, study_folder
+
+from chexreason import answers, labels, params, records, score
+from chexreason.execute import PACKAGE
+
+SFT = "sft/medgemma/free_reasoning/seed0"
+GRPO = "grpo/medgemma/hard/seed0"
+
+
+def record(study, name: str):
+    return records.load(study.folder / f"{name}.parquet")
+
+
+def jobs(said: subprocess.CompletedProcess) -> set[str]:
+    """The rules that a dry run would run."""
+    return set(re.findall(r"^(\w+)\s+1$", said.stdout + said.stderr, re.MULTILINE))
+
+
+def written(folder: Path) -> dict[Path, int]:
+    """When each record and executed notebook was written, in nanoseconds."""
+    files = [path for end in ("*.parquet", "*.safetensors", "*.ipynb") for path in folder.rglob(end)]
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_every_split_has_its_films_and_no_patient_is_in_two(smoke):
+    manifest = record(smoke, "curate/manifest")
+    sizes = manifest["split"].replace("sft-holdout", "sft").value_counts().to_dict()
+    tests = {name: test.films for name, test in smoke.tests.items()}
+    assert sizes == {"sft": smoke.curate.sft, "rl": smoke.curate.rl, "a-validation": smoke.curate.validation} | tests
+    training = manifest[manifest["source"] == smoke.curate.train].replace({"split": {"sft-holdout": "sft"}})
+    assert training.groupby("patient")["split"].nunique().max() == 1
+    assert all(records.sha256(smoke.folder / film.path) == film.sha256 for film in manifest.itertuples())
+
+
+def test_every_label_reaches_the_floor_in_both_training_splits(smoke):
+    prevalence = record(smoke, "curate/prevalence")
+    trained = prevalence[prevalence["stage"].isin(["sft", "rl"])]
+    assert len(trained) == 2 * len(labels.CHEXPERT14)
+    assert trained["share"].min() >= smoke.curate.floor
+
+
+def test_every_sft_film_has_a_trace_that_ends_in_its_labels(smoke):
+    manifest, traces = record(smoke, "curate/manifest"), record(smoke, "curate/traces")
+    assert set(traces["film"]) == set(manifest.loc[manifest["split"].isin(["sft", "sft-holdout"]), "film"])
+    assert (traces["check"] == "").all()
+    assert [list(answers.read_strict(text).labels) for text in traces["text"]] == [
+        list(names) for names in traces["labels"]
+    ]
+
+
+def test_sft_and_grpo_log_what_they_did(smoke):
+    sft, grpo = record(smoke, f"{SFT}/log"), record(smoke, f"{GRPO}/log")
+    assert set(sft["split"]) == {"train", "eval"}
+    assert sft["loss"].gt(0).all()
+    assert sft["token_accuracy"].dropna().between(0, 1).all()
+    assert grpo["step"].max() == smoke.grpo.steps
+    assert grpo["kl"].iloc[0] == pytest.approx(0, abs=1e-3)  # the reference is the SFT checkpoint it starts from
+
+
+def test_training_changed_the_adapter(smoke):
+    from safetensors.numpy import load_file
+
+    sft, grpo = (load_file(smoke.folder / where / "adapter" / "adapter_model.safetensors") for where in (SFT, GRPO))
+    assert any(weights.any() for name, weights in sft.items() if "lora_B" in name)  # zero before training
+    assert any((grpo[name] != weights).any() for name, weights in sft.items())
+
+
+def test_every_checkpoint_answers_every_film_and_the_text_is_what_was_parsed(smoke):
+    manifest = record(smoke, "curate/manifest")
+    asked = manifest[manifest["split"].isin(score.datasets(smoke))]
+    for checkpoint in smoke.checkpoints():
+        given = records.load(score.answers_path(smoke, *checkpoint))
+        assert set(zip(given["dataset"], given["film"], strict=True)) == set(
+            zip(asked["split"], asked["film"], strict=True)
+        )
+        readings = [answers.read(text) for text in given["text"]]
+        assert [list(reading.labels) for reading in readings] == [list(names) for names in given["labels"]]
+        assert [reading.failed for reading in readings] == list(given["failed"])
+
+
+def test_records_say_where_they_come_from(smoke):
+    origin = record(smoke, "compare/overall").attrs["origin"]
+    assert origin["params_hash"] == smoke.hash
+    assert origin["phantom"] is True
+    assert origin["inputs"]["curate/manifest.parquet"] == records.sha256(smoke.folder / "curate" / "manifest.parquet")
+
+
+def test_the_command_line_prints_one_result_per_model_data_set_and_label_set(smoke):
+    said = command(smoke.folder.parent.parent, "results", "params/smoke.yaml", "--json")
+    rows = json.loads(said.stdout)
+    sets = [(dataset, name) for dataset, names in score.datasets(smoke).items() for name in names]
+    models = [score.model_name(smoke, model, checkpoint) for model, checkpoint, _ in smoke.checkpoints()]
+    assert [(row["model"], row["dataset"], row["label_set"]) for row in rows] == [
+        (model, *where) for model in models for where in sets
+    ]
+    assert all(row["params_hash"] == smoke.hash and row["phantom"] for row in rows)
+
+
+def test_executed_notebooks_hold_no_error_and_nothing_of_this_machine(smoke):
+    executed = sorted((smoke.folder / "notebooks").glob("*.ipynb"))
+    assert len(executed) == 8
+    for path in executed:
+        cells = nbformat.read(path, as_version=4).cells
+        outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+        assert not [output for output in outputs if output.output_type == "error"], path.name
+        assert str(smoke.folder.parent) not in path.read_text(encoding="utf-8"), path.name
+        assert str(PACKAGE) not in path.read_text(encoding="utf-8"), path.name
+
+
+def test_nothing_runs_again_when_nothing_changed(smoke):
+    before, start = written(smoke.folder), time.monotonic()
+    said = command(smoke.folder.parent.parent, "run", "params/smoke.yaml")
+    assert "Nothing to be done" in said.stdout + said.stderr
+    assert written(smoke.folder) == before
+    assert time.monotonic() - start < 15
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "stale"),
+    [
+        ("draws: 51", "draws: 50", {"compare"}),
+        ("max_new_tokens: 150", "max_new_tokens: 160", {"compare", "predict"}),
+        ("temperature: 0.7", "temperature: 0.8", {"compare", "predict_medgemma_grpo", "grpo"}),
+        (
+            "warmup: 0.1\n  weight_decay",
+            "warmup: 0.05\n  weight_decay",
+            {"compare", "predict_medgemma_[sg]", "grpo", "sft"},
+        ),
+    ],
+)
+def test_a_changed_value_runs_again_just_what_depends_on_it(smoke, new, old, stale):
+    folder = smoke.folder.parent.parent
+    study_folder(folder, **{new: old})
+    try:
+        would = jobs(command(folder, "run", "params/smoke.yaml", "--", "--dry-run"))
+    finally:
+        study_folder(folder)
+    everything = {"index", "book", "compare", "curate", *(f"{stage}_medgemma" for stage in ("sft", "grpo", "predict"))}
+    assert {"index", "book"} <= would
+    assert {rule for rule in would - {"index", "book", "total"} if not re.match("|".join(stale), rule)} == set()
+    assert all(any(re.match(pattern, rule) for rule in would) for pattern in stale), (would, everything)
+
+
+def test_the_same_params_give_the_same_adapter_and_the_same_answers(smoke):
+    trained = smoke.folder / SFT / "adapter" / "adapter_model.safetensors"
+    answered = score.answers_path(smoke, "medgemma", "sft/free_reasoning", 0)
+    before = records.sha256(trained), records.sha256(answered)
+    for path in (trained, answered):
+        path.unlink()
+    said = command(
+        smoke.folder.parent.parent, "run", "params/smoke.yaml", str(answered.relative_to(smoke.folder.parents[1]))
+    )
+    assert said.returncode == 0, said.stderr[-4000:]
+    assert (records.sha256(trained), records.sha256(answered)) == before
+
+
+def test_a_killed_run_goes_on_with_the_same_command(tmp_path):
+    call = [Path(sys.executable).with_name("chexreason"), "run", "params/smoke.yaml", "curate"]
+    study_folder(tmp_path)
+    killed = subprocess.Popen(call, cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True)
+    part = tmp_path / "runs" / "smoke" / "notebooks" / ".1_curate.part.ipynb"
+    while killed.poll() is None and not part.exists():
+        time.sleep(0.1)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    said = command(tmp_path, "run", "params/smoke.yaml", "curate")
+    assert said.returncode == 0, said.stderr[-4000:]
+    assert len(record(params.load(tmp_path / "params" / "smoke.yaml"), "curate/manifest"))
