@@ -239,11 +239,15 @@ def cooccurrence(films: pd.DataFrame) -> pd.DataFrame:
     return (shows.T @ shows).div(shows.sum(), axis="index")
 
 
-def strongest(films: pd.DataFrame) -> pd.DataFrame:
-    """For each finding the film of a `dataset` that shows it most strongly: image, box."""
-    found = films[["image", "boxes"]].explode("boxes").dropna().rename(columns={"boxes": "box"})
-    found = found.assign(finding=[box.finding for box in found["box"]], strength=[box.strength for box in found["box"]])
-    first = found.sort_values("strength", ascending=False, kind="stable").drop_duplicates("finding")
+def clearest(films: pd.DataFrame) -> pd.DataFrame:
+    """For each finding the film of a `dataset` that shows it with the least else, then most strongly: image, box."""
+    found = films[["image", "boxes"]].assign(count=films["boxes"].map(len)).explode("boxes").dropna()
+    found = found.assign(
+        box=found["boxes"],
+        finding=[box.finding for box in found["boxes"]],
+        weakness=[-box.strength for box in found["boxes"]],
+    )
+    first = found.sort_values(["count", "weakness"], kind="stable").drop_duplicates("finding")
     return first.set_index("finding").reindex(LABELS).dropna()[["image", "box"]]
 
 

@@ -170,7 +170,7 @@ def prevalence(shares: pd.DataFrame, ax, *, floor: float, ceiling: float, phanto
     ax.set(xlim=(0, None), xlabel="share of films that show the label")
     ax.xaxis.set_major_formatter("{x:.0%}")
     ax.set_title(entitled("Each label before and after sampling", phantom))
-    ax.legend(loc="lower right")
+    ax.legend(loc="upper left", bbox_to_anchor=(0, -0.1), ncols=3, borderaxespad=0)
     return ax
 
 
@@ -189,7 +189,7 @@ def cooccurrence(shares: pd.DataFrame, ax, *, phantom: bool):
 def boxed(findings: pd.DataFrame, axes: Iterable, *, phantom: bool):
     """A film for each finding, with the finding's box, on an Axes of its own; Axes left over stay empty.
 
-    `findings` has columns `image` (path) and `box` (`Box`; corners as fractions of the film), as `curate.strongest`
+    `findings` has columns `image` (path) and `box` (`Box`; corners as fractions of the film), as `curate.clearest`
     gives them.
     """
     import seaborn as sns
