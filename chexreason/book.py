@@ -1,6 +1,7 @@
 """The book: prose pages and executed notebooks, assembled under the study's folder and built offline."""
 
 import fnmatch
+import os
 import re
 import shutil
 import subprocess
@@ -23,10 +24,11 @@ def build(study, source: Path, chapters: list[Path]) -> Path:
     """
     folder = assemble(study, source, chapters)
     command = [Path(sys.executable).with_name("jupyter-book"), "build", folder, "-W", "-n", "--keep-going"]
-    said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    plain = {**os.environ, "NO_COLOR": "1"}
+    said = subprocess.run(command, env=plain, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     (folder / "build.log").write_text(said.stdout, encoding="utf-8")
     if said.returncode:
-        told = [line for line in said.stdout.splitlines() if re.search("warning|error|exception", line, re.IGNORECASE)]
+        told = [line for line in said.stdout.splitlines() if re.search(r"WARNING:|ERROR:|Exception|Error:", line)]
         raise BookError("\n".join([f"the book did not build; {folder / 'build.log'} says:", *told]))
     return folder / "_build" / "html" / "index.html"
 

@@ -21,6 +21,7 @@ ENVIRONMENT = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TRL_EXPERIMENTAL_SILENCE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONWARNINGS": "ignore::FutureWarning",  # libraries telling each other what they will rename
 }
 """What every kernel starts with, unless the caller's environment says otherwise."""
 
@@ -155,7 +156,7 @@ def _kernel_manager() -> type:
     unset = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
 
     class Kernels(AsyncKernelManager):
-        kernel_spec = KernelSpec(**get_kernel_dict(), env=unset)
+        kernel_spec = KernelSpec(**get_kernel_dict(["--log-level=50"]), env=unset)  # silent when told to shut down
         transport_encryption = "auto"  # otherwise ipykernel 7 warns at each start about plain TCP
 
     return Kernels
