@@ -147,13 +147,9 @@ def write_trace(labels: Collection[str], boxes: Sequence, view: str, rng: np.ran
     opening = [_pick(OPENINGS[view], rng)] + ([] if terse else [_pick(SURVEYS, rng)])
     closing = _impression(names, rng)
     findings = _findings(names, boxes, MAX_WORDS - _words([*opening, closing]), rng)
-    if _words(opening + findings + [closing]) > MAX_WORDS:
-        opening = opening[:1]
     shown = set(labels) | {box.finding for box in boxes}
     length = rng.integers(170, 250) if terse else rng.integers(265, 340)
     negatives = _negatives(shown, length - _characters(opening + findings + [closing]), rng)
-    while negatives and _words(opening + findings + negatives + [closing]) > MAX_WORDS:
-        negatives.pop()
     return " ".join([*opening, *findings, *negatives, closing])
 
 

@@ -285,3 +285,42 @@ def test_prevalence_counts_what_the_manifest_holds(study, manifest):
 def test_the_same_study_gives_the_same_manifest_whatever_ran_before(study, manifest):
     pd.testing.assert_frame_equal(curate.choose(study), manifest.drop(columns="sha256"))
     assert all(json.loads(boxes) is not None for boxes in manifest["boxes"])
+
+
+# --- what the notebook shows ------------------------------------------------------------------------------------------
+
+
+def test_cooccurrence_is_conditional_on_the_rows_label():
+    films = pd.DataFrame(0.0, index=range(4), columns=list(CHEXPERT14))
+    films.loc[[0, 1], "Edema"] = 1.0
+    films.loc[[0, 1, 2, 3], "Cardiomegaly"] = 1.0
+    shares = curate.cooccurrence(films)
+    assert shares.loc["Edema", "Cardiomegaly"] == 1.0 and shares.loc["Cardiomegaly", "Edema"] == 0.5
+    assert shares.loc["Fracture"].isna().all()
+
+
+def test_the_clearest_film_of_a_finding_shows_little_else_and_then_most(study, manifest):
+    films = curate.dataset(study, "sft")
+    shown = curate.clearest(films)
+    assert shown.index.tolist() == [name for name in CHEXPERT14[1:] if name in shown.index]
+    for finding, (image, box) in shown.iterrows():
+        showing = [boxes for boxes in films["boxes"] if finding in {each.finding for each in boxes}]
+        fewest = min(len(boxes) for boxes in showing)
+        alone = [each for boxes in showing if len(boxes) == fewest for each in boxes if each.finding == finding]
+        assert box.finding == finding and box.strength == max(each.strength for each in alone)
+        assert box in films.loc[films["image"] == image, "boxes"].item()
+
+
+def test_the_gallery_takes_the_number_asked_for_from_each_split_and_always_the_same(study, manifest):
+    films = curate.gallery(study, ["sft", "c-test"], each=5)
+    assert films["caption"].str.partition(",")[0].tolist() == ["sft"] * 5 + ["c-test"] * 5
+    pd.testing.assert_frame_equal(films, curate.gallery(study, ["sft", "c-test"], each=5))
+
+
+def test_the_summary_counts_films_patients_and_overlap(study, manifest):
+    shares = curate.prevalence(manifest, study)
+    lines = curate.summary(manifest, shares).split("\n")
+    assert lines[0] == f"sft: 90 films of {manifest.loc[manifest['split'] == 'sft', 'patient'].nunique()} patients."
+    assert "Patients in more than one split: 0." in lines
+    leaked = manifest.assign(patient=manifest["patient"].where(manifest.index != 0, manifest["patient"].iloc[-1]))
+    assert "Patients in more than one split: 0." not in curate.summary(leaked, shares)

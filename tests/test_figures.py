@@ -127,3 +127,40 @@ def test_a_table_is_shown_escaped_rounded_and_named(recwarn):
     html = figures.shown(table, "Replies", phantom=True).to_html()
     assert "&lt;b&gt;Edema" in html and "0.333" in html and "–" in html and "Replies (phantom films)" in html
     assert html == figures.shown(table, "Replies", phantom=True).to_html()
+
+
+def test_prevalence_puts_each_share_at_its_place_between_floor_and_ceiling(axes):
+    shares = pd.DataFrame({"label": ["Edema", "Edema"], "stage": ["pool", "sft"], "share": [0.02, 0.06]})
+    ax = figures.prevalence(shares, axes[0], floor=0.05, ceiling=0.25, phantom=True)
+    drawn = {line.get_label(): line.get_xdata()[0] for line in ax.lines}
+    assert drawn == {"pool": 0.02, "sft": 0.06, "floor 5%": 0.05, "ceiling 25%": 0.25}
+    assert "phantom" in ax.get_title("left")
+
+
+def test_cooccurrence_writes_the_share_of_the_rows_films_in_percent(axes):
+    shares = pd.DataFrame([[1.0, 0.25], [0.5, 1.0]], index=["Edema", "Fracture"], columns=["Edema", "Fracture"])
+    ax = figures.cooccurrence(shares, axes[0], phantom=True)
+    assert [text.get_text() for text in ax.texts] == ["100", "25", "50", "100"]
+    assert "phantom" in ax.get_title("left")
+
+
+def test_boxes_lie_where_the_finding_is(axes, tmp_path):
+    from PIL import Image
+
+    from chexreason.sources.drawing import Box
+
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "film.png")
+    box = Box("Edema", 0.25, 0.5, 0.75, 0.625, "both", "mid", 0.9)
+    figures.boxed(pd.DataFrame({"image": [tmp_path / "film.png"], "box": [box]}), axes, phantom=True)
+    (drawn,) = axes[0].patches
+    assert drawn.get_bbox().extents.tolist() == [0.25, 0.5, 0.75, 0.625]
+    assert axes[0].get_title("left") == "Edema" and not axes[1].axison
+    assert "phantom" in axes[0].figure.get_suptitle()
+
+
+def test_what_was_written_beside_a_film_is_escaped(tmp_path):
+    (tmp_path / "film.png").write_bytes(b"pixels")
+    film = {"film": "a-p1", "image": str(tmp_path / "film.png"), "labels": ["Edema"], "text": "<think>x</think>"}
+    html = figures.beside(pd.DataFrame([film]), phantom=True)
+    assert "&lt;think&gt;x" in html and "<think>" not in html
+    assert "data:image/png;base64,cGl4ZWxz" in html and 'alt="Phantom film a-p1, labelled Edema"' in html

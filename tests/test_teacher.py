@@ -167,3 +167,10 @@ def test_a_film_keeps_its_trace_when_other_films_come_and_go():
     assert whole["check"].eq("").all()
     assert [answers.read_strict(text).labels for text in whole["text"]] == [tuple(row[2]) for row in rows]
     assert teacher.traces(table, seed=6)["text"].ne(whole["text"].tolist()).any()
+
+
+def test_the_summary_counts_traces_faults_words_and_lengths():
+    table = pd.DataFrame({"reasoning": ["The heart. The lungs.", "the " * 100], "check": ["", "too long"]})
+    said = teacher.summary(table, 250)
+    assert said.startswith("2 traces, 1 of them faulty, in 3 different words.")
+    assert "50% have 250 or more" in said
