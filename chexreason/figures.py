@@ -138,6 +138,17 @@ def learning(log: pd.DataFrame, axes: Iterable, *, phantom: bool):
     return axes
 
 
+def seeing(log: pd.DataFrame, ax, *, phantom: bool):
+    """Area under the ROC curve by epoch, one line a label, from the log of `forge.train_vision`."""
+    import seaborn as sns
+
+    sns.lineplot(log, x="epoch", y="auc", hue="label", style="label", ax=ax)
+    ax.set(xlabel="epoch", ylabel="held-out area under the ROC curve")
+    ax.set_title(entitled("What the vision tower sees", phantom))
+    sns.move_legend(ax, "center left", bbox_to_anchor=(1, 0.5), title=None)
+    return ax
+
+
 def contact_sheet(films: pd.DataFrame, ax, *, phantom: bool, title: str = "Films", columns: int = 6):
     """Films side by side, each over its caption.
 

@@ -73,6 +73,20 @@ def film_turns(films: pd.DataFrame, seed: int) -> list[Turn]:
     return turns
 
 
+def choice_turns(films: pd.DataFrame, seed: int) -> list[Turn]:
+    """Which of a few findings are on a film: three to six are asked about, present ones more often than by chance."""
+    rng = np.random.default_rng(seed)
+    turns = []
+    for number, row in films.iterrows():
+        odds = 1.0 + 2.0 * row[LABELS].to_numpy(float)
+        asked = [
+            LABELS[place] for place in sorted(rng.choice(14, rng.integers(3, 7), replace=False, p=odds / odds.sum()))
+        ]
+        present = [name for name in asked if row[name]]
+        turns.append(Turn(f"Which of these: {', '.join(asked)}?", f"{', '.join(present) or 'None'}.", number))
+    return turns
+
+
 def dictations(films: pd.DataFrame, seed: int) -> list[Turn]:
     """Exercises in wording: the findings are told, and the answer reasons about them as the teacher would."""
     rng = np.random.default_rng(seed)
@@ -127,7 +141,18 @@ def drawings(count: int, seed: int) -> tuple[np.ndarray, list[Turn]]:
     return np.stack([picture for picture, _ in drawn]), turns
 
 
+def about(turns: Sequence[Turn], pictures: int) -> list[Turn]:
+    """The same exchanges over other pictures, which show nothing of what is said: words only."""
+    return [turn._replace(picture=number % pictures) for number, turn in enumerate(turns)]
+
+
 # Tokenizer, processor and configuration: the real classes, shrunk.
+
+
+def texts(turns: Sequence[Turn]) -> list[str]:
+    """Questions and answers, for the tokenizer to learn from, and every prompt of the study as often as an answer."""
+    study = [prompts.load(name) for name in prompts.names()]
+    return [text for turn in turns for text in (turn.question, turn.answer)] + study * (len(turns) // 10)
 
 
 def tokenizer(texts: Iterable[str], special: Sequence[str], **roles):
@@ -454,3 +479,12 @@ def save(model, processor, folder: Path) -> float:
     model.eval().save_pretrained(folder)
     processor.save_pretrained(folder)
     return (Path(folder) / "model.safetensors").stat().st_size / 1e6
+
+
+def summary(seeing: pd.DataFrame) -> str:
+    """What the vision tower tells apart after its last epoch, in a sentence."""
+    last = seeing[seeing["epoch"] == seeing["epoch"].max()].set_index("label")["auc"]
+    return (
+        f"On phantom films held out, the vision tower's area under the ROC curve is {last.mean():.3f} in the mean; "
+        f"best is {last.idxmax()} ({last.max():.3f}), hardest {last.idxmin()} ({last.min():.3f})."
+    )

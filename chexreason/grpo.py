@@ -133,7 +133,9 @@ def summary(table: pd.DataFrame) -> str:
     return (
         f"From the first {tenth} steps to the last {tenth} of {len(table)}, the sampled answers' mean reward went from "
         f"{first.reward:.3f} to {last.reward:.3f}, malformed answers from {first.format_failures:.1%} to "
-        f"{last.format_failures:.1%}, length from {first.completion_length:.0f} to {last.completion_length:.0f} tokens, "
-        f"entropy from {first.entropy:.3f} to {last.entropy:.3f} nats; KL to the SFT checkpoint ended at {last.kl:.4f}.  "
+        f"{last.format_failures:.1%}, length from "
+        f"{first.completion_length:.0f} to {last.completion_length:.0f} tokens, "
+        f"entropy from {first.entropy:.3f} to {last.entropy:.3f} nats; "
+        f"KL to the SFT checkpoint ended at {last.kl:.4f}.  "
         f"Whether greedy answers on unseen films gained too is measured in the comparison."
     )

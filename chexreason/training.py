@@ -50,11 +50,16 @@ def quietly(trainer):
     return trainer
 
 
+def threads() -> int:
+    """How many threads torch may use: what OMP_NUM_THREADS says, or one."""
+    return int(os.environ.get("OMP_NUM_THREADS", "1"))
+
+
 def steady_threads() -> None:
-    """As many torch threads as OMP_NUM_THREADS says (one, when it says nothing): the same sums in the same order."""
+    """Hold torch to `threads()`, so that the same sums are taken in the same order."""
     import torch
 
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    torch.set_num_threads(threads())
 
 
 def checkpoints(folder: Path, study: params.Study) -> Path:

@@ -1,0 +1,143 @@
+"""SFT and GRPO are configured as published, start where they should, and go on after a kill."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from chexreason import grpo, models, params, records, sft, training
+from chexreason.params import load
+
+
+@pytest.fixture
+def copy(smoke, tmp_path) -> params.Study:
+    """The smoke study with its curated films and SFT adapter, in a folder where it may be trained again."""
+    shutil.copytree(smoke.file.parent, tmp_path / "params")
+    for stage in ("curate", "sft"):
+        shutil.copytree(smoke.folder / stage, tmp_path / "runs" / smoke.study / stage)
+    return load(tmp_path / "params" / smoke.file.name)
+
+
+def test_sft_loss_is_on_the_answers_tokens_only(smoke):
+    runner = sft.trainer(smoke, "medgemma", "free_reasoning", 0)
+    examples = [runner.train_dataset[number] for number in range(3)]
+    batch = runner.data_collator(examples)
+    tokenizer = runner.processing_class.tokenizer
+    for example, ids, labels in zip(examples, batch["input_ids"], batch["labels"], strict=True):
+        answer = tokenizer.decode(ids[labels != -100]).removesuffix("\n").removesuffix("<end_of_turn>")
+        assert answer == example["completion"][0]["content"]
+        assert (labels[ids == tokenizer.image_token_id] == -100).all()
+
+
+def test_sft_is_configured_as_the_params_say(smoke):
+    arguments = sft.trainer(smoke, "medgemma", "free_reasoning", 0).args
+    assert arguments.lr_scheduler_type == "cosine" and arguments.warmup_steps == smoke.sft.warmup
+    assert (arguments.weight_decay, arguments.max_grad_norm) == (smoke.sft.weight_decay, smoke.sft.clip)
+    assert arguments.metric_for_best_model == "eval_loss" and arguments.load_best_model_at_end
+
+
+def test_sft_leaves_every_weight_outside_the_adapter_alone(smoke):
+    saved = sft.folder(smoke, "medgemma", "free_reasoning", 0) / "adapter" / "adapter_model.safetensors"
+    from safetensors import safe_open
+
+    with safe_open(saved, "pt") as file:
+        assert all("language_model" in name and "lora_" in name for name in set(file.keys()))
+
+
+def test_grpo_starts_at_the_sft_checkpoint_with_no_divergence_from_it(smoke):
+    log = records.load(grpo.folder(smoke, "medgemma", "hard", 0) / "log.parquet")
+    assert log["kl"].iloc[0] == 0.0
+    assert len(log) == smoke.grpo.steps
+
+
+def test_grpos_reference_is_the_sft_adapter(smoke):
+    runner = grpo.trainer(smoke, "medgemma", "free_reasoning", "hard", 0)
+    adapter = sft.folder(smoke, "medgemma", "free_reasoning", 0) / "adapter"
+    expected = models.load_trained(smoke.models["medgemma"], adapter)
+    ids = torch.arange(40, 60)[None]
+    runner.model.set_adapter("ref")
+    with torch.no_grad():
+        torch.testing.assert_close(runner.model(input_ids=ids).logits, expected(input_ids=ids).logits)
+
+
+def test_grpo_is_configured_as_published(smoke):
+    arguments = grpo.trainer(smoke, "medgemma", "free_reasoning", "hard", 0).args
+    assert (arguments.loss_type, arguments.importance_sampling_level) == ("dr_grpo", "token")
+    assert (arguments.epsilon, arguments.epsilon_high, arguments.beta) == (0.15, 0.22, 0.15)
+    assert (arguments.num_generations, arguments.temperature, arguments.top_p) == (smoke.grpo.completions, 0.8, 0.95)
+
+
+def test_the_reward_function_logs_malformed_answers_and_scores_the_rest(smoke):
+    logged = {}
+    settings = params.Reward(min_length=10, length_unit="characters", length_penalty=0.1)
+    texts = ["<think>a long enough thought</think><solution>Edema, Fracture</solution>", "no tags at all"]
+    scores = grpo.reward(settings)(
+        completions=[[{"role": "assistant", "content": text}] for text in texts],
+        truth=[["Edema"], ["Edema"]],
+        completion_ids=[[1], [2]],
+        log_metric=logged.__setitem__,
+    )
+    assert scores == [0.5, 0.0]
+    assert logged == {"format_failures": 0.5}
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_a_run_that_was_cut_off_ends_in_the_same_adapter(copy, stage, monkeypatch):
+    stages = {
+        "sft": (
+            lambda: sft.train(copy, "medgemma", "free_reasoning", 0),
+            sft.folder(copy, "medgemma", "free_reasoning", 0),
+        ),
+        "grpo": (
+            lambda: grpo.train(copy, "medgemma", "free_reasoning", "hard", 0),
+            grpo.folder(copy, "medgemma", "hard", 0),
+        ),
+    }
+    train, place = stages[stage]
+    train()
+    whole = (place / "adapter" / "adapter_model.safetensors").read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "keep", lambda *_: pytest.fail("reached the end"))
+        patched.setattr(training, "progress", cut_off_after_a_checkpoint)
+        with pytest.raises(KeyboardInterrupt):
+            train()
+    assert training.newest(training.checkpoints(place, copy))
+    train()
+    assert (place / "adapter" / "adapter_model.safetensors").read_bytes() == whole
+
+
+def cut_off_after_a_checkpoint(_):
+    """A callback in the progress bar's place that stops training like a kill, one step after the first checkpoint."""
+    from transformers import TrainerCallback
+
+    class CutOff(TrainerCallback):
+        saved = False
+
+        def on_save(self, *_, **__):
+            self.saved = True
+
+        def on_step_begin(self, *_, **__):
+            if self.saved:
+                raise KeyboardInterrupt
+
+    return CutOff()
+
+
+def test_an_unfinished_checkpoint_is_not_resumed(tmp_path):
+    (tmp_path / "checkpoint-8").mkdir()
+    (tmp_path / "checkpoint-8" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-12").mkdir()  # cut off before its trainer_state.json
+    assert training.newest(tmp_path).endswith("checkpoint-8")
+    assert training.newest(tmp_path / "nothing") is None
+
+
+def test_logs_are_tidy():
+    history = [
+        {"step": 1, "epoch": 0.5, "loss": 2.0, "mean_token_accuracy": 0.5},
+        {"step": 1, "epoch": 0.5, "eval_loss": 1.5, "eval_mean_token_accuracy": 0.6},
+        {"step": 2, "epoch": 1.0, "train_runtime": 3.0},
+    ]
+    table = sft.log(history)
+    assert list(table["split"]) == ["train", "eval"]
+    assert np.allclose(table["loss"], [2.0, 1.5])
