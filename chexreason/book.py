@@ -72,10 +72,17 @@ def _entries(entry: dict, chapters: list[str]) -> list[dict]:
 
 
 def _copy(chapter: Path, folder: Path, labels: set[str]) -> None:
-    """Copy an executed notebook; one of several runs has its run in its heading, and in figure labels already taken."""
+    """Copy an executed notebook, with the parameters it was given in place of its own.
+
+    One of several runs of a notebook names its run in its heading, and in figure labels that are already taken.
+    """
     import nbformat
 
     notebook = nbformat.read(chapter, as_version=4)
+    tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
+    if any("injected-parameters" in each for each in tags):
+        kept = zip(notebook.cells, tags, strict=True)
+        notebook.cells = [cell for cell, each in kept if "parameters" not in each]
     run = chapter.stem.partition("-")[2]
     if run:
         heading, *rest = notebook.cells[0].source.split("\n")

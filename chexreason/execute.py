@@ -173,15 +173,21 @@ def _scrub(path: Path) -> None:
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
-    notebook.metadata.pop("papermill", None)
+    for key in ("papermill", "widgets"):
+        notebook.metadata.pop(key, None)
     tags: list[str] = []
     for cell in notebook.cells:
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = [output for output in cell.outputs if not _progress(output)]
         if "parameters" in cell.metadata.get("tags", []):
             tags = [tag for tag in cell.metadata.tags if tag != "parameters"]
         if "injected-parameters" in cell.metadata.get("tags", []):  # shown or hidden like the cell it overrides
             cell.metadata.tags, cell.id = ["injected-parameters", *tags], "injected-parameters"
     nbformat.write(notebook, path)
+
+
+def _progress(output) -> bool:
+    """Whether an output is progress or chatter: standard error, or a widget's bar, which needs a live kernel."""
+    return output.get("name") == "stderr" or "application/vnd.jupyter.widget-view+json" in output.get("data", {})
