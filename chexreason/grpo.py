@@ -115,7 +115,7 @@ def train(study: params.Study, model: str, format: str, reward_name: str, seed: 
     table = log(runner.state.log_history)
     started = sft.folder(study, model, format, seed) / "adapter" / "adapter_model.safetensors"
     training.keep(runner, place)
-    made_of = [study.folder / "curate" / "manifest.parquet", started]
+    made_of = [study.folder / curate.MANIFEST, started]
     records.save(table, place / "log.parquet", records.origin(study, seed, made_of))
     return table
 

@@ -66,7 +66,7 @@ def predict(study: params.Study, model: str, checkpoint: str, seed: int) -> pd.D
         texts = answer(loaded, processor, films["image"], study.predict, f"{model} {checkpoint} on {dataset}")
         tables.append(read(study, dataset, films, texts, processor))
     table = pd.concat(tables, ignore_index=True)
-    made_of = [study.folder / "curate" / "manifest.parquet"]
+    made_of = [study.folder / curate.MANIFEST]
     made_of += [trained / "adapter_model.safetensors"] if trained else []
     place = folder(study, model, checkpoint, seed)
     records.save(table, place / "answers.parquet", records.origin(study, seed, made_of))
@@ -110,23 +110,11 @@ def overview(table: pd.DataFrame) -> pd.DataFrame:
     return counted.groupby("dataset", sort=False).agg(**columns).round(3)
 
 
-def sheet(study: params.Study, table: pd.DataFrame, dataset: str, count: int) -> str:
-    """The first `count` answers on `dataset` as HTML, film beside truth and reply; the model's text is escaped."""
-    import base64
-    from html import escape
-
-    films = curate.dataset(study, dataset).set_index("film")
-    rows = []
-    for answered in table[table["dataset"] == dataset].head(count).itertuples():
-        film = films.loc[answered.film]
-        source = base64.b64encode(Path(film["image"]).read_bytes()).decode()
-        what = "Phantom film" if study.phantom else "Film"
-        alt = f"{what} {escape(answered.film)}, labelled {escape(', '.join(film['labels']) or 'nothing')}"
-        rows.append(
-            f'<tr><td><img width="160" src="data:image/png;base64,{source}" alt="{alt}"></td>'
-            f'<td style="text-align:left"><b>{alt}</b><br>{escape(answered.text)}</td></tr>'
-        )
-    return f"<table>{''.join(rows)}</table>"
+def shown(study: params.Study, table: pd.DataFrame, dataset: str, count: int) -> pd.DataFrame:
+    """The first `count` answers on `dataset`, with their films and labels, for `figures.beside`."""
+    films = curate.dataset(study, dataset)[["film", "image", "labels"]]
+    answered = table.loc[table["dataset"] == dataset, ["film", "text"]].head(count)
+    return answered.merge(films, on="film", validate="one_to_one")
 
 
 def summary(table: pd.DataFrame) -> str:

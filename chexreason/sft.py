@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from chexreason import curate, models, params, records, training
+from chexreason import curate, models, params, records, teacher, training
 
 
 def folder(study: params.Study, model: str, format: str, seed: int) -> Path:
@@ -15,7 +15,7 @@ def folder(study: params.Study, model: str, format: str, seed: int) -> Path:
 def data(study: params.Study, split: str, format: str):
     """The films of `split` with their traces, as a trl data set of prompt, image and completion."""
     films = curate.dataset(study, split)
-    traces = records.load(study.folder / "curate" / "traces.parquet").set_index("film")["text"]
+    traces = records.load(study.folder / teacher.TRACES).set_index("film")["text"]
     completions = [[{"role": "assistant", "content": traces[film]}] for film in films["film"]]
     return training.examples(films, format, completion=completions)
 
@@ -82,8 +82,7 @@ def train(study: params.Study, model: str, format: str, seed: int) -> pd.DataFra
     runner = trainer(study, model, format, seed)
     runner.train(resume_from_checkpoint=training.newest(training.checkpoints(place, study)))
     table = log(runner.state.log_history)
-    curated = study.folder / "curate"
-    made_of = [curated / "manifest.parquet", curated / "traces.parquet"]
+    made_of = [study.folder / curate.MANIFEST, study.folder / teacher.TRACES]
     training.keep(runner, place)
     records.save(table, place / "log.parquet", records.origin(study, seed, made_of))
     return table

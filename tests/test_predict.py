@@ -1,8 +1,9 @@
 """Every model is asked in the same way, and each answer is kept as it came."""
 
+import pandas as pd
 import pytest
 
-from chexreason import answers, curate, models, predict, records, rewards
+from chexreason import answers, curate, figures, models, predict, records, rewards
 from chexreason.labels import CHEXPERT14
 
 
@@ -44,14 +45,12 @@ def test_answers_do_not_depend_on_the_batch(smoke, asked):
 
 def test_model_text_is_escaped_in_the_sheet(smoke, asked):
     planted = asked.assign(text="<script>alert(1)</script>")
-    page = predict.sheet(smoke, planted, "a-validation", 2)
+    page = figures.beside(predict.shown(smoke, planted, "a-validation", 2), phantom=True)
     assert "<script>" not in page and "&lt;script&gt;" in page
     assert page.count("Phantom film") == 4
 
 
-def test_the_overview_counts_by_hand(asked):
-    import pandas as pd
-
+def test_the_overview_counts_by_hand():
     table = pd.DataFrame(
         {
             "dataset": ["x", "x"],
