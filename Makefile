@@ -4,13 +4,16 @@ CORES ?= 2
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: book test setup lock lint lab clean
+.PHONY: book test bench setup lock lint lab clean
 
 book: .venv/done
 	$(BIN)/chexreason run $(PARAMS) --cores $(CORES)
 
 test: .venv/done
 	$(BIN)/python -m pytest --cov=chexreason --cov-report=term
+
+bench: .venv/done
+	$(BIN)/python tests/bench.py
 
 setup: .venv/done
 

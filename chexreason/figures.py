@@ -232,7 +232,7 @@ def beside(films: pd.DataFrame, *, phantom: bool) -> str:
         named = f"{film.film}, labelled {', '.join(film.labels) or 'nothing'}"
         about = escape(f"Phantom film {named}" if phantom else f"Film {named}")
         rows.append(
-            f'<tr><td><img width="160" src="data:image/png;base64,{pixels}" alt="{about}"></td>'
+            f'<tr><td><img style="width:160px;max-width:none" src="data:image/png;base64,{pixels}" alt="{about}"></td>'
             f'<td style="text-align:left"><b>{about}</b><br>{escape(film.text)}</td></tr>'
         )
     return f"<table>{''.join(rows)}</table>"

@@ -1,0 +1,75 @@
+"""How fast the parts are that the README promises something about: `make bench`.  Nothing here is asserted.
+
+One thread each, best of three, on whatever machine this is; a busy machine shows lower figures.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pandas as pd
+
+
+def best(work, times: int = 3) -> float:
+    """Seconds of the fastest of `times` calls."""
+    taken = []
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def drawing(hospital: str, films: int = 200) -> str:
+    from chexreason.sources import phantom
+
+    recipes = list(phantom.film_table(films, 1, hospital)["recipe"])
+    return f"{films / best(lambda: [phantom.draw(recipe) for recipe in recipes]):.0f} films a second"
+
+
+def bootstrap(draws: int = 10_000, films: int = 25_596, patients: int = 2_797) -> str:
+    from chexreason import score
+    from chexreason.labels import CHEXPERT14
+
+    rng = np.random.default_rng(0)
+    truth = pd.DataFrame(rng.random((films, 14)) < 0.2, columns=list(CHEXPERT14)).astype(float)
+    given = truth.mask(rng.random(truth.shape) < 0.2, 1 - truth)
+    owner = pd.Series(rng.integers(0, patients, films).astype(str))
+    taken = best(lambda: score.score(truth, given, owner, draws, np.random.default_rng(0)), 1)
+    return f"{taken:.1f} s for {draws:,} draws of {films:,} films"
+
+
+def answering(films: int = 256, batch: int = 64) -> str:
+    from PIL import Image
+
+    from chexreason import models, params, predict
+    from chexreason.sources import phantom
+
+    model = params.Model(name="bench", path="stand-in:medgemma", dtype="float32")
+    loaded, processor = models.load_base(model), models.load_processor(model.path)
+    protocol = params.Predict(prompt="free_reasoning", max_new_tokens=160, batch=batch)
+    with TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{number}.png" for number in range(films)]
+        for path, recipe in zip(paths, phantom.film_table(films, 1)["recipe"], strict=True):
+            Image.fromarray(phantom.draw(recipe).image).save(path)
+        return f"{films / best(lambda: predict.answer(loaded, processor, paths, protocol), 1):.0f} films a second"
+
+
+def starting() -> str:
+    call = [Path(sys.executable).with_name("chexreason"), "--help"]
+    return f"{best(lambda: subprocess.run(call, capture_output=True, check=True)):.2f} s"
+
+
+if __name__ == "__main__":
+    print("chexreason --help:", starting())
+    for hospital in "ABC":
+        print(f"drawing films of hospital {hospital}:", drawing(hospital))
+    print("patient bootstrap:", bootstrap())
+    print("untuned stand-in answering, in batches of 64:", answering())
+    print("untuned stand-in answering, one film at a time:", answering(64, 1))
