@@ -180,7 +180,7 @@ def _scrub(path: Path) -> None:
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if not _progress(output)]
+            cell.outputs = [_settled(output) for output in cell.outputs if not _progress(output)]
         if "parameters" in cell.metadata.get("tags", []):
             tags = [tag for tag in cell.metadata.tags if tag != "parameters"]
         if "injected-parameters" in cell.metadata.get("tags", []):  # shown or hidden like the cell it overrides
@@ -191,3 +191,10 @@ def _scrub(path: Path) -> None:
 def _progress(output) -> bool:
     """Whether an output is progress or chatter: standard error, or a widget's bar, which needs a live kernel."""
     return output.get("name") == "stderr" or "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+
+
+def _settled(output):
+    """An output without the memory addresses that Python puts into the names of things."""
+    if "text/plain" in output.get("data", {}):
+        output.data["text/plain"] = re.sub(r" at 0x[0-9a-f]+>", ">", output.data["text/plain"])
+    return output

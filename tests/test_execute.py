@@ -15,7 +15,8 @@ from chexreason.execute import PACKAGE, NotebookError, Relay, execute, modules
 BODY = """import os, sys, time
 print("a bar", end="", file=sys.stderr)
 sys.stderr.write("\\r 50%\\r100%\\n")
-print(name, count + 1, os.environ["HF_HUB_OFFLINE"], sys.prefix)"""
+print(name, count + 1, os.environ["HF_HUB_OFFLINE"], sys.prefix)
+object()"""
 
 
 def write(folder, *sources: str):
@@ -63,7 +64,9 @@ def test_nothing_of_the_run_but_its_results_is_kept(executed):
     notebook = nbformat.read(executed[0] / "first.ipynb", as_version=4)
     assert "papermill" not in notebook.metadata
     assert not any({"papermill", "execution"} & set(cell.metadata) for cell in notebook.cells)
-    assert all(output.name == "stdout" for output in notebook.cells[-1].outputs)
+    printed, value = notebook.cells[-1].outputs
+    assert printed.name == "stdout"
+    assert value.data["text/plain"] == "<object>"
 
 
 def test_given_parameters_are_hidden_where_the_defaults_are(executed):
