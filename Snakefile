@@ -52,7 +52,7 @@ def weights(model):
     """The files of a stand-in; a hub model is known by its path alone."""
     kind, _, name = study.models[model].path.partition(":")
     folder = ROOT / "chexreason" / "stand_ins" / name
-    return [os.path.relpath(path) for path in sorted(folder.iterdir())] if kind == "stand-in" else []
+    return [os.path.relpath(path) for path in sorted(folder.glob("*"))] if kind == "stand-in" else []
 
 
 def folder(model, checkpoint, seed):
