@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from chexreason import grpo, models, params, records, sft, training
+from chexreason import curate, grpo, models, params, predict, records, sft, training
 from chexreason.params import load
 
 
@@ -141,3 +141,16 @@ def test_logs_are_tidy():
     table = sft.log(history)
     assert list(table["split"]) == ["train", "eval"]
     assert np.allclose(table["loss"], [2.0, 1.5])
+
+
+def test_the_stand_in_qwen_is_trained_and_asked_like_the_other(copy):
+    qwen = params.Model(name="stand-in-qwen", path="stand-in:qwen", dtype="float32")
+    study = copy.model_copy(update={"models": {"qwen": qwen}})
+    study._file = copy.file
+    log = sft.train(study, "qwen", "free_reasoning", 0)
+    adapter = predict.adapter(study, "qwen", "sft/free_reasoning", 0)
+    films = curate.dataset(study, "a-validation").head(2)
+    asked = models.load_trained(qwen, adapter), models.load_processor(qwen.path)
+    assert len(predict.answer(*asked, films["image"], study.predict)) == 2
+    held = log[log["split"] == "eval"]["loss"]
+    assert held.iloc[-1] < held.iloc[0]
