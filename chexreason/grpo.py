@@ -121,8 +121,11 @@ def train(study: params.Study, model: str, format: str, reward_name: str, seed: 
 
 
 def log(history: list[dict]) -> pd.DataFrame:
-    """The trainer's history under our names, one row a step."""
-    steps = [entry for entry in history if "reward" in entry]
+    """The trainer's history under our names, one row a step.
+
+    What is measured on fresh completions (reward, length, failures) is NaN at steps that use a rollout again.
+    """
+    steps = [entry for entry in history if "kl" in entry]
     return pd.DataFrame(steps).reindex(columns=list(LOGGED)).rename(columns=LOGGED)
 
 
