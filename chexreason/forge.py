@@ -8,6 +8,7 @@ seen a film.
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -415,7 +416,9 @@ def train_vision(
             schedule.step()
             total += film_loss.item()
         with torch.no_grad():
-            scores = torch.cat([eyes.look(pictures[part])[0] for part in np.array_split(held, 8)]).numpy()
+            scores = torch.cat(
+                [eyes.look(pictures[part])[0] for part in np.array_split(held, -(-len(held) // 128))]
+            ).numpy()
         areas = roc_auc_score(truth[held], scores, average=None)
         rows += [
             {"epoch": epoch, "loss": total / batches, "label": label, "auc": area, "mean auc": areas.mean()}
@@ -441,8 +444,9 @@ def align(model, processor, pictures: np.ndarray, turns: Sequence[Turn], epochs:
         "completion": [[{"role": "assistant", "content": turn.answer}] for turn in turns],
         "image": [Picture.fromarray(pictures[turn.picture]) for turn in turns],
     }
+    nowhere = TemporaryDirectory()  # nothing is saved, but trl makes the folder
     arguments = SFTConfig(
-        output_dir="unused",
+        output_dir=nowhere.name,
         num_train_epochs=epochs,
         per_device_train_batch_size=16,
         learning_rate=rate,

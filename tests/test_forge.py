@@ -1,0 +1,56 @@
+"""The stand-ins can be forged again, and what they learn from says what is on the pictures."""
+
+import pytest
+from conftest import ROOT
+
+from chexreason import answers, forge, models, params
+from chexreason.execute import execute
+from chexreason.sources import phantom
+
+
+@pytest.fixture(scope="module")
+def films():
+    return forge.pretraining_films(300, 3)
+
+
+def test_pretraining_films_carry_the_truth_and_more_rare_findings_than_occur(films):
+    truth = phantom.truth(films)[forge.LABELS]
+    assert (films[forge.LABELS].astype(bool).to_numpy() == truth.to_numpy()).all()
+    natural = phantom.truth(phantom.film_table(3000, 4))
+    assert films["Fracture"].mean() > 2 * natural["Fracture"].mean()
+    assert set(films["source"]) == {"phantom-a", "phantom-b", "phantom-c"}
+
+
+def test_captions_name_one_finding_that_is_there(films):
+    for turn in forge.film_turns(films.head(50), 0):
+        (label,) = answers.read_strict(turn.answer).labels
+        assert films.loc[turn.picture, label] == 1.0
+
+
+def test_choices_are_answered_with_what_is_there_and_asked_for(films):
+    for turn in forge.choice_turns(films.head(50), 0):
+        asked = turn.question.removeprefix("Which of these: ").removesuffix("?").split(", ")
+        there = [name for name in asked if films.loc[turn.picture, name]]
+        assert turn.answer == f"{', '.join(there) or 'None'}."
+
+
+def test_places_lie_inside_the_boxes(films):
+    row = films.index[films["Lung Lesion"] == 1.0][0]
+    (box,) = [box for box in phantom.boxes(films.loc[row, "recipe"]) if box.finding == "Lung Lesion"]
+    inside = forge.places(films.loc[[row]])[0, :, forge.LABELS.index("Lung Lesion")].reshape(8, 8)
+    middle = int((box.y0 + box.y1) / 2 * 8), int((box.x0 + box.x1) / 2 * 8)
+    assert inside[middle] and not inside.all()
+
+
+def test_notebook_0_forges_both_stand_ins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = {"films": 100, "vision_epochs": 1, "drawings": 16, "seed": 1, "folder": "forged"}
+    execute(ROOT / "notebooks" / "0_stand_ins.ipynb", tmp_path / "out.ipynb", small)
+    for name in ("medgemma", "qwen"):
+        model = params.Model(name=name, path=str(tmp_path / "forged" / name), dtype="float32")
+        forged, shipped = (
+            models.load_base(model),
+            models.load_base(model.model_copy(update={"path": f"stand-in:{name}"})),
+        )
+        assert type(forged) is type(shipped)
+        assert forged.config.vision_config == shipped.config.vision_config
