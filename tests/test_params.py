@@ -29,9 +29,9 @@ def refusal(tmp_path, old: str = "", new: str = "", text: str = MINI) -> str:
         ("teacher:", "techer:", ["techer", "did you mean 'teacher'?"]),
         ("hospital: B,", "hospitel: B,", ["hospitel", "did you mean 'hospital'?"]),
         ("min_length:", "min_lenght:", ["grpo.reward.min_lenght", "did you mean 'min_length'?"]),
-        ("  epochs: 3", "  epochs: three", ["sft.epochs", "integer", "'three'"]),
-        ("  epochs: 3", "  epochs: 3.5", ["sft.epochs", "integer", "3.5"]),
-        ("  epochs: 3", "  epochs: 0", ["sft.epochs", "greater than 0"]),
+        ("  epochs: 2", "  epochs: three", ["sft.epochs", "integer", "'three'"]),
+        ("  epochs: 2", "  epochs: 3.5", ["sft.epochs", "integer", "3.5"]),
+        ("  epochs: 2", "  epochs: 0", ["sft.epochs", "greater than 0"]),
         ("  floor: 0.05", "  floor: 5", ["curate.floor", "less than or equal to 1", "5"]),
         ("  patience: 2", "", ["sft.patience", "missing"]),
         ("hospital: B,", "hospital: D,", ["sources.b", "'A', 'B' or 'C'", "'D'"]),
@@ -48,7 +48,7 @@ def test_a_wrong_key_or_value_is_refused_with_its_name_and_the_right_one(tmp_pat
 
 
 def test_every_mistake_is_told_at_once(tmp_path):
-    said = refusal(tmp_path, "  epochs: 3", "  epocs: 3")
+    said = refusal(tmp_path, "  epochs: 2", "  epocs: 3")
     assert "sft.epocs" in said
     assert "'sft.epochs' is missing" in said
 

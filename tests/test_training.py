@@ -22,11 +22,11 @@ def copy(smoke, tmp_path) -> params.Study:
 def test_sft_loss_is_on_the_answers_tokens_only(smoke):
     runner = sft.trainer(smoke, "medgemma", "free_reasoning", 0)
     examples = [runner.train_dataset[number] for number in range(3)]
+    written = [example["completion"][0]["content"] for example in examples]  # the collator rewrites the messages
     batch = runner.data_collator(examples)
     tokenizer = runner.processing_class.tokenizer
-    for example, ids, labels in zip(examples, batch["input_ids"], batch["labels"], strict=True):
-        answer = tokenizer.decode(ids[labels != -100]).removesuffix("\n").removesuffix("<end_of_turn>")
-        assert answer == example["completion"][0]["content"]
+    for answer, ids, labels in zip(written, batch["input_ids"], batch["labels"], strict=True):
+        assert tokenizer.decode(ids[labels != -100]) == f"{answer}<end_of_turn>\n"
         assert (labels[ids == tokenizer.image_token_id] == -100).all()
 
 
