@@ -47,10 +47,10 @@ def run(given: argparse.Namespace) -> None:
         raise RunError(f"{ROOT} holds no Snakefile: a study runs from a checkout, installed with `make setup`")
     _hold(study.folder)
     directory = study.folder.parent.parent
-    command = [sys.executable, "-m", "snakemake", *given.targets, "--snakefile", ROOT / "Snakefile"]
-    command += ["--directory", directory, "--cores", given.cores, "--scheduler", "greedy"]
-    command += ["--rerun-incomplete", "--nolock", "--keep-going", "--quiet", "host", "reason", "rules"]
-    command += ["--config", f"params={os.path.relpath(study.file, directory)}"]
+    command = [sys.executable, "-m", "snakemake", "--quiet", "host", "reason", "rules", "--rerun-incomplete"]
+    command += ["--nolock", "--keep-going", "--scheduler", "greedy"]
+    command += ["--config", f"params={os.path.relpath(study.file, directory)}", "--snakefile", ROOT / "Snakefile"]
+    command += ["--directory", directory, "--cores", "2", *given.arguments]
     os.execv(sys.executable, [str(part) for part in command])
 
 
@@ -90,8 +90,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("run", help="run what is missing or stale of a study, and build its book")
     command.add_argument("params", help="the study's params file, such as params/mini.yaml")
-    command.add_argument("targets", nargs="*", help="rules or files; after `--`, any of Snakemake's own options")
-    command.add_argument("--cores", default="2", help="how many notebooks run side by side (default 2)")
+    command.add_argument(
+        "arguments", nargs=argparse.REMAINDER, help="for Snakemake: rules or files to make, --cores (2), --dry-run, ..."
+    )
     command.set_defaults(command=run)
 
     command = commands.add_parser("results", help="print the scores of a study that has run")

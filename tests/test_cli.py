@@ -68,22 +68,31 @@ def test_wrong_params_are_told_without_a_traceback(tmp_path, name):
     assert "Traceback" not in said.stderr
 
 
-def test_a_misspelt_notebook_parameter_is_told_without_a_traceback(tmp_path):
+def test_a_misspelt_notebook_parameter_is_told(tmp_path, capsys):
     notebook = str(ROOT / "notebooks" / "3_sft.ipynb")
-    said = command(tmp_path, "notebook", notebook, "out.ipynb", "-p", "sead", "1")
-    assert said.returncode == 2
-    assert "no parameter 'sead'; did you mean 'seed'?" in said.stderr
-    assert "Traceback" not in said.stderr
+    assert main(["notebook", notebook, str(tmp_path / "out.ipynb"), "-p", "sead", "1"]) == 2
+    assert "no parameter 'sead'; did you mean 'seed'?" in capsys.readouterr().err
 
 
-def test_a_second_run_of_the_same_study_is_refused_while_the_first_lives(tmp_path):
-    study_folder(tmp_path)
+def test_a_second_run_of_the_same_study_is_refused_while_the_first_lives(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(study_folder(tmp_path))
     (tmp_path / "runs" / "smoke").mkdir(parents=True)
     with open(tmp_path / "runs" / "smoke" / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        said = command(tmp_path, "run", "params/smoke.yaml")
-    assert said.returncode == 2
-    assert "another run of this study is under way" in said.stderr
+        assert main(["run", "params/smoke.yaml"]) == 2
+    assert "another run of this study is under way" in capsys.readouterr().err
+
+
+def test_a_run_is_handed_to_snakemake_in_the_folder_of_the_study(tmp_path, monkeypatch):
+    monkeypatch.chdir(study_folder(tmp_path))
+    called = []
+    monkeypatch.setattr("os.execv", lambda path, arguments: called.append(arguments))
+    main(["run", "params/smoke.yaml", "--cores", "4", "grpo", "--dry-run"])
+    (arguments,) = called
+    assert arguments[2] == "snakemake"
+    assert arguments[arguments.index("--directory") + 1] == str(tmp_path)
+    assert arguments[arguments.index("--config") + 1] == "params=params/smoke.yaml"
+    assert arguments[-4:] == ["--cores", "4", "grpo", "--dry-run"]
 
 
 def test_what_is_a_fault_of_ours_keeps_its_traceback(scored, monkeypatch):

@@ -11,50 +11,83 @@ from chexreason.params import ParamsError, load
 MINI = (ROOT / "params" / "mini.yaml").read_text(encoding="utf-8")
 
 
-def refusal(tmp_path, old: str = "", new: str = "", text: str = MINI) -> str:
-    """What `load` says about mini.yaml with `old` replaced by `new`."""
-    assert old in text
+def refusal(tmp_path, values) -> str:
+    """What `load` says about a params file that holds `values` (or, given a text, that text)."""
     file = tmp_path / "mine.yaml"
-    file.write_text(text.replace(old, new, 1), encoding="utf-8")
+    file.write_text(values if isinstance(values, str) else yaml.safe_dump(values), encoding="utf-8")
     with pytest.raises(ParamsError) as caught:
         load(file)
     assert "mine.yaml" in str(caught.value)
     return str(caught.value)
 
 
+def mini(change) -> dict:
+    """The values of mini.yaml after `change` was applied to them."""
+    values = yaml.safe_load(MINI)
+    change(values)
+    return values
+
+
+def put(where: str, value):
+    """A change that puts `value` at the key with the dotted path `where`; numbers count entries of a list."""
+    *path, key = where.split(".")
+
+    def change(values):
+        for step in path:
+            values = values[int(step) if isinstance(values, list) else step]
+        values[key] = value
+
+    return change
+
+
+def rename(where: str, new: str):
+    """A change that gives the key at the dotted path `where` another name."""
+    *path, key = where.split(".")
+
+    def change(values):
+        for step in path:
+            values = values[step]
+        values[new] = values.pop(key)
+
+    return change
+
+
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("change", "told"),
     [
-        ("learning_rate: 2.0e-3", "learning_rte: 2.0e-3", ["sft.learning_rte", "did you mean 'learning_rate'?"]),
-        ("teacher:", "techer:", ["techer", "did you mean 'teacher'?"]),
-        ("hospital: B,", "hospitel: B,", ["hospitel", "did you mean 'hospital'?"]),
-        ("min_length:", "min_lenght:", ["grpo.reward.min_lenght", "did you mean 'min_length'?"]),
-        ("  epochs: 2", "  epochs: three", ["sft.epochs", "integer", "'three'"]),
-        ("  epochs: 2", "  epochs: 3.5", ["sft.epochs", "integer", "3.5"]),
-        ("  epochs: 2", "  epochs: 0", ["sft.epochs", "greater than 0"]),
-        ("  floor: 0.05", "  floor: 5", ["curate.floor", "less than or equal to 1", "5"]),
-        ("  patience: 2", "", ["sft.patience", "missing"]),
-        ("hospital: B,", "hospital: D,", ["sources.b", "'A', 'B' or 'C'", "'D'"]),
-        ("policy: u_zeros", "policy: zeros", ["curate.policy", "'u_zeros'", "'zeros'"]),
-        ("train: a", "train: z", ["curate.train", "'z'", "choose one of a, b, c"]),
-        ("label_sets: [nih9]", "label_sets: [nih8]", ["tests.c-test.label_sets", "'nih8'", "nih9"]),
-        ("{model: medgemma, format", "{model: medgema, format", ["model", "'medgema'", "medgemma"]),
+        (rename("sft.learning_rate", "learning_rte"), ["sft.learning_rte", "did you mean 'learning_rate'?"]),
+        (rename("teacher", "techer"), ["techer", "did you mean 'teacher'?"]),
+        (rename("sources.b.hospital", "hospitel"), ["hospitel", "did you mean 'hospital'?"]),
+        (rename("grpo.reward.min_length", "min_lenght"), ["grpo.reward.min_lenght", "did you mean 'min_length'?"]),
+        (rename("sft.patience", "endurance"), ["the key 'sft.patience' is missing"]),
+        (put("sft.epochs", "three"), ["sft.epochs", "integer", "'three'"]),
+        (put("sft.epochs", 3.5), ["sft.epochs", "integer", "3.5"]),
+        (put("sft.epochs", 0), ["sft.epochs", "greater than 0"]),
+        (put("sft.checkpointing", "no"), ["sft.checkpointing", "boolean", "'no'"]),
+        (put("curate.floor", 5), ["curate.floor", "less than or equal to 1", "5"]),
+        (put("curate.floor", 0.9), ["curate", "floor (0.9) must not be above ceiling"]),
+        (put("curate.shares.rl", 0.9), ["curate.shares", "must sum to 1"]),
+        (put("sources.b.hospital", "D"), ["sources.b", "'A', 'B' or 'C'", "'D'"]),
+        (put("curate.policy", "zeros"), ["curate.policy", "'u_zeros'", "'zeros'"]),
+        (put("curate.train", "z"), ["curate.train", "'z'", "choose one of a, b, c"]),
+        (put("tests.c-test.label_sets", ["nih8"]), ["tests.c-test.label_sets", "'nih8'", "nih9"]),
+        (put("sft.runs.0.model", "medgema"), ["model", "'medgema'", "medgemma"]),
     ],
 )
-def test_a_wrong_key_or_value_is_refused_with_its_name_and_the_right_one(tmp_path, old, new, told):
-    said = refusal(tmp_path, old, new)
+def test_a_wrong_key_or_value_is_refused_with_its_name_and_the_right_one(tmp_path, change, told):
+    said = refusal(tmp_path, mini(change))
     for words in told:
         assert words in said, said
 
 
 def test_every_mistake_is_told_at_once(tmp_path):
-    said = refusal(tmp_path, "  epochs: 2", "  epocs: 3")
-    assert "sft.epocs" in said
-    assert "'sft.epochs' is missing" in said
+    said = refusal(tmp_path, mini(rename("sft.epochs", "epocs")))
+    assert "unknown key 'sft.epocs'" in said
+    assert "the key 'sft.epochs' is missing" in said
 
 
 def test_grpo_from_a_checkpoint_that_no_sft_run_makes_is_refused(tmp_path):
-    said = refusal(tmp_path, "format: free_reasoning, reward", "format: narrative, reward")
+    said = refusal(tmp_path, mini(put("grpo.runs.0.format", "narrative")))
     assert "narrative" in said
 
 
@@ -66,7 +99,7 @@ def test_a_file_that_is_not_there_is_refused_by_name(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("text", ["study: [unclosed", "- a list", "", "just words"])
 def test_a_file_that_is_not_a_mapping_in_yaml_is_refused(tmp_path, text):
-    refusal(tmp_path, text=text)
+    refusal(tmp_path, text)
 
 
 def test_a_notebook_opened_in_its_own_folder_finds_the_params_one_above(tmp_path, monkeypatch):
@@ -85,7 +118,7 @@ def test_the_hash_follows_values_and_not_comments(tmp_path):
     same = load(file).hash
     file.write_text("# a comment\n" + MINI, encoding="utf-8")
     assert load(file).hash == same
-    file.write_text(MINI.replace("draws: 2000", "draws: 2001"), encoding="utf-8")
+    file.write_text(yaml.safe_dump(mini(put("compare.draws", 7))), encoding="utf-8")
     assert load(file).hash != same
 
 
@@ -101,6 +134,6 @@ def keys(values) -> object:
 
 def test_the_scales_differ_in_values_only():
     files = [ROOT / "params" / f"{name}.yaml" for name in ("mini", "smoke")]
-    mini, smoke = (keys(yaml.safe_load(file.read_text(encoding="utf-8"))) for file in files)
-    assert mini == smoke
+    default, smoke = (keys(yaml.safe_load(file.read_text(encoding="utf-8"))) for file in files)
+    assert default == smoke
     assert all(load(file).study == os.path.splitext(file.name)[0] for file in files)
