@@ -120,7 +120,7 @@ def shown(study: params.Study, table: pd.DataFrame, dataset: str, count: int) ->
 def summary(table: pd.DataFrame) -> str:
     """What the answers show, a line of a Markdown list for each data set."""
     lines = [
-        f"- {name}: {row.films:.0f} films, {row.fail_rate:.1%} unreadable answers, {row.labels_a_film:.2f} labels a film"
+        f"- {name}: {row.films:.0f} films, {row.fail_rate:.1%} unreadable, {row.labels_a_film:.2f} labels a film"
         + (f", mean hard reward {row.mean_reward:.3f}." if pd.notna(row.mean_reward) else ".")
         for name, row in overview(table).iterrows()
     ]
