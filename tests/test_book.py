@@ -6,9 +6,11 @@ import shutil
 import threading
 from urllib.parse import urldefrag, urlsplit
 
+import nbformat
 import pytest
 import yaml
 from conftest import ROOT, study_folder
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from chexreason import book, params
 
@@ -109,6 +111,28 @@ def test_runs_of_a_notebook_stand_in_the_order_they_were_made_not_by_name():
     chapters = ["1_curate", "5_predict-m-untuned-seed0", "5_predict-m-sft-f-seed0", "5_predict-m-grpo-hard-seed0"]
     study = book.expand(contents, ["index", *chapters])["parts"][1]["chapters"]
     assert [entry["file"] for entry in study] == chapters
+
+
+def test_runs_of_a_notebook_have_their_own_heading_and_labels_and_show_what_they_were_given(tmp_path):
+    study = params.load(study_folder(tmp_path) / "params" / "smoke.yaml")
+    figure = {"mystnb": {"figure": {"name": "fig-answers"}}}
+    chapters = [tmp_path / f"5_predict-m-{run}-seed0.ipynb" for run in ("untuned", "sft-f")]
+    for chapter in chapters:
+        cells = [
+            new_markdown_cell("# Asking\n\nHow?"),
+            new_code_cell('checkpoint = "default"', metadata={"tags": ["parameters"]}),
+            new_code_cell('checkpoint = "given"', metadata={"tags": ["injected-parameters"]}),
+            new_code_cell("draw()", metadata=figure),
+        ]
+        nbformat.write(new_notebook(cells=cells), chapter)
+    folder = book.assemble(study, ROOT / "book", chapters)
+    pages = [nbformat.read(folder / chapter.name, as_version=4).cells for chapter in chapters]
+    assert [page[0].source.split("\n")[0] for page in pages] == [
+        "# Asking (m · untuned · seed0)",
+        "# Asking (m · sft · f · seed0)",
+    ]
+    assert [page[1].source for page in pages] == ['checkpoint = "given"'] * 2
+    assert [page[2].metadata.mystnb.figure.name for page in pages] == ["fig-answers", "fig-answers-m-sft-f-seed0"]
 
 
 def test_a_book_with_a_broken_link_does_not_build_and_says_which(tmp_path):
