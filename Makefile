@@ -10,7 +10,7 @@ book: .venv/done
 	$(BIN)/chexreason run $(PARAMS) --cores $(CORES)
 
 test: .venv/done
-	$(BIN)/python -m pytest --cov=chexreason --cov-report=term
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --cov=chexreason --cov-report=term
 
 bench: .venv/done
 	$(BIN)/python tests/bench.py

@@ -110,6 +110,7 @@ rule curate:
     output:
         manifest,
         traces,
+        f"{runs}/curate/aside.parquet",
         f"{runs}/curate/prevalence.parquet",
         notebook=executed("1_curate"),
     params:

@@ -1,6 +1,7 @@
 """The book: prose pages and executed notebooks, assembled under the study's folder and built offline."""
 
 import fnmatch
+import html
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import yaml
 
 PHANTOM = "A phantom study: films are drawn, models are stand-ins, and every result not called published is phantom."
+"""What stands at the head of every page of a study with phantom films that brings no `notice` of its own."""
 
 
 class BookError(RuntimeError):
@@ -47,8 +49,8 @@ def assemble(study, source: Path, chapters: list[Path]) -> Path:
     settings = yaml.safe_load((source / "_config.yml").read_text(encoding="utf-8"))
     theme = settings["sphinx"]["config"]["html_theme_options"]
     theme["logo"] = {"text": f"{settings['title']}: {study.title}"}
-    if study.phantom:
-        theme["announcement"] = PHANTOM
+    if study.notice or study.phantom:
+        theme["announcement"] = html.escape(study.notice or PHANTOM)
     _write(folder / "_config.yml", settings)
     return folder
 

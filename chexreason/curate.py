@@ -3,45 +3,81 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from chexreason import labels, records
+from chexreason import labels, prepare, records, sources
 from chexreason.labels import CHEXPERT14
 
 LABELS = list(CHEXPERT14)
 MANIFEST = "curate/manifest.parquet"
+ASIDE = "curate/aside.parquet"
 PREVALENCE = "curate/prevalence.parquet"
+COLUMNS = ["film", "source", "patient", "study", "view", "split", "why", "path", *LABELS, "never_stated"]
 
 
 class CurateError(ValueError):
     """A source cannot give what the params file asks of it; the message names the key and what is there."""
 
 
-def candidates(study, source: str) -> pd.DataFrame:
-    """The films of `source` in the study's views, one row a film.
+class Candidates(NamedTuple):
+    """The films a source offers, and those it has but that cannot be used: film, source, path, reason."""
 
-    film, source (the key in the params file), patient, study, view, the 14 labels as stated (1, 0, -1, NaN), `recipe`
-    (how a phantom is drawn), and `never_stated`: the labels this source does not have.  They stay unknown, where other
-    silence is settled by the study's policy.  Names of films, studies and patients begin with the source's key.
+    films: pd.DataFrame
+    aside: pd.DataFrame
+
+
+def candidates(study, source: str) -> Candidates:
+    """The films of `source` in its views and splits that have any label; the others of these views are set aside.
+
+    One row a film: film, source (the key in the params file), patient, study, view, original (path in the source's
+    folder; "" for a phantom), the 14 labels as stated (1, 0, -1, NaN), `never_stated` (the labels this source has no
+    word for: they stay unknown, where other silence is settled by the study's policy), and `recipe` (how a phantom is
+    drawn).  Names of films, studies and patients begin with the data set's name, or else the source's key.
     """
-    from chexreason.sources import phantom
+    section, read = study.sources[source], _read(study, source)
+    films = read.table[read.table["view"].isin(section.views or study.curate.views)]
+    if section.splits:
+        films = films[films["split"].isin(section.splits)]
+    silent = films[LABELS].isna().all(axis=1)
+    aside = [read.aside, films.loc[silent, ["film", "path"]].assign(reason="no label is stated")]
+    films = films[~silent]
+    if section.partial:
+        films = films[sources.present(films, section.folder)]
+    films = films.rename(columns={"path": "original"}).drop(columns=["split", "native"], errors="ignore")
+    films = films.reset_index(drop=True).assign(source=source, never_stated=[list(read.unknown)] * len(films))
+    return Candidates(films, pd.concat(aside, ignore_index=True).assign(source=source))
+
+
+def _read(study, source: str) -> sources.Films:
+    """What the folder or the phantom hospital of `source` holds, its names beginning with the data set's or the key."""
+    from chexreason.sources import chexpert, mimic, nih, own, phantom
 
     section = study.sources[source]
-    films = phantom.film_table(section.films, section.seed, section.hospital, section.labels, section.pixels)
-    channel = phantom.HOSPITALS["hospitals"][section.labels or section.hospital]["labels"]
-    never_stated = phantom.HOSPITALS["channels"][channel]["unknown"]
-    for name in ("film", "study", "patient"):
-        films[name] = source + films[name].str.removeprefix(section.hospital.lower())
-    films = films[films["view"].isin(study.curate.views)].reset_index(drop=True)
-    return films.assign(source=source, never_stated=[never_stated] * len(films))
+    match section.kind:
+        case "phantom":
+            return phantom.read(section, source)
+        case "mimic":
+            films = mimic.read(section.folder, section.labels)
+        case "chexpert":
+            films = chexpert.read(section.folder)
+        case "nih":
+            films = nih.read(section.folder, section.fibrosis)
+        case "own":
+            films = own.read(section.folder, section, study.file.parent)
+    owner = source if section.kind == "own" else section.kind
+    names = {name: owner + "-" + films.table[name] for name in ("film", "patient", "study")}
+    return films._replace(
+        table=films.table.assign(**names), aside=films.aside.assign(film=owner + "-" + films.aside["film"])
+    )
 
 
 def settle(films: pd.DataFrame, policy: str) -> pd.DataFrame:
     """The labels of `films` settled by `policy` (films x 14; 1.0, 0.0, NaN), whatever part of a source `films` is."""
-    unknown = pd.DataFrame([[name in never for name in LABELS] for never in films["never_stated"]], films.index, LABELS)
+    kind, kinds = pd.factorize(films["never_stated"].map(tuple))
+    unknown = np.array([[name in never for name in LABELS] for never in kinds], bool).reshape(-1, len(LABELS))[kind]
     return labels.settle(films[LABELS].fillna(0.0), policy).mask(unknown)
 
 
@@ -133,10 +169,12 @@ def whole_patients(films: pd.DataFrame, count: int, salt: str) -> pd.DataFrame:
     return films[films["patient"].isin(chosen)]
 
 
-def training(study) -> pd.DataFrame:
-    """The SFT, hold-out, RL and validation films of the training source; no patient is in two of the three shares."""
+def training(study, pool: pd.DataFrame) -> pd.DataFrame:
+    """The SFT, hold-out, RL and validation films, from the `pool` of films of the training source.
+
+    No patient is in two of the three shares.
+    """
     section = study.curate
-    pool = candidates(study, section.train)
     share = share_out(pool["patient"], section.shares.model_dump(), f"{section.seed}/share")
     sft = sample(pool[share == "sft"], "sft", section.sft, section)
     held = sft.index.isin(whole_patients(sft, round(section.holdout * section.sft), f"{section.seed}/holdout").index)
@@ -146,14 +184,14 @@ def training(study) -> pd.DataFrame:
     return pd.concat([sft, rl, _validation(pool[share == "validation"], section)])
 
 
-def tests(study) -> pd.DataFrame:
-    """The films of every test set; test sets of one source share neither films nor patients.
+def tests(study, pools: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The films of every test set, from the films of each source; sets of one source share neither films nor patients.
 
     Raises CurateError when a source has too few films, or is the one that trains.
     """
     drawn = []
     for source in dict.fromkeys(test.source for test in study.tests.values()):
-        films = candidates(study, source)
+        films = pools[source]
         for name, test in study.tests.items():
             if test.source == source:
                 drawn.append(_test(films, name, test, study))
@@ -161,36 +199,52 @@ def tests(study) -> pd.DataFrame:
     return pd.concat(drawn)
 
 
-def choose(study) -> pd.DataFrame:
-    """The manifest: one row a chosen film, with its split, why it is there, where its image lies, and its boxes (JSON).
+def choose(study, pools: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row a chosen film, with its split and why it is there, from the films of each source.
 
-    Columns: film, source, patient, study, view, split, why, path (relative to the study's folder), the 14 labels as
-    stated, never_stated, boxes, recipe.  `write_films` draws the images and adds their hashes.
+    Columns: film, source, patient, study, view, split, why, path (of its image, relative to the study's folder), the 14
+    labels as stated, never_stated, boxes (JSON), original, recipe.  With `curate.frozen`, the films of that manifest.
+    Raises CurateError where the sources cannot give what is asked, or a patient would both train and test.
     """
-    from chexreason.sources import phantom
+    if study.curate.frozen:
+        chosen = _thawed(study, pd.concat(pools.values(), ignore_index=True))
+    else:
+        chosen = pd.concat([training(study, pools[study.curate.train]), tests(study, pools)], ignore_index=True)
+    _refuse_shared(chosen, study)
+    chosen["path"] = "curate/films/" + chosen["film"].str.replace("/", "_") + ".png"
+    chosen["recipe"] = chosen["recipe"].fillna("") if "recipe" in chosen else ""
+    chosen["boxes"] = [json.dumps(_boxes(recipe)) for recipe in chosen["recipe"]]
+    return chosen[[*COLUMNS, "boxes", "original", "recipe"]]
 
-    chosen = pd.concat([training(study), tests(study)], ignore_index=True)
-    path = "curate/films/" + chosen["film"] + ".png"
-    boxes = [json.dumps([box._asdict() for box in phantom.boxes(recipe)]) for recipe in chosen["recipe"]]
-    columns = ["film", "source", "patient", "study", "view", "split", "why", "path", *LABELS, "never_stated", "boxes"]
-    return chosen.assign(path=path, boxes=boxes)[[*columns, "recipe"]]
 
+def manifest(study) -> Candidates:
+    """Choose the study's films and make their images; what cannot be used is replaced, and set aside with its reason.
 
-def write_films(manifest: pd.DataFrame, study) -> pd.DataFrame:
-    """Draw every film of the manifest as an 8-bit PNG and add `sha256`.
-
-    A file that already shows the same recipe, drawn by the same code, is kept; so an interrupted run goes on where it
-    was cut off.
+    The manifest is that of `choose` with `sha256`, of the file a film came from (of a phantom: of its image).  A film
+    whose file is missing, unreadable or no frontal chest film is left out, and the choice made again without it.
+    Raises CurateError when more than `curate.bad_share` of the films looked at are such, or one of a frozen manifest.
     """
-    from tqdm.std import tqdm
+    offers = {source: candidates(study, source) for source in _sources(study)}
+    pools = {source: offer.films for source, offer in offers.items()}
+    looked = pd.DataFrame(columns=["film", "source", "path", "sha256", "fault"], dtype="str")
+    while True:
+        chosen = choose(study, pools)
+        made = prepare.images(chosen[~chosen["film"].isin(looked["film"])], study)
+        looked = pd.concat([looked, made.assign(path=made["original"])[list(looked.columns)]], ignore_index=True)
+        bad = looked.loc[looked["fault"] != "", ["film", "source", "path", "fault"]].rename(columns={"fault": "reason"})
+        _refuse_bad(bad, len(looked), study)
+        if not chosen["film"].isin(bad["film"]).any():
+            break
+        pools = {source: films[~films["film"].isin(bad["film"])] for source, films in pools.items()}
+    chosen["sha256"] = chosen["film"].map(looked.set_index("film")["sha256"])
+    _refuse_other(chosen, study)
+    return Candidates(chosen, pd.concat([*(offer.aside for offer in offers.values()), bad], ignore_index=True))
 
-    from chexreason.sources import drawing
 
-    code = records.sha256(drawing.__file__)
-    sizes = [study.sources[source].size for source in manifest["source"]]
-    films = zip(manifest["path"], manifest["recipe"], sizes, strict=True)
-    films = tqdm(films, total=len(manifest), desc="films", mininterval=5, unit="film")
-    return manifest.assign(sha256=[_write_film(study.folder / path, *film, code) for path, *film in films])
+def digest(manifest: pd.DataFrame) -> str:
+    """Sixty-four hexadecimal digits that two groups have in common only if film, split, file and labels all are."""
+    told = manifest.sort_values("film")[["film", "split", "sha256", *LABELS]]
+    return hashlib.sha256(told.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
 
 
 def prevalence(manifest: pd.DataFrame, study) -> pd.DataFrame:
@@ -198,11 +252,24 @@ def prevalence(manifest: pd.DataFrame, study) -> pd.DataFrame:
 
     label, stage ("pool", "sft" with its hold-out, "rl" and the data sets), share (NaN where never stated), n (films).
     """
-    pool = candidates(study, study.curate.train).assign(split="pool")
+    pool = candidates(study, study.curate.train).films.assign(split="pool")
     films = pd.concat([pool, manifest.replace({"split": {"sft-holdout": "sft"}})], ignore_index=True)
     settled = settle(films, study.curate.policy).groupby(films["split"], sort=False)
     shares = settled.mean().rename_axis("stage").melt(ignore_index=False, var_name="label", value_name="share")
     return shares.reset_index()[["label", "stage", "share"]].assign(n=lambda table: table["stage"].map(settled.size()))
+
+
+def told(aside: pd.DataFrame) -> str:
+    """What was set aside, a line a reason; films are counted, not named."""
+    lines = [f"{reason}: {count:,} films" for reason, count in aside["reason"].value_counts().items()]
+    return "\n".join(lines) or "No film was set aside."
+
+
+def composition(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Films, patients and films of each view, one row a split."""
+    grouped = manifest.groupby("split", sort=False)
+    views = grouped["view"].value_counts().unstack(fill_value=0)
+    return pd.DataFrame({"films": grouped.size(), "patients": grouped["patient"].nunique()}).join(views).reset_index()
 
 
 def patients_shared(manifest: pd.DataFrame) -> pd.DataFrame:
@@ -215,7 +282,8 @@ def dataset(study, split: str) -> pd.DataFrame:
     """The films of one split, ready to train on or to ask: the manifest's rows, labels settled by the study's policy.
 
     The 14 labels are 1.0, 0.0, or NaN where the source has no such label; `labels` is the list of the positive names,
-    `image` the absolute path (str), `boxes` a list of `Box`.  Reads the manifest record.
+    `image` the absolute path (str), `boxes` a list of `Box`, `credentialed` whether the film must not be shown.
+    Reads the manifest record.
     Raises CurateError for a split that is not in it.
     """
     from chexreason.sources.phantom import Box
@@ -229,6 +297,7 @@ def dataset(study, split: str) -> pd.DataFrame:
         **settled,
         labels=[list(labels.positives(row)) for _, row in settled.iterrows()],
         image=[str(study.folder / path) for path in films["path"]],
+        credentialed=[study.sources[source].credentialed for source in films["source"]],
         boxes=[[Box(**box) for box in json.loads(text)] for text in films["boxes"]],
     )
 
@@ -240,20 +309,28 @@ def cooccurrence(films: pd.DataFrame) -> pd.DataFrame:
 
 
 def clearest(films: pd.DataFrame) -> pd.DataFrame:
-    """For each finding the film of a `dataset` that shows it with the least else, then most strongly: image, box."""
-    found = films[["image", "boxes"]].assign(count=films["boxes"].map(len)).explode("boxes").dropna()
-    found = found.assign(
-        box=found["boxes"],
-        finding=[box.finding for box in found["boxes"]],
-        weakness=[-box.strength for box in found["boxes"]],
-    )
+    """For each label the film of a `dataset` that shows it with the least else, then most strongly: image, box.
+
+    Where a finding lies is known of phantoms only; `box` is None for a film whose boxes are not known.
+    """
+    films = films[~films["credentialed"]]
+    drawn = films["boxes"].map(len).gt(0).any()
+    seen = films["boxes"] if drawn else films["labels"]
+    found = films.assign(count=seen.map(len), seen=seen)[["image", "count", "seen"]].explode("seen").dropna()
+    found["box"] = found["seen"] if drawn else None
+    found["finding"] = [box.finding for box in found["seen"]] if drawn else found["seen"]
+    found["weakness"] = [-box.strength for box in found["seen"]] if drawn else 0.0
     first = found.sort_values(["count", "weakness"], kind="stable").drop_duplicates("finding")
-    return first.set_index("finding").reindex(LABELS).dropna()[["image", "box"]]
+    return first.set_index("finding").reindex(LABELS).dropna(subset="image")[["image", "box"]]
 
 
 def gallery(study, splits: Iterable[str], each: int) -> pd.DataFrame:
-    """`each` films of every split, drawn at random but always the same ones: image, caption (split, view, labels)."""
+    """`each` films of every split, drawn at random but always the same ones: image, caption (split, view, labels).
+
+    Films of credentialed sources are left out.
+    """
     films = pd.concat([_some(dataset(study, split), each) for split in splits], ignore_index=True)
+    films = films[~films["credentialed"]]
     named = films["labels"].map(lambda names: ", ".join(names) or "no label")
     return films.assign(caption=films["split"] + ", " + films["view"] + ": " + named)[["image", "caption"]]
 
@@ -301,46 +378,86 @@ def _validation(films: pd.DataFrame, section) -> pd.DataFrame:
 
 
 def _test(films: pd.DataFrame, name: str, test, study) -> pd.DataFrame:
-    """Whole patients of `films`, and the first films of one more patient where no patient fits the rest."""
+    """Films one by one, or whole patients and the first films of one more where no patient fits the rest."""
     if test.source == study.curate.train:
         raise CurateError(
             f"tests.{name}.source: {test.source!r} is the source that trains; a test needs one of its own"
         )
+    if len(films) < test.films:
+        raise _too_few(name, test, len(films))
     salt = f"{study.curate.seed}/{name}"
+    if test.draw == "films":
+        drawn = films.iloc[np.argsort(unit(films["film"], salt))[: test.films]]
+        return drawn.assign(split=name, why=f"{name}: film drawn at random from source {test.source}")
     drawn = whole_patients(films, test.films, salt)
     others = films[~films["patient"].isin(drawn["patient"])]
     rest = test.films - len(drawn)
-    if len(others) < rest:
-        raise CurateError(
-            f"tests.{name}.films: {test.films} films are asked for, but source {test.source} has only {len(films)} "
-            f"left of patients in no other test; raise sources.{test.source}.films"
-        )
     drawn = pd.concat([drawn, others[others["patient"] == others["patient"].min()].iloc[:rest]]) if rest else drawn
     return drawn.assign(split=name, why=f"{name}: patient drawn at random from source {test.source}")
 
 
-def _write_film(path: Path, recipe: str, size: int, code: str) -> str:
-    """Draw a film unless its file already shows it; return the file's SHA-256.  `code` is the drawing code's hash."""
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
+def _too_few(name: str, test, there: int) -> CurateError:
+    return CurateError(
+        f"tests.{name}.films: {test.films} films are asked for, but source {test.source} has only {there} left of "
+        f"patients in no other test; raise sources.{test.source}.films, or ask for fewer"
+    )
 
+
+def _boxes(recipe: str) -> list[dict]:
+    """Where the findings of a phantom lie; of any other film it is not known."""
     from chexreason.sources import phantom
 
-    key = hashlib.sha256(f"{code}/{size}/{recipe}".encode()).hexdigest()
-    if _key(path) != key:
-        about = PngInfo()
-        about.add_text("drawn", key)
-        about.add_text("note", "phantom: drawn, not taken of a patient")
-        with records.replacing(path) as temporary:
-            Image.fromarray(phantom.draw(recipe, size).image).save(temporary, format="PNG", pnginfo=about)
-    return records.sha256(path)
+    return [box._asdict() for box in phantom.boxes(recipe)] if recipe else []
 
 
-def _key(path: Path) -> str | None:
-    """The key of the drawing in a PNG this module wrote, or None.  Files are replaced whole: there is no half one."""
-    from PIL import Image
+def _sources(study) -> list[str]:
+    """The sources this study draws from, the one that trains first."""
+    return list(dict.fromkeys([study.curate.train, *(test.source for test in study.tests.values())]))
 
-    if not path.exists():
-        return None
-    with Image.open(path) as image:
-        return image.info.get("drawn")
+
+def _refuse_shared(chosen: pd.DataFrame, study) -> None:
+    """Raises CurateError for a patient who both trains and tests, as where two sources lie in one folder."""
+    tests = chosen["split"].isin(list(study.tests))
+    both = chosen.loc[tests & chosen["patient"].isin(chosen.loc[~tests, "patient"]), ["patient", "split"]]
+    if len(both):
+        patient, split = both.iloc[0]
+        other = chosen.loc[~tests & (chosen["patient"] == patient), "split"].iloc[0]
+        raise CurateError(f"patient {patient} would be in {other} and in {split}; give these sources other splits")
+
+
+def _refuse_bad(bad: pd.DataFrame, looked: int, study) -> None:
+    if len(bad) > study.curate.bad_share * looked:
+        told = "; ".join(f"{film.film}: {film.reason}" for film in bad.head(3).itertuples())
+        raise CurateError(
+            f"{len(bad)} of the {looked} films looked at cannot be used, more than curate.bad_share "
+            f"({study.curate.bad_share:.1%}) allows: {told}{' …' if len(bad) > 3 else ''}"
+        )
+
+
+def _frozen(study) -> pd.DataFrame:
+    return records.load(study.file.parent / study.curate.frozen)
+
+
+def _thawed(study, films: pd.DataFrame) -> pd.DataFrame:
+    """The films of a frozen manifest, with the labels they have in the sources on this machine."""
+    frozen = _frozen(study)[["film", "split", "why"]]
+    missing = frozen.loc[~frozen["film"].isin(films["film"]), "film"]
+    if len(missing):
+        raise CurateError(
+            f"curate.frozen: {study.curate.frozen}: {len(missing)} of its {len(frozen)} films are not usable here, "
+            f"the first is {missing.iloc[0]}"
+        )
+    return frozen.merge(films, on="film", validate="one_to_one")
+
+
+def _refuse_other(chosen: pd.DataFrame, study) -> None:
+    """Raises CurateError when a film of a frozen manifest has another file or other labels here."""
+    if study.curate.frozen:
+        columns = ["sha256", *LABELS]
+        frozen, found = (table.set_index("film")[columns] for table in (_frozen(study), chosen))
+        other = (frozen.loc[found.index].fillna(9) != found.fillna(9)).any(axis=1)
+        if other.any():
+            raise CurateError(
+                f"curate.frozen: {study.curate.frozen}: {other.sum()} of its films have another file or other labels "
+                f"here, the first is {other.idxmax()}"
+            )

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 MARKERS = "osD^vP*X"
+WITHHELD = "Films of this source are under an agreement and are not shown."
 
 
 def style() -> None:
@@ -79,6 +80,8 @@ def tension(gains: pd.DataFrame, ax, *, phantom: bool):
     steps = gains.assign(step=gains["step"].str.replace("/", "\n", n=1))
     dots(steps, ax, y="step", hue="dataset", value="difference", low="low", high="high")
     ax.axvline(0, color="black", linewidth=1)
+    if gains.empty:
+        ax.text(0, 0, "no step of training")
     ax.set_xlabel("← lost      macro-F1, 95 % paired interval      gained →")
     ax.set_title(entitled("What each step gained or lost at each hospital", phantom))
     _legend(ax)
@@ -166,9 +169,11 @@ def contact_sheet(films: pd.DataFrame, ax, *, phantom: bool, title: str = "Films
         lines = textwrap.wrap(film.caption, 24)
         caption = "\n".join([*lines[:2], lines[2] + " …" if len(lines) > 3 else lines[2]] if len(lines) > 2 else lines)
         ax.text(left, top + 1.02, caption, va="top", fontsize="x-small", parse_math=False)
-    rows = -(-len(films) // columns)
-    ax.set(xlim=(0, min(columns, len(films)) * 1.05), ylim=(rows * 1.4, 0))
+    rows = -(-max(len(films), 1) // columns)
+    ax.set(xlim=(0, min(columns, max(len(films), 1)) * 1.05), ylim=(rows * 1.4, 0))
     ax.axis("off")
+    if films.empty:
+        ax.text(0, 0.2, WITHHELD, va="top")
     ax.set_title(entitled(title, phantom))
     return ax
 
@@ -200,8 +205,8 @@ def cooccurrence(shares: pd.DataFrame, ax, *, phantom: bool):
 def boxed(findings: pd.DataFrame, axes: Iterable, *, phantom: bool):
     """A film for each finding, with the finding's box, on an Axes of its own; Axes left over stay empty.
 
-    `findings` has columns `image` (path) and `box` (`Box`; corners as fractions of the film), as `curate.clearest`
-    gives them.
+    `findings` has the finding as its index and columns `image` (path) and `box` (`Box`; corners as fractions of the
+    film; None where not known), as `curate.clearest` gives them.
     """
     import seaborn as sns
     from matplotlib.patches import Rectangle
@@ -209,14 +214,17 @@ def boxed(findings: pd.DataFrame, axes: Iterable, *, phantom: bool):
 
     colour = sns.color_palette("colorblind")[1]
     axes = list(axes)
-    for ax, (image, box) in zip(axes, findings[["image", "box"]].itertuples(index=False), strict=False):
-        corner, width, height = (box.x0, box.y0), box.x1 - box.x0, box.y1 - box.y0
+    for ax, (finding, image, box) in zip(axes, findings[["image", "box"]].itertuples(), strict=False):
         ax.imshow(np.asarray(Image.open(image).convert("L")), cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0))
-        ax.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=1.8))
-        ax.set_title(box.finding, fontsize="small")
+        ax.set_title(finding, fontsize="small")
+        if box is not None:
+            corner, width, height = (box.x0, box.y0), box.x1 - box.x0, box.y1 - box.y0
+            ax.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=1.8))
+    if findings.empty:
+        axes[0].text(0, 0.5, WITHHELD)
     for ax in axes:
         ax.axis("off")
-    axes[0].figure.suptitle(entitled("Where each finding was drawn", phantom), fontsize="medium")
+    axes[0].figure.suptitle(entitled("A film of each finding", phantom), fontsize="medium")
     return axes
 
 
@@ -235,7 +243,7 @@ def beside(films: pd.DataFrame, *, phantom: bool) -> str:
             f'<tr><td><img style="width:160px;max-width:none" src="data:image/png;base64,{pixels}" alt="{about}"></td>'
             f'<td style="text-align:left"><b>{about}</b><br>{escape(film.text)}</td></tr>'
         )
-    return f"<table>{''.join(rows)}</table>"
+    return f"<table>{''.join(rows)}</table>" if rows else f"<p>{WITHHELD}</p>"
 
 
 def _words(column: str) -> str:

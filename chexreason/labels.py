@@ -35,8 +35,19 @@ NIH9 = (
 )
 """The labels the paper scores on NIH (Table 6)."""
 
-LABEL_SETS = MappingProxyType({"chexpert14": CHEXPERT14, "nih9": NIH9, "shared9": NIH9})
+NIH10 = (*NIH9[:-1], "Pleural Effusion", NIH9[-1])
+"""All that NIH has a word for: the paper's nine and NIH's Effusion."""
+
+LABEL_SETS = MappingProxyType({"chexpert14": CHEXPERT14, "nih9": NIH9, "nih10": NIH10, "shared9": NIH9})
 """A score names its set.  `shared9` is a fourteen-label data set scored on NIH's nine, so that B and C compare."""
+
+CLOSURES = MappingProxyType(
+    {
+        "Enlarged Cardiomediastinum": ("Cardiomegaly",),
+        "Lung Opacity": ("Edema", "Consolidation", "Pneumonia", "Atelectasis", "Lung Lesion"),
+    }
+)
+"""Under upward closure the key is present wherever one of its children is (CheXpert's hierarchy, Irvin et al. 2019)."""
 
 UNCERTAIN = -1.0
 POLICIES = ("u_zeros", "u_ones", "u_ignore")
@@ -62,3 +73,16 @@ def settle(labels: pd.DataFrame, policy: str = "u_zeros") -> pd.DataFrame:
 def positives(row: pd.Series) -> tuple[str, ...]:
     """The labels of one settled row that are present, in CheXpert's order."""
     return tuple(name for name in CHEXPERT14 if row[name] == 1.0)
+
+
+def close_upwards(labels: pd.DataFrame) -> pd.DataFrame:
+    """Labels, films x 14, with Enlarged Cardiomediastinum and Lung Opacity present wherever a label below them is.
+
+    CheXpert's test labels are closed so; its training labels, and what a model learnt from them, are not.  Takes and
+    keeps any dtype that holds 1 (float states, bool predictions).  Only a child that is 1 says something of its parent.
+    """
+    closed = labels.copy()
+    for parent, children in CLOSURES.items():
+        above = labels[list(children)].eq(1).any(axis="columns")
+        closed[parent] = labels[parent].mask(above, labels[parent].dtype.type(1))
+    return closed

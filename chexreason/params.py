@@ -6,7 +6,8 @@ import json
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
@@ -15,6 +16,7 @@ from chexreason.labels import LABEL_SETS
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0)]
+View = Literal["PA", "AP", "lateral", "unknown"]
 
 
 class ParamsError(ValueError):
@@ -37,14 +39,97 @@ class Phantom(Section):
     films: Count
     seed: int
     size: Count = 128
+    views: None = None
+    splits: None = None
+    partial: Literal[False] = False
+    credentialed: Literal[False] = False
+
+
+class Folder(Section):
+    """Base of the sources that lie on disk, in the folder `root`.
+
+    `root` may name environment variables, as in `$NIH_FOLDER`, so that no path of a machine need stand in the file.
+    `views` and `splits` say which films are candidates (views: `curate.views` where not given); `partial` takes only
+    those whose image is there; `size` is the longest side, in pixels, of the images made from them.
+    """
+
+    root: str
+    size: Count = 896
+    views: list[View] | None = None
+    splits: list[str] | None = None
+    partial: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """The folder on this machine; raises ParamsError when a variable is not set or no folder is there."""
+        folder = Path(os.path.expandvars(self.root)).expanduser()
+        if "$" in str(folder):
+            raise ParamsError(
+                f"root: {self.root}: set this environment variable to the folder of the {self.kind} films"
+            )
+        if not folder.is_dir():
+            raise ParamsError(f"root: {self.root}: no such folder")
+        return folder
+
+
+class Mimic(Folder):
+    """MIMIC-CXR-JPG, credentialed (`sources/mimic.py`)."""
+
+    kind: Literal["mimic"]
+    labels: Literal["chexpert", "negbio", "radiologists"] = "chexpert"
+    splits: list[Literal["train", "validate", "test"]] = ["train", "validate"]
+    credentialed: Literal[True] = True
+
+
+class Chexpert(Folder):
+    """CheXpert, under its own agreement (`sources/chexpert.py`)."""
+
+    kind: Literal["chexpert"]
+    splits: list[Literal["train", "valid", "test"]]
+    credentialed: Literal[True] = True
+
+
+class Nih(Folder):
+    """NIH ChestX-ray14, free of credentials (`sources/nih.py`).  `fibrosis` counts Fibrosis as Pleural Other."""
+
+    kind: Literal["nih"]
+    splits: list[Literal["train_val", "test"]]
+    fibrosis: bool = False
+    credentialed: Literal[False] = False
+
+
+class Own(Folder):
+    """Your own films (`sources/own.py`): a CSV and what its columns mean, or a function that reads the folder."""
+
+    kind: Literal["own"]
+    table: str | None = None
+    columns: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    read: str | None = None
+    credentialed: bool = True
+
+    @model_validator(mode="after")
+    def _table_or_read(self):
+        if (self.table is None) == (self.read is None):
+            raise ValueError("give either table (a CSV, with columns and labels) or read (file.py:function)")
+        return self
+
+
+Source = Annotated[Phantom | Mimic | Chexpert | Nih | Own, Field(discriminator="kind")]
 
 
 class Test(Section):
-    """A test set: `films` films of a source, asked of every model."""
+    """A test set: `films` films of a source, asked of every model.
+
+    `draw` takes patients with all their films, or films one by one; `close_predictions` closes answers upwards before
+    they are scored (`labels.close_upwards`), as the CheXpert test labels are.
+    """
 
     source: str
     films: Count
     label_sets: list[str]
+    draw: Literal["patients", "films"] = "patients"
+    close_predictions: bool = False
 
 
 class Shares(Section):
@@ -63,11 +148,15 @@ class Shares(Section):
 
 
 class Curate(Section):
-    """Who is trained on what (PROTOCOL: Data)."""
+    """Who is trained on what (PROTOCOL: Data).
+
+    Validation is scored on `label_sets`.  The study stops when more than `bad_share` of the films it looked at could
+    not be used.  `frozen` names the manifest of an earlier study, to be followed film by film.
+    """
 
     train: str
     shares: Shares
-    views: list[Literal["PA", "AP"]]
+    views: list[View]
     policy: Literal["u_zeros", "u_ones", "u_ignore"]
     sft: Count
     rl: Count
@@ -76,6 +165,9 @@ class Curate(Section):
     floor: Share
     ceiling: Share
     penalty: Annotated[float, Field(ge=0)]
+    bad_share: Share = 0.02
+    frozen: str | None = None
+    label_sets: list[str]
     seed: int
 
     @model_validator(mode="after")
@@ -85,11 +177,75 @@ class Curate(Section):
         return self
 
 
-class Teacher(Section):
-    """Who writes the reasoning traces."""
+class Rules(Section):
+    """The rule-based teacher: sentences put together from the labels and, on phantoms, from where findings lie."""
 
     kind: Literal["rules"]
     seed: int
+
+
+class Asked(Section):
+    """Base of the teachers that are language models.
+
+    `prompt` is a file of `prompts/teacher/` without `.txt`, or a path beside the params file; a trace may have
+    `min_words` to `max_words`, is asked for once and `retries` times more.  `show_film` sends the image along.
+    """
+
+    model: str
+    prompt: str = "free_reasoning"
+    show_film: bool = True
+    min_words: Count = 30
+    max_words: Count = 350
+    max_new_tokens: Count = 1024
+    temperature: Annotated[float, Field(ge=0)] = 0.7
+    retries: Annotated[int, Field(ge=0)] = 3
+    seed: int
+
+
+class LocalTeacher(Asked):
+    """A transformers model on this machine."""
+
+    kind: Literal["transformers"]
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    batch: Count = 8
+
+
+class Hosted(Asked):
+    """Base of the teachers behind a network address.
+
+    `key` names the environment variable that holds the key; `workers` requests are under way at once; prices are per
+    million tokens, in any currency.  `agreement` is the user's statement that the agreement for credentialed films
+    covers sending them there; it is recorded with the traces.
+    """
+
+    key: str | None = None
+    workers: Count = 8
+    timeout: Count = 120
+    price_in: Annotated[float, Field(ge=0)] = 0.0
+    price_out: Annotated[float, Field(ge=0)] = 0.0
+    agreement: str | None = None
+
+
+class Endpoint(Hosted):
+    """Any endpoint that speaks OpenAI's protocol, such as vLLM or Ollama on this machine."""
+
+    kind: Literal["openai"]
+    base_url: str
+
+    @property
+    def local(self) -> bool:
+        """Whether the address is this machine's own."""
+        return urlsplit(self.base_url).hostname in {"localhost", "127.0.0.1", "::1"}
+
+
+class Gemini(Hosted):
+    """Google's Gemini through google-genai."""
+
+    kind: Literal["gemini"]
+    local: Literal[False] = False
+
+
+Teacher = Annotated[Rules | LocalTeacher | Endpoint | Gemini, Field(discriminator="kind")]
 
 
 class Model(Section):
@@ -186,12 +342,16 @@ class Compare(Section):
 
 
 class Study(Section):
-    """A whole study.  `folder` is where its records lie: `runs/<study>` beside the folder of the params file."""
+    """A whole study.  `folder` is where its records lie: `runs/<study>` beside the folder of the params file.
+
+    `notice` stands at the head of every page of its book.
+    """
 
     study: str
     title: str
+    notice: str = ""
     seeds: list[int]
-    sources: dict[str, Phantom]
+    sources: dict[str, Source]
     curate: Curate
     tests: dict[str, Test]
     teacher: Teacher
@@ -206,16 +366,34 @@ class Study(Section):
     @model_validator(mode="after")
     def _names_exist(self):
         _known("curate.train", self.curate.train, self.sources)
+        for label_set in self.curate.label_sets:
+            _known("curate.label_sets", label_set, LABEL_SETS)
         for name, test in self.tests.items():
             _known(f"tests.{name}.source", test.source, self.sources)
             for label_set in test.label_sets:
                 _known(f"tests.{name}.label_sets", label_set, LABEL_SETS)
         for run in [*self.sft.runs, *self.grpo.runs]:
             _known("runs: model", run.model, self.models)
+        self._keep_apart()
+        self._keep_home()
         trained = {(run.model, run.format): None for run in self.sft.runs}
         for run in self.grpo.runs:
             _known("grpo.runs: model and format", (run.model, run.format), trained)
         return self
+
+    def _keep_apart(self) -> None:
+        source = self.sources[self.curate.train]
+        if source.kind == "mimic" and "test" in source.splits:
+            raise ValueError(f"sources.{self.curate.train}.splits: MIMIC's own test split must not be trained on")
+
+    def _keep_home(self) -> None:
+        """A credentialed film is sent to nobody unless the file says why that is allowed."""
+        hosted = isinstance(self.teacher, Hosted) and not self.teacher.local
+        if hosted and self.sources[self.curate.train].credentialed and not self.teacher.agreement:
+            raise ValueError(
+                f"teacher: films of {self.curate.train!r} are credentialed and this teacher is on another machine; "
+                "use a local one, or state under teacher.agreement which agreement covers sending them there"
+            )
 
     @property
     def file(self) -> Path:
@@ -226,6 +404,11 @@ class Study(Section):
     def folder(self) -> Path:
         """`runs/<study>` beside the folder that holds the params file."""
         return self._file.resolve().parent.parent / "runs" / self.study
+
+    @property
+    def home(self) -> str:
+        """The name of the validation set: films of the training source that nothing was trained on."""
+        return f"{self.curate.train}-validation"
 
     @property
     def phantom(self) -> bool:
@@ -250,23 +433,40 @@ def _known(key: str, value, choices) -> None:
         raise ValueError(f"{key}: {value!r} is not defined in this file; choose one of {', '.join(map(str, choices))}")
 
 
-def _fields(model: type[BaseModel], location: tuple) -> list[str]:
-    """The field names allowed where `location` points, for the suggestion in an error."""
+def _sections(annotation) -> list[type[Section]]:
+    """The sections named in an annotation, however deep: `dict[str, Phantom | Nih]` has two."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections(part)]
+
+
+def _kind(section: type[Section]) -> str:
+    return get_args(section.model_fields["kind"].annotation)[0] if "kind" in section.model_fields else ""
+
+
+def _locate(location: tuple) -> tuple[str, list[str]]:
+    """A pydantic location as a dotted key, and the field names allowed where it points, for the suggestion.
+
+    In a section of several kinds, pydantic names the kind in the location; the file does not.
+    """
+    where, sections = [], [Study]
     for key in location:
-        field = model.model_fields.get(key) if isinstance(key, str) else None
-        if field is None:
+        kinds = {_kind(section): section for section in sections}
+        if len(kinds) > 1 and key in kinds:
+            sections = [kinds[key]]
             continue
-        nested = [arg for arg in (field.annotation, *getattr(field.annotation, "__args__", ()))]
-        model = next((arg for arg in nested if isinstance(arg, type) and issubclass(arg, BaseModel)), model)
-    return list(model.model_fields)
+        where.append(str(key))
+        field = next((section.model_fields[key] for section in sections if key in section.model_fields), None)
+        sections = (_sections(field.annotation) if field else []) or sections
+    return ".".join(where), list(sections[0].model_fields)
 
 
 def _explain(error: dict) -> str:
-    *parents, key = error["loc"] or ("",)
-    where = ".".join(map(str, error["loc"]))
+    location = error["loc"] or ("",)
+    where, _ = _locate(location)
     if error["type"] == "extra_forbidden":
-        allowed = _fields(Study, tuple(parents))
-        near = difflib.get_close_matches(str(key), allowed, n=1)
+        _, allowed = _locate(location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), allowed, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(allowed)}"
         return f"unknown key {where!r}; {hint}"
     if error["type"] == "missing":

@@ -51,7 +51,7 @@ def answer(model, processor, images: Sequence[str | Path], protocol: params.Pred
 
 
 def predict(study: params.Study, model: str, checkpoint: str, seed: int) -> pd.DataFrame:
-    """Every answer of one checkpoint on A-validation and every test set; also written as `answers.parquet`.
+    """Every answer of one checkpoint on validation and every test set; also written as `answers.parquet`.
 
     Columns: dataset, film, patient, text (the reply as it came), labels (what evaluation reads from it), failed,
     duplicates, unknown, reward (hard reward against the settled labels; NaN where a data set leaves labels unknown).
@@ -61,7 +61,7 @@ def predict(study: params.Study, model: str, checkpoint: str, seed: int) -> pd.D
     loaded = models.load_trained(settings, trained) if trained else models.load_base(settings)
     processor = models.load_processor(settings.path)
     tables = []
-    for dataset in ["a-validation", *study.tests]:
+    for dataset in [study.home, *study.tests]:
         films = curate.dataset(study, dataset)
         texts = answer(loaded, processor, films["image"], study.predict, f"{model} {checkpoint} on {dataset}")
         tables.append(read(study, dataset, films, texts, processor))
@@ -111,8 +111,8 @@ def overview(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def shown(study: params.Study, table: pd.DataFrame, dataset: str, count: int) -> pd.DataFrame:
-    """The first `count` answers on `dataset`, with their films and labels, for `figures.beside`."""
-    films = curate.dataset(study, dataset)[["film", "image", "labels"]]
+    """The first `count` answers on `dataset`, with films and labels, for `figures.beside`; none if credentialed."""
+    films = curate.dataset(study, dataset).query("not credentialed")[["film", "image", "labels"]]
     answered = table.loc[table["dataset"] == dataset, ["film", "text"]].head(count)
     return answered.merge(films, on="film", validate="one_to_one")
 

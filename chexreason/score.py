@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from chexreason import curate, predict, records
-from chexreason.labels import LABEL_SETS, NIH9
+from chexreason.labels import CHEXPERT14, LABEL_SETS, NIH9, close_upwards
 
 COUNTS = ("tp", "fp", "fn", "tn")
 RATES = ("precision", "recall", "f1")
@@ -203,7 +203,7 @@ def verdict(low: float, high: float) -> str:
 
 def datasets(study) -> dict[str, list[str]]:
     """Every data set the models are asked about, with the label sets it is scored on."""
-    return {"a-validation": ["chexpert14", "shared9"]} | {name: test.label_sets for name, test in study.tests.items()}
+    return {study.home: study.curate.label_sets} | {name: test.label_sets for name, test in study.tests.items()}
 
 
 def shared(table: pd.DataFrame) -> pd.DataFrame:
@@ -242,11 +242,13 @@ def score_answers(study, films: pd.DataFrame, answers: pd.DataFrame, dataset: st
             "run 5_predict again"
         )
     names = list(LABEL_SETS[label_set])
-    given = [[name in reply for name in names] for reply in _replies(answers)]
+    given = pd.DataFrame([[name in reply for name in CHEXPERT14] for reply in _replies(answers)], columns=CHEXPERT14)
+    if dataset in study.tests and study.tests[dataset].close_predictions:
+        given = close_upwards(given.astype(float)).eq(1.0)
     means = pd.DataFrame({"fail_rate": answers["failed"].astype(float), "reward": answers["reward"].astype(float)})
     return score(
         films[names],
-        pd.DataFrame(given, index=films.index, columns=names, dtype=bool),
+        given[names].set_axis(films.index),
         films["patient"],
         study.compare.draws,
         generator(study, dataset),
@@ -292,7 +294,7 @@ def compare(study) -> dict[str, pd.DataFrame]:
         for where in sets
         for pair in steps(study)
     ]
-    tables = {"scores": label_rows, "overall": overall_rows, "paired": paired_rows}
+    tables = {"scores": label_rows, "overall": overall_rows, "paired": paired_rows or [_unpaired()]}
     return {name: pd.concat(rows, ignore_index=True) for name, rows in tables.items()}
 
 
@@ -305,6 +307,13 @@ def _named(study, key: tuple, rows: pd.DataFrame) -> pd.DataFrame:
     (model, checkpoint, seed), dataset, label_set = key
     names = {"model": model_name(study, model, checkpoint), "seed": seed, "dataset": dataset, "label_set": label_set}
     return pd.DataFrame(names, index=rows.index).join(rows)
+
+
+def _unpaired() -> pd.DataFrame:
+    """The `paired` record of a study that trains nothing."""
+    types = dict.fromkeys(("dataset", "label_set"), "str") | {"seed": int} | dict.fromkeys(("first", "second"), "str")
+    types |= {"metric": "str"} | dict.fromkeys(("difference", "low", "high"), float)
+    return pd.DataFrame(columns=list(types)).astype(types)
 
 
 def _paired(study, pair: tuple, where: tuple, first: Scores, second: Scores) -> pd.DataFrame:
@@ -329,6 +338,9 @@ def results(study) -> list[dict]:
     return rows.to_dict("records")
 
 
+UNTRAINED = "This study trains no model, so there is no step to compare."
+
+
 def gains(paired: pd.DataFrame) -> pd.DataFrame:
     """What each step gained in macro-F1 on the nine shared labels: rows of `paired`, with the step in words."""
     rows = shared(paired[paired["metric"] == "macro_f1"])
@@ -342,7 +354,7 @@ def in_short(gains: pd.DataFrame) -> list[str]:
     for (step, seed), rows in said.groupby(["step", "seed"], sort=False):
         parts = [f"{word} on {', '.join(where)}" for word, where in rows.groupby("said", sort=False)["dataset"]]
         lines.append(f"{step}, seed {seed}: {'; '.join(parts)}.")
-    return lines
+    return lines or [UNTRAINED]
 
 
 def found(paired: pd.DataFrame) -> list[str]:

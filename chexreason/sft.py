@@ -13,11 +13,21 @@ def folder(study: params.Study, model: str, format: str, seed: int) -> Path:
 
 
 def data(study: params.Study, split: str, format: str):
-    """The films of `split` with their traces, as a trl data set of prompt, image and completion."""
-    films = curate.dataset(study, split)
+    """The films of `split` that have a trace, as a trl data set of prompt, image and completion."""
     traces = records.load(study.folder / teacher.TRACES).set_index("film")["text"]
+    films = curate.dataset(study, split)
+    films = films[films["film"].isin(traces.index)]
     completions = [[{"role": "assistant", "content": traces[film]}] for film in films["film"]]
     return training.examples(films, format, completion=completions)
+
+
+def example(study: params.Study, format: str) -> str:
+    """The first film's prompt and completion, as text; of a credentialed source the prompt alone."""
+    first, film = data(study, "sft", format)[0], curate.dataset(study, "sft").iloc[0]
+    completion = (
+        "(the traces of this source are not shown)" if film["credentialed"] else first["completion"][0]["content"]
+    )
+    return f"{first['prompt'][0]['content']}\n\n{completion}"
 
 
 def trainer(study: params.Study, model: str, format: str, seed: int):

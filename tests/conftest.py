@@ -1,5 +1,6 @@
 """The command line as a user calls it, and the smoke study, run once for all tests that look at its results."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,19 @@ from hypothesis import settings
 
 from chexreason import params
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side, one process a core
+
 settings.register_profile("steady", deadline=None, derandomize=True)  # the same examples, however busy the machine is
 settings.load_profile("steady")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that look at the smoke study go to one worker, so that it runs once; the others share the rest."""
+    for item in items:
+        if "smoke" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("smoke"))
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:

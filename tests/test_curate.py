@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from chexreason import curate, params, records
+from chexreason import curate, params, prepare, records
 from chexreason.labels import CHEXPERT14
 from chexreason.sources import phantom
 
@@ -52,7 +52,8 @@ def study(tmp_path_factory):
 @pytest.fixture(scope="module")
 def manifest(study):
     """The manifest of the tiny study, its films written and its record saved."""
-    written = curate.write_films(curate.choose(study), study)
+    written, aside = curate.manifest(study)
+    assert aside.empty
     records.save(written, study.folder / curate.MANIFEST, records.origin(study, study.curate.seed))
     return written
 
@@ -108,11 +109,10 @@ def test_whole_patients_are_taken_and_the_one_that_does_not_fit_is_skipped():
         assert left >= 0 and all(sizes[name] > left for name in set(sizes) - set(drawn))
 
 
-def test_where_no_patient_fits_one_patient_is_cut_and_used_nowhere_else(tmp_path, monkeypatch):
+def test_where_no_patient_fits_one_patient_is_cut_and_used_nowhere_else(tmp_path):
     films = pd.DataFrame({"film": [f"f{i}" for i in range(40)], "patient": [f"p{i // 4}" for i in range(40)]})
-    monkeypatch.setattr(curate, "candidates", lambda study, source: films)
     study = tiny(tmp_path, **{f"tests.{name}.films": 10 for name in ("b-test", "b-large", "c-test", "c-large")})
-    drawn = curate.tests(study)
+    drawn = curate.tests(study, {"b": films, "c": films})
     by_split = drawn.groupby("split")["patient"].agg(set)
     assert drawn["split"].value_counts().eq(10).all()
     assert not by_split["b-test"] & by_split["b-large"]
@@ -164,7 +164,7 @@ def test_a_small_case_by_hand():
 
 
 def test_the_sampler_does_not_depend_on_the_order_of_the_rows(study):
-    pool = curate.candidates(study, "a")
+    pool = curate.candidates(study, "a").films
     one = curate.sample(pool, "sft", 60, study.curate)
     other = curate.sample(pool.sample(frac=1, random_state=1), "sft", 60, study.curate)
     assert one["film"].tolist() == other["film"].tolist()
@@ -188,7 +188,7 @@ def test_every_label_reaches_the_floor_in_sft_and_in_rl(study, manifest):
 def test_a_label_too_scarce_is_named_with_what_was_found_and_needed(tmp_path):
     study = tiny(tmp_path, **{"sources.a.films": 300, "curate.floor": 0.2})
     with pytest.raises(curate.CurateError, match=r"curate\.floor.*sft.*Pleural Other: its patients have \d+, 20 are"):
-        curate.training(study)
+        curate.training(study, curate.candidates(study, "a").films)
 
 
 def test_a_floor_the_picks_miss_is_refused_too(study):
@@ -210,7 +210,7 @@ def test_too_few_films_are_refused_by_key(tmp_path):
         ("tests.b-test.source", "a", r"tests\.b-test\.source.*trains"),
     ):
         with pytest.raises(curate.CurateError, match=words):
-            curate.choose(tiny(tmp_path, **{key: value, "curate.floor": 0.0}))
+            curate.manifest(tiny(tmp_path, **{key: value, "curate.floor": 0.0}))
 
 
 # --- what stages read -------------------------------------------------------------------------------------------------
@@ -266,10 +266,10 @@ def test_writing_again_keeps_whole_files_and_redraws_stale_or_missing_ones(study
     (study.folder / again["path"].iloc[0]).unlink()
     other = manifest["recipe"].iloc[5]
     changed = again.assign(recipe=[again["recipe"].iloc[0], other, again["recipe"].iloc[2]])
-    hashes = curate.write_films(changed, study)["sha256"]
+    hashes = prepare.images(changed, study)["sha256"]
     assert drawn == [again["recipe"].iloc[0], other]
     assert hashes.iloc[[0, 2]].tolist() == manifest["sha256"].iloc[[0, 2]].tolist()
-    assert curate.write_films(again, study)["sha256"].tolist() == manifest["sha256"].head(3).tolist()
+    assert prepare.images(again, study)["sha256"].tolist() == manifest["sha256"].head(3).tolist()
 
 
 def test_prevalence_counts_what_the_manifest_holds(study, manifest):
@@ -279,11 +279,12 @@ def test_prevalence_counts_what_the_manifest_holds(study, manifest):
         assert table.loc[("sft", name), "share"] == pytest.approx((sft[name] == 1.0).mean())
     assert table.loc[("sft", "Edema"), "n"] == 100
     assert np.isnan(table.loc[("c-test", "Fracture"), "share"])
-    assert table.loc[("pool", "Edema"), "n"] == len(curate.candidates(study, "a"))
+    assert table.loc[("pool", "Edema"), "n"] == len(curate.candidates(study, "a").films)
 
 
 def test_the_same_study_gives_the_same_manifest_whatever_ran_before(study, manifest):
-    pd.testing.assert_frame_equal(curate.choose(study), manifest.drop(columns="sha256"))
+    pools = {source: curate.candidates(study, source).films for source in study.sources}
+    pd.testing.assert_frame_equal(curate.choose(study, pools), manifest.drop(columns="sha256"))
     assert all(json.loads(boxes) is not None for boxes in manifest["boxes"])
 
 

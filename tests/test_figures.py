@@ -151,7 +151,7 @@ def test_boxes_lie_where_the_finding_is(axes, tmp_path):
 
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "film.png")
     box = Box("Edema", 0.25, 0.5, 0.75, 0.625, "both", "mid", 0.9)
-    figures.boxed(pd.DataFrame({"image": [tmp_path / "film.png"], "box": [box]}), axes, phantom=True)
+    figures.boxed(pd.DataFrame({"image": [tmp_path / "film.png"], "box": [box]}, index=["Edema"]), axes, phantom=True)
     (drawn,) = axes[0].patches
     assert drawn.get_bbox().extents.tolist() == [0.25, 0.5, 0.75, 0.625]
     assert axes[0].get_title("left") == "Edema" and not axes[1].axison

@@ -17,10 +17,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from chexreason.labels import CHEXPERT14, UNCERTAIN
+from chexreason.labels import CHEXPERT14, CLOSURES, UNCERTAIN
+from chexreason.sources import Films
 from chexreason.sources.drawing import Box, Film, boxes, draw
 
-__all__ = ["FINDINGS", "Box", "Film", "boxes", "draw", "film_table", "truth"]
+__all__ = ["FINDINGS", "Box", "Film", "boxes", "draw", "film_table", "read", "truth"]
 
 FINDINGS = CHEXPERT14[1:]
 """What can be drawn: twelve pathologies, then Support Devices."""
@@ -50,10 +51,6 @@ WHOLE = {  # findings without a side of their own
     "Edema": "both",
     "Support Devices": "both",
 }
-CLOSURES = {"Enlarged Cardiomediastinum": ("Cardiomegaly",)} | {
-    "Lung Opacity": ("Edema", "Consolidation", "Pneumonia", "Atelectasis", "Lung Lesion")
-}
-"""Under upward closure the key is present wherever one of its children is."""
 
 
 def film_table(
@@ -73,6 +70,17 @@ def film_table(
         blocks.append(_block(seed, len(blocks), hospital, channel, pipeline, films - found))
         found += len(blocks[-1])
     return pd.concat(blocks, ignore_index=True)
+
+
+def read(section, key: str) -> Films:
+    """The film table of a source (`params.Phantom`), with its recipes; names of films, studies and patients begin with
+    `key`, the source's name in the params file."""
+    table = film_table(section.films, section.seed, section.hospital, section.labels, section.pixels)
+    for name in ("film", "study", "patient"):
+        table[name] = key + table[name].str.removeprefix(section.hospital.lower())
+    channel = HOSPITALS["channels"][HOSPITALS["hospitals"][section.labels or section.hospital]["labels"]]
+    none = pd.DataFrame(columns=["film", "path", "reason"], dtype="str")
+    return Films(table.assign(path="", split=""), none, tuple(channel["unknown"]))
 
 
 def truth(table: pd.DataFrame) -> pd.DataFrame:

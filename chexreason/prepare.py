@@ -1,0 +1,80 @@
+"""From a chosen film to its image in the study's folder: phantoms are drawn, other films converted, both only once."""
+
+import hashlib
+from pathlib import Path
+
+import pandas as pd
+
+from chexreason import records
+
+
+def images(chosen: pd.DataFrame, study) -> pd.DataFrame:
+    """Make the image of every film in `chosen` (from `curate.choose`) and add `sha256` and `fault`.
+
+    An image is an 8-bit grey PNG.  A phantom is drawn from its recipe, and `sha256` is that of its image; any other
+    film is read from its source's folder and made no longer than the source's `size`, and `sha256` is that of the file
+    it came from.  `fault` is "", or why there is no image.  An image already made from the same film by the same code
+    is kept, so an interrupted run goes on where it was cut off.
+    """
+    from tqdm.std import tqdm
+
+    films = tqdm(chosen.itertuples(), total=len(chosen), desc="films", mininterval=5, unit="film", disable=chosen.empty)
+    made = [_drawn(film, study) if film.recipe else _converted(film, study) for film in films]
+    return chosen.assign(sha256=[sha256 for sha256, _ in made], fault=[fault for _, fault in made])
+
+
+def _drawn(film, study) -> tuple[str, str]:
+    """Draw a phantom, unless its image is there already."""
+    from PIL import Image
+
+    from chexreason.sources import drawing, phantom
+
+    path, size = study.folder / film.path, study.sources[film.source].size
+    key = _key(records.sha256(drawing.__file__), size, film.recipe)
+    if _key_of(path) != key:
+        image = Image.fromarray(phantom.draw(film.recipe, size).image)
+        _write(image, path, {"made from": key, "note": "phantom: drawn, not taken of a patient"})
+    return records.sha256(path), ""
+
+
+def _converted(film, study) -> tuple[str, str]:
+    """Read a film and write its image, unless that is there already; a film that cannot be used has a fault instead."""
+    from chexreason import films
+
+    section = study.sources[film.source]
+    original, path = section.folder / film.original, study.folder / film.path
+    if not film.original or not original.is_file():
+        return "", "its image is not there"
+    sha256 = records.sha256(original)
+    key = _key(records.sha256(films.__file__), section.size, sha256)
+    if _key_of(path) != key:
+        try:
+            _write(films.prepare(original, section.size), path, {"made from": key})
+        except films.FilmError as error:
+            return sha256, str(error)
+    return sha256, ""
+
+
+def _key(code: str, size: int, made_of: str) -> str:
+    """The hash of all that decides an image: the code that makes it, its size and what it is made of."""
+    return hashlib.sha256(f"{code}/{size}/{made_of}".encode()).hexdigest()
+
+
+def _write(image, path: Path, about: dict[str, str]) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    for name, value in about.items():
+        text.add_text(name, value)
+    with records.replacing(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=text)
+
+
+def _key_of(path: Path) -> str | None:
+    """The key of an image this module wrote, or None.  Files are replaced whole: there is no half one."""
+    from PIL import Image
+
+    if not path.exists():
+        return None
+    with Image.open(path) as image:
+        return image.info.get("made from")
