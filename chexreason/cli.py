@@ -1,4 +1,4 @@
-"""The command line: `chexreason run`, `results`, `notebook` and `book`.
+"""The command line: `chexreason run`, `results`, `films`, `notebook` and `book`.
 
 Everything heavy is imported by the command that needs it, so that `chexreason --help` answers at once.
 """
@@ -36,8 +36,9 @@ def _mendable() -> tuple[type[Exception], ...]:
     from chexreason.execute import NotebookError
     from chexreason.params import ParamsError
     from chexreason.records import RecordError
+    from chexreason.sources import SourceError
 
-    return RunError, ParamsError, RecordError, NotebookError, BookError
+    return RunError, ParamsError, RecordError, SourceError, NotebookError, BookError
 
 
 def run(given: argparse.Namespace) -> None:
@@ -65,6 +66,18 @@ def results(given: argparse.Namespace) -> None:
         import pandas as pd
 
         print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3f}".format))
+
+
+def films(given: argparse.Namespace) -> None:
+    """Print what a folder of films holds."""
+    from importlib import import_module
+
+    from chexreason import sources
+
+    options = {name: vars(given)[name] for name in ("labels", "fibrosis") if name in given}
+    read = import_module(f"chexreason.sources.{given.source}").read
+    found = sources.overview(read(Path(given.folder), **options), Path(given.folder))
+    print(json.dumps(found, indent=1) if given.json else sources.told(found))
 
 
 def notebook(given: argparse.Namespace) -> None:
@@ -99,6 +112,19 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("params", help="the study's params file")
     command.add_argument("--json", action="store_true", help="a JSON array, one object a line")
     command.set_defaults(command=results)
+
+    command = commands.add_parser("films", help="read a folder of films as it lies on disk, and tell what it holds")
+    kinds = command.add_subparsers(required=True, dest="source", metavar="{nih,mimic,chexpert}")
+    for name in ("nih", "mimic", "chexpert"):
+        kind = kinds.add_parser(name, help=f"chexreason/sources/{name}.py says which files it looks for")
+        kind.add_argument("folder", help="the folder with the tables; the images need not be there")
+        kind.add_argument("--json", action="store_true", help="one JSON object")
+        if name == "mimic":
+            labels = ["chexpert", "negbio", "radiologists"]
+            kind.add_argument("--labels", choices=labels, default="chexpert", help="whose labels (default: chexpert)")
+        if name == "nih":
+            kind.add_argument("--fibrosis", action="store_true", help="count Fibrosis as Pleural Other")
+    command.set_defaults(command=films)
 
     command = commands.add_parser("notebook", help="run one notebook, its parameters checked first")
     command.add_argument("notebook", help="such as notebooks/3_sft.ipynb")

@@ -1,0 +1,125 @@
+"""CheXpert v1.0 and v1.0-small: 224,316 films of 65,240 patients of Stanford Health Care, under its own agreement.
+
+Documentation: https://stanfordmlgroup.github.io/competitions/chexpert/ and, for the test set,
+https://github.com/rajpurkarlab/cheXpert-test-set-labels and https://github.com/rajpurkarlab/cheXlocalize
+Licence: Stanford University Dataset Research Use Agreement; no redistribution.
+Citation: Irvin J, Rajpurkar P, Ko M, et al. CheXpert: a large chest radiograph dataset with uncertainty labels and
+expert comparison. AAAI (2019), arXiv:1901.07031; the test films: Saporta A, Gui X, Agrawal A, et al. Benchmarking
+saliency methods for chest X-ray interpretation. Nature Machine Intelligence 4 (2022).
+
+Test labels are closed upwards (`labels.close_upwards`), training labels are not.  The tables of the test set do not say
+whether a frontal film is AP or PA: its view is "unknown", and its laterals are known by name, so that "PA", "AP" and
+"unknown" together are the frontals.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from chexreason import sources
+from chexreason.sources import IMAGES, LABELS, Films, SourceError
+
+STUDY = r"(?P<patient>patient\d+)/(?P<study>study\d+)"
+FILM = rf"(?P<path>(?:train|valid|test)/{STUDY}/(?P<name>view\d+_(?P<side>frontal|lateral))\.\w+)$"
+"""Where a film lies; what stands before it, such as CheXpert-v1.0-small/, is no part of it."""
+OWN_NAMES = {label: label for label in LABELS}
+
+
+def read(root: Path) -> Films:
+    """The films of train.csv, valid.csv and the test set, of those that are there.
+
+    `root` is the folder that holds train.csv, or the one above (with CheXpert-v1.0/ or CheXpert-v1.0-small/ in it).
+    The test set is test_labels.csv or, study by study, groundtruth.csv; either lies in one of the two, in a folder
+    CheXpert/ or in test/.  With groundtruth.csv the films are those that lie in test/.
+    Raises SourceError for a folder without any of these, two copies to choose from, a missing column, a path that is
+    no CheXpert path, a film with two rows, a label other than 1, 0, -1, and a patient in two splits.
+    """
+    root = Path(root)
+    home = _home(root)
+    files = {split: sources.look(home, f"{split}.csv") for split in ("train", "valid")}
+    test, aside = _test(root, home)
+    parts = [_listed(file, split, home, root) for split, file in files.items() if file] + test
+    if not parts:
+        raise SourceError(
+            f"{root}: holds no train.csv, valid.csv, test_labels.csv or groundtruth.csv, nor do its CheXpert folders"
+        )
+    return sources.checked(pd.concat(parts, ignore_index=True), root, aside)
+
+
+def _home(root: Path) -> Path:
+    """The folder with train.csv or valid.csv: `root`, or one right below it; `root` when there is none."""
+    if not root.is_dir():
+        raise SourceError(f"{root}: no such folder")
+    if sources.look(root, "train.csv", "valid.csv"):
+        return root
+    below = [folder for folder in sorted(root.glob("CheXpert-v1.0*")) if sources.look(folder, "train.csv", "valid.csv")]
+    if len(below) > 1:
+        raise SourceError(f"{root}: holds {' and '.join(each.name for each in below)}; name the one that is meant")
+    return below[0] if below else root
+
+
+def _listed(file: Path, split: str, home: Path, root: Path) -> pd.DataFrame:
+    """The films of a table with a row a film; only train.csv and valid.csv tell views."""
+    about = [] if split == "test" else ["Frontal/Lateral", "AP/PA"]
+    rows = sources.read_csv(file, ["Path", *about], LABELS)
+    films = _films(rows["Path"], file, split, home, root)
+    if about:
+        frontal = rows["AP/PA"].where(rows["AP/PA"].isin(["AP", "PA"]), "unknown")
+        films["view"] = frontal.mask(rows["Frontal/Lateral"] == "Lateral", "lateral")
+    return films.join(sources.states(rows, OWN_NAMES, file))
+
+
+def _films(paths: pd.Series, file: Path, split: str, home: Path, root: Path) -> pd.DataFrame:
+    """What the paths tell, one row a film; the films lie below `home`."""
+    parts = paths.str.extract(FILM)
+    strange = parts["path"].isna()
+    if strange.any():
+        row = strange.idxmax()
+        raise SourceError(
+            f"{file}, row {row + sources.HEADING}, column 'Path': {paths[row]} is no path of a CheXpert film; "
+            f"one ends in {split}/patient00001/study1/view1_frontal.jpg"
+        )
+    study = parts["patient"] + "_" + parts["study"]
+    films = pd.DataFrame({"film": study + "_" + parts["name"], "patient": parts["patient"], "study": study})
+    sources.refuse_twice(films, "film", file)
+    below = "" if home == root else home.relative_to(root).as_posix() + "/"
+    view = parts["side"].where(parts["side"] == "lateral", "unknown")
+    return films.assign(path=below + parts["path"], view=view, split=split)
+
+
+def _test(root: Path, home: Path) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:
+    """The films of the test set, and what of it is set aside; two empty lists when there is no test set."""
+    places = list(dict.fromkeys([home, root, *sorted(root.glob("CheXpert*/"))]))
+    found = [
+        (place, file, name)
+        for name in ("test_labels.csv", "groundtruth.csv")
+        for place in places
+        for folder in (place, place / "test")
+        if (file := sources.look(folder, name))
+    ]
+    if not found:
+        return [], []
+    place, file, name = found[0]
+    place = next((each for each in [place, *places] if (each / "test").is_dir()), place)
+    if name == "test_labels.csv":
+        return [_listed(file, "test", place, root)], []
+    return _by_study(file, place, root)
+
+
+def _by_study(file: Path, place: Path, root: Path) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:
+    """The films in test/, each with the labels of its study."""
+    rows = sources.read_csv(file, ["Study"], LABELS)
+    parts = rows["Study"].str.extract(STUDY)
+    rows["study"] = parts["patient"] + "_" + parts["study"]
+    sources.refuse_twice(rows, "study", file)
+    labels = sources.states(rows, OWN_NAMES, file).set_index(rows["study"])
+    there = sorted(path for path in place.glob("test/patient*/study*/view*") if path.suffix.lower() in IMAGES)
+    paths = pd.Series([path.relative_to(place).as_posix() for path in there], dtype=str)
+    films = _films(paths, place / "test", "test", place, root)
+    strays = films[~sources.among(films["study"], labels.index)]
+    empty = rows[~sources.among(rows["study"], films["study"])]
+    aside = [
+        sources.set_aside(strays["film"], strays["path"], f"film of a study without a row in {file.name}"),
+        sources.set_aside(empty["study"], "", f"study of {file.name} without a film in test/"),
+    ]
+    return [films.drop(strays.index).join(labels, on="study")], aside

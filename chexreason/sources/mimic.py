@@ -1,0 +1,85 @@
+"""MIMIC-CXR-JPG 2.0.0 and 2.1.0: 377,110 films of 65,379 patients of an emergency department, credentialed.
+
+Documentation: https://physionet.org/content/mimic-cxr-jpg/2.1.0/
+Licence: PhysioNet Credentialed Health Data License 1.5.0, with its data use agreement; films stay where you keep them.
+Citation: Johnson AEW, Pollard TJ, Greenbaum NR, et al. MIMIC-CXR-JPG, a large publicly available database of labeled
+chest radiographs. arXiv:1901.07042 (2019); the data set: Johnson A, Lungren M, Peng Y, et al. PhysioNet (2024),
+doi:10.13026/jsn5-t979 (2.1.0), doi:10.13026/8360-t248 (2.0.0); PhysioNet: Goldberger AL, et al. Circulation 101 (2000).
+
+Labels belong to studies, not to films, and 2.1.0 keeps "2.0.0" in the names of the tables it took over.
+"""
+
+from pathlib import Path
+
+from chexreason import sources
+from chexreason.sources import LABELS, Films, SourceError
+
+SPLIT, METADATA = "mimic-cxr-2.0.0-split.csv", "mimic-cxr-2.0.0-metadata.csv"
+TABLES = {
+    "chexpert": "mimic-cxr-2.0.0-chexpert.csv",
+    "negbio": "mimic-cxr-2.0.0-negbio.csv",
+    "radiologists": "mimic-cxr-2.1.0-test-set-labeled.csv",
+}
+VIEWS = {"AP": "AP", "PA": "PA", "LATERAL": "lateral", "LL": "lateral"}
+"""ViewPosition as the DICOM header has it; LL is the left lateral.  Oblique, decubitus and blank are unknown."""
+
+
+def read(root: Path, labels: str = "chexpert") -> Films:
+    """The films of the folder that holds the tables, with the labels of `chexpert`, `negbio` or `radiologists`.
+
+    A study that its label table does not have, or has without any label, keeps its films, with all labels NaN.
+    The radiologists read a part of the test split only; the films of other studies are left out.
+    Raises SourceError for a missing table or column, a film without a row in both tables, a film or study with two
+    rows, a label other than 1, 0, -1, and a patient in two splits.
+    """
+    root = Path(root)
+    film_file = sources.need(root, SPLIT)
+    films = sources.read_csv(film_file, ["dicom_id", "study_id", "subject_id", "split"])
+    table = films.rename(columns={"dicom_id": "film"}).assign(
+        path=_path(films),
+        patient="p" + films["subject_id"],
+        study="s" + films["study_id"],
+        view=_view(root, films["dicom_id"], film_file),
+    )
+    label_file = sources.need(root, TABLES[labels])
+    stated = _labels(label_file, labels)
+    if labels == "radiologists":
+        table = table[sources.among(table["study"], stated.index)]
+    strays = stated.index[~sources.among(stated.index, table["study"])]
+    aside = sources.set_aside(strays, "", f"study of {label_file.name} without a film in {film_file.name}")
+    return sources.checked(table.join(stated, on="study"), film_file, [aside])
+
+
+def _path(films):
+    folder = "files/p" + films["subject_id"].str[:2] + "/p" + films["subject_id"] + "/s" + films["study_id"]
+    return folder + "/" + films["dicom_id"] + ".jpg"
+
+
+def _view(root: Path, names, film_file: Path):
+    """The view of each film; raises SourceError unless both tables have the same films."""
+    file = sources.need(root, METADATA)
+    rows = sources.read_csv(file, ["dicom_id", "ViewPosition"])
+    sources.refuse_twice(rows, "dicom_id", file)
+    _refuse_missing(names, film_file, rows["dicom_id"], file)
+    if len(rows) > len(names):
+        _refuse_missing(rows["dicom_id"], file, names, film_file)
+    return names.map(rows.set_index("dicom_id")["ViewPosition"].map(VIEWS)).fillna("unknown")
+
+
+def _refuse_missing(names, file: Path, others, other: Path) -> None:
+    alone = names[~sources.among(names, others)]
+    if len(alone):
+        raise SourceError(
+            f"{other}: film {alone.iloc[0]} of {file.name} has no row here ({len(alone):,} such films); "
+            "both tables must be of one release"
+        )
+
+
+def _labels(file: Path, labels: str):
+    """The labels of each study, studies ("s50414267") x 14."""
+    columns = {label: label for label in LABELS}
+    if labels == "radiologists":
+        columns["Lung Opacity"] = "Airspace Opacity"
+    rows = sources.read_csv(file, ["study_id"], columns.values())
+    sources.refuse_twice(rows, "study_id", file)
+    return sources.states(rows, columns, file).set_index("s" + rows["study_id"])
