@@ -1,0 +1,181 @@
+"""Curating films that lie on disk: bad ones set aside, frozen manifests followed, credentialed films not shown.
+
+The folder is laid out as NIH ChestX-ray14 is, with phantoms in place of its films.
+"""
+
+import shutil
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT
+from PIL import Image
+
+from chexreason import curate, params, records
+from chexreason.labels import CHEXPERT14
+from chexreason.sources import phantom
+
+NIH_WORDS = {"Pleural Effusion": "Effusion", "Lung Lesion": "Mass", "Pleural Other": "Pleural_Thickening"}
+FILMS = 260
+
+
+def write_nih(folder):
+    """A folder of NIH's layout: 200 films of its training list and 60 of its test list."""
+    table = phantom.film_table(FILMS, 5, "C")
+    names = table["patient"].map({name: number for number, name in enumerate(table["patient"].unique(), 1)})
+    films = [f"{names[row]:08d}_{row:03d}.png" for row in range(FILMS)]
+    labels = [
+        "|".join(NIH_WORDS.get(name, name) for name in CHEXPERT14 if film[name] == 1.0) or "Infiltration"
+        for _, film in table.iterrows()
+    ]
+    rows = {"Image Index": films, "Finding Labels": labels, "Follow-up #": range(FILMS), "Patient ID": names}
+    rows |= {"Patient Age": 50, "Patient Gender": "F", "View Position": table["view"]}
+    (folder / "images").mkdir(parents=True)
+    pd.DataFrame(rows).to_csv(folder / "Data_Entry_2017_v2020.csv", index=False)
+    cut = names.iloc[200]
+    for file, chosen in (("train_val_list.txt", names < cut), ("test_list.txt", names >= cut)):
+        (folder / file).write_text("".join(f"{film}\n" for film, there in zip(films, chosen, strict=True) if there))
+    for film, recipe in zip(films, table["recipe"], strict=True):
+        Image.fromarray(phantom.draw(recipe, 160).image).save(folder / "images" / film)
+
+
+@pytest.fixture(scope="session")
+def nih(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("nih")
+    write_nih(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(nih, tmp_path):
+    """A copy of the folder, to damage."""
+    return shutil.copytree(nih, tmp_path / "nih")
+
+
+def sample(folder, root, changes=()):
+    """The NIH sample study on the films in `root`, its records under `folder`; `changes` are ("section.key", value)."""
+    values = yaml.safe_load((ROOT / "params" / "nih_sample.yaml").read_text())
+    sizes = {"sources.home.root": str(root), "sources.away.root": str(root), "sources.home.size": 128}
+    sizes |= {"curate.sft": 40, "curate.rl": 15, "curate.validation": 25, "tests.nih-test.films": 20}
+    sizes |= {"curate.floor": 0.0, "curate.seed": 3}
+    for key, value in [*sizes.items(), *changes]:
+        *sections, name = key.split(".")
+        section = values
+        for each in sections:
+            section = section[each]
+        section[name] = value
+    file = folder / "params" / "sample.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(values, sort_keys=False))
+    return params.load(file)
+
+
+def kept(study) -> pd.DataFrame:
+    """The study's manifest, made and saved."""
+    manifest = curate.manifest(study).films
+    records.save(manifest, study.folder / curate.MANIFEST, records.origin(study, study.curate.seed))
+    return manifest
+
+
+def test_films_become_small_grey_images_that_name_the_file_they_came_from(nih, tmp_path):
+    study = sample(tmp_path, nih)
+    manifest = kept(study)
+    assert manifest["split"].value_counts().to_dict() == {
+        "sft": 36, "sft-holdout": 4, "rl": 15, "home-validation": 25, "nih-test": 20
+    }  # fmt: skip
+    for film in manifest.itertuples():
+        assert film.sha256 == records.sha256(nih / film.original)
+        with Image.open(study.folder / film.path) as image:
+            assert (image.mode, image.size) == (("L", (128, 128)) if film.source == "home" else ("L", (160, 160)))
+    assert curate.dataset(study, "sft")[["Fracture", "Support Devices", "Lung Opacity"]].isna().all(axis=None)
+
+
+def test_a_bad_film_is_set_aside_with_its_reason_and_replaced(copy, tmp_path):
+    first = curate.manifest(sample(tmp_path / "first", copy)).films
+    blank, cut = first.loc[first["split"] == "rl", "original"].iloc[:2]
+    Image.new("L", (160, 160), 128).save(copy / blank)
+    (copy / cut).write_bytes((copy / cut).read_bytes()[:2000])
+    manifest, aside = curate.manifest(sample(tmp_path / "second", copy))
+    assert manifest["split"].value_counts().to_dict() == first["split"].value_counts().to_dict()
+    reasons = aside.set_index("path")["reason"]
+    assert "blank" in reasons[blank] and reasons[cut]
+    assert not manifest["original"].isin([blank, cut]).any()
+    untouched = first["split"] != "rl"
+    assert manifest.loc[untouched, "film"].tolist() == first.loc[untouched, "film"].tolist()
+    assert f"{reasons[blank]}: 1 films" in curate.told(aside)
+
+
+def test_more_bad_films_than_the_stated_share_stop_the_study(copy, tmp_path):
+    for film in list((copy / "images").iterdir())[::3]:
+        film.write_bytes(b"no film")
+    with pytest.raises(curate.CurateError, match=r"\d+ of the \d+ films looked at.*curate\.bad_share \(5\.0%\)"):
+        curate.manifest(sample(tmp_path, copy))
+
+
+def test_missing_images_are_bad_films_unless_the_folder_is_partial(copy, tmp_path):
+    for film in sorted((copy / "images").iterdir())[::2]:
+        film.unlink()
+    manifest, aside = curate.manifest(sample(tmp_path / "partial", copy))
+    assert len(manifest) == 100 and aside.empty
+    whole = [("sources.home.partial", False), ("sources.away.partial", False)]
+    with pytest.raises(curate.CurateError, match="its image is not there"):
+        curate.manifest(sample(tmp_path / "whole", copy, whole))
+
+
+def test_a_frozen_manifest_leads_to_the_very_same_films(copy, tmp_path):
+    study = sample(tmp_path / "one", copy)
+    manifest = kept(study)
+    frozen = [("curate.frozen", str(study.folder / curate.MANIFEST)), ("curate.seed", 9)]
+    other = curate.manifest(sample(tmp_path / "other", copy, frozen)).films
+    assert curate.digest(other) == curate.digest(manifest)
+    assert other["film"].tolist() == manifest["film"].tolist()
+    assert curate.digest(manifest.assign(split=manifest["split"].iloc[::-1].to_numpy())) != curate.digest(manifest)
+
+    film = manifest["original"].iloc[7]
+    shutil.copy(copy / manifest["original"].iloc[8], copy / film)
+    with pytest.raises(curate.CurateError, match=rf"1 of its films have another file.*{manifest['film'].iloc[7]}"):
+        curate.manifest(sample(tmp_path / "changed", copy, frozen))
+    (copy / film).unlink()
+    with pytest.raises(curate.CurateError, match=rf"1 of its 100 films are not usable.*{manifest['film'].iloc[7]}"):
+        curate.manifest(sample(tmp_path / "gone", copy, frozen))
+
+
+def test_a_patient_who_would_train_and_test_is_refused(nih, tmp_path):
+    study = sample(tmp_path, nih, [("sources.away.splits", ["train_val"]), ("tests.nih-test.films", 150)])
+    with pytest.raises(curate.CurateError, match=r"patient nih-\d+ would be in \S+ and in nih-test"):
+        curate.manifest(study)
+
+
+def test_films_drawn_one_by_one_come_from_more_patients_than_whole_patients_do(nih, tmp_path):
+    films = curate.manifest(sample(tmp_path / "films", nih)).films
+    whole = curate.manifest(sample(tmp_path / "patients", nih, [("tests.nih-test.draw", "patients")])).films
+    patients = [table.loc[table["split"] == "nih-test", "patient"].nunique() for table in (films, whole)]
+    assert patients[0] > patients[1]
+
+
+def test_an_unset_variable_or_a_missing_folder_is_named(nih, tmp_path, monkeypatch):
+    monkeypatch.delenv("NIH_FOLDER", raising=False)
+    with pytest.raises(params.ParamsError, match=r"\$NIH_FOLDER: set this environment variable"):
+        curate.manifest(sample(tmp_path, "$NIH_FOLDER"))
+    monkeypatch.setenv("NIH_FOLDER", str(nih))
+    assert len(curate.candidates(sample(tmp_path, "$NIH_FOLDER"), "home").films) >= 190
+    with pytest.raises(params.ParamsError, match="nowhere: no such folder"):
+        curate.manifest(sample(tmp_path, tmp_path / "nowhere"))
+
+
+def test_films_of_a_credentialed_source_are_never_shown(nih, tmp_path):
+    columns = {"path": "Image Index", "patient": "Patient ID", "view": "View Position"}
+    table = pd.read_csv(nih / "Data_Entry_2017_v2020.csv").assign(heart=lambda films: films["Patient ID"] % 2)
+    table["Image Index"] = "images/" + table["Image Index"]
+    (tmp_path / "mine").mkdir()
+    shutil.copytree(nih / "images", tmp_path / "mine" / "images")
+    table.to_csv(tmp_path / "mine" / "mine.csv", index=False)
+    own = {"kind": "own", "root": str(tmp_path / "mine"), "table": "mine.csv", "columns": columns}
+    own |= {"labels": {"Cardiomegaly": "heart"}}
+    for credentialed, shown in ((True, 0), (False, 4)):
+        changes = [("sources.home", own | {"credentialed": credentialed}), ("curate.label_sets", ["nih9"])]
+        changes += [("sources.away.splits", ["test"]), ("tests.nih-test.films", 10)]
+        study = sample(tmp_path / str(credentialed), nih, changes)
+        kept(study)
+        assert len(curate.gallery(study, ["sft"], each=4)) == shown
+        assert len(curate.clearest(curate.dataset(study, "sft"))) == (shown > 0)
