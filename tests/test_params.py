@@ -72,6 +72,14 @@ def rename(where: str, new: str):
         (put("curate.train", "z"), ["curate.train", "'z'", "choose one of a, b, c"]),
         (put("tests.c-test.label_sets", ["nih8"]), ["tests.c-test.label_sets", "'nih8'", "nih9"]),
         (put("sft.runs.0.model", "medgema"), ["model", "'medgema'", "medgemma"]),
+        (put("curate.label_sets", ["nih8"]), ["curate.label_sets", "'nih8'", "nih9"]),
+        (put("sources.c", {"kind": "nih", "root": "x"}), ["the key 'sources.c.splits' is missing"]),
+        (put("sources.c", {"kind": "nih", "root": "x", "splits": ["valid"]}), ["sources.c.splits.0", "'valid'"]),
+        (put("sources.c", {"kind": "nih", "rot": "x", "splits": []}), ["sources.c.rot", "did you mean 'root'?"]),
+        (put("sources.c", {"kind": "nhi", "root": "x"}), ["sources.c", "'nih'", "'nhi'"]),
+        (put("sources.c", {"kind": "own", "root": "x"}), ["sources.c", "either table", "or read"]),
+        (put("sources.a", {"kind": "mimic", "root": "x", "splits": ["test"]}), ["MIMIC's own test split"]),
+        (put("teacher", {"kind": "oracle", "seed": 0}), ["teacher", "'rules'", "'openai'"]),
     ],
 )
 def test_a_wrong_key_or_value_is_refused_with_its_name_and_the_right_one(tmp_path, change, told):
@@ -137,3 +145,33 @@ def test_the_scales_differ_in_values_only():
     default, smoke = (keys(yaml.safe_load(file.read_text(encoding="utf-8"))) for file in files)
     assert default == smoke
     assert all(load(file).study == os.path.splitext(file.name)[0] for file in files)
+
+
+HOSTED = {"kind": "openai", "base_url": "https://models.example.org/v1", "model": "m", "seed": 0}
+MIMIC = {"kind": "mimic", "root": "$MIMIC_CXR_JPG"}
+
+
+def test_a_teacher_on_another_machine_gets_credentialed_films_only_under_a_stated_agreement(tmp_path):
+    def study(source, teacher):
+        values = mini(put("sources.a", source))
+        values["teacher"] = teacher
+        file = tmp_path / "mine.yaml"
+        file.write_text(yaml.safe_dump(values), encoding="utf-8")
+        return load(file)
+
+    for teacher in (HOSTED, {"kind": "gemini", "model": "m", "seed": 0}):
+        with pytest.raises(ParamsError, match=r"films of 'a' are credentialed.*teacher\.agreement"):
+            study(MIMIC, teacher)
+        assert study(MIMIC, teacher | {"agreement": "PhysioNet, responsible use of hosted models"}).teacher.agreement
+    for address in ("http://localhost:8000/v1", "http://127.0.0.1/v1", "http://[::1]:8000/v1"):
+        assert study(MIMIC, HOSTED | {"base_url": address}).teacher.local
+    with pytest.raises(ParamsError, match="credentialed"):
+        study(MIMIC, HOSTED | {"base_url": "http://localhost.example.org/v1"})
+    assert study(yaml.safe_load(MINI)["sources"]["a"], HOSTED)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "params").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_params_file_here_is_whole(file):
+    study = load(file)
+    assert study.folder.name == study.study
+    assert study.home == f"{study.curate.train}-validation"
