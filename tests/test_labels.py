@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+from conftest import ROOT
 
 from chexreason import labels
 
@@ -49,3 +50,42 @@ def test_the_label_sets_are_chexperts_fourteen_and_the_nine_of_table_6():
     unstated = {"Enlarged Cardiomediastinum", "Lung Opacity", "Fracture", "Support Devices"}  # NIH has no such label
     left_out = {"Pleural Effusion"}  # the paper leaves it out although NIH has it
     assert set(labels.CHEXPERT14) - set(labels.NIH9) == unstated | left_out
+    assert [name for name in labels.CHEXPERT14 if name not in unstated] == list(labels.NIH10)
+
+
+def one(**states) -> pd.DataFrame:
+    """A film that shows nothing but `states`, spaces written as underscores."""
+    given = {name.replace("_", " "): state for name, state in states.items()}
+    return pd.DataFrame([dict.fromkeys(labels.CHEXPERT14, 0.0) | given])
+
+
+@pytest.mark.parametrize("child", ["Edema", "Consolidation", "Pneumonia", "Atelectasis", "Lung_Lesion"])
+def test_closing_upwards_makes_a_lung_opacity_of_what_is_one(child):
+    pd.testing.assert_frame_equal(labels.close_upwards(one(**{child: 1.0})), one(**{child: 1.0}, Lung_Opacity=1.0))
+
+
+def test_closing_upwards_makes_an_enlarged_cardiomediastinum_of_a_large_heart():
+    closed = labels.close_upwards(one(Cardiomegaly=1.0, Enlarged_Cardiomediastinum=NAN))
+    pd.testing.assert_frame_equal(closed, one(Cardiomegaly=1.0, Enlarged_Cardiomediastinum=1.0))
+
+
+def test_closing_upwards_takes_no_hint_from_a_parent_an_uncertain_child_or_silence():
+    for states in (one(Lung_Opacity=1.0), one(Edema=-1.0), one(Edema=NAN, Lung_Opacity=NAN), one(Pneumothorax=1.0)):
+        pd.testing.assert_frame_equal(labels.close_upwards(states), states)
+
+
+def test_closing_upwards_keeps_bool_predictions_bool_and_its_input_as_it_was():
+    given = one(Edema=1.0).astype(bool)
+    closed = labels.close_upwards(given)
+    assert closed["Lung Opacity"].tolist() == [True] and not given["Lung Opacity"].any()
+    assert set(closed.dtypes) == {given["Edema"].dtype}
+
+
+def test_the_closures_are_those_that_chexperts_test_labels_obey():
+    joint = ROOT.parent / "shared" / "facts" / "prevalence" / "chexpert_test_joint.csv"
+    if not joint.exists():
+        pytest.skip("the joint frequencies of CheXpert's test labels are not beside the project")
+    shares = pd.read_csv(joint, index_col=0)
+    for parent, children in labels.CLOSURES.items():
+        always = [name for name in shares if name != parent and shares.at[name, parent] == shares.at[name, name]]
+        assert set(always) == set(children)

@@ -122,7 +122,6 @@ def checked(
 
     Raises SourceError for a film named twice, a film without a patient, or a patient in two of the source's splits.
     """
-    refuse_twice(table, "film", file)
     nobody = table["patient"].isna()
     if nobody.any():
         raise SourceError(f"{file}: film {table['film'][nobody].iloc[0]} has no patient")
@@ -131,6 +130,7 @@ def checked(
     if len(both):
         splits = places["split"][places["patient"] == both.iloc[0]]
         raise SourceError(f"{file}: patient {both.iloc[0]} is in two splits, {' and '.join(splits)}")
+    refuse_twice(table, "film", file)
     columns = [*COLUMNS, *(["native"] if "native" in table else [])]
     parts = [set_aside([], "", ""), *aside]
     return Films(table[columns].reset_index(drop=True), pd.concat(parts, ignore_index=True), tuple(unknown))
@@ -182,7 +182,10 @@ def told(found: dict) -> str:
     if found["native"]:
         lines += ["", "labels in the source's words", *(f"  {key:20} {n:>9,}" for key, n in found["native"].items())]
     for reason, rows in found["aside"].items():
-        lines += ["", f"set aside, {reason}: {rows['films']:,} ({', '.join(rows['first'])}, ...)"]
+        lines += [
+            "",
+            f"set aside, {reason}: {rows['films']:,} ({', '.join(rows['first'])}{', ...' * (rows['films'] > 3)})",
+        ]
     if found["note"]:
         lines += ["", found["note"]]
     return "\n".join(lines)

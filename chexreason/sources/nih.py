@@ -62,7 +62,7 @@ def read(root: Path, fibrosis: bool = False) -> Films:
     table = pd.DataFrame(
         {
             "film": films,
-            "path": films.map(paths).fillna("").astype(str),
+            "path": paths,
             "patient": patient,
             "study": patient + "_" + rows["Follow-up #"].str.zfill(3),
             "view": rows["View Position"].map(VIEWS).fillna("unknown"),
@@ -125,7 +125,7 @@ def _listed(file: Path) -> pd.Index:
 
 
 def _images(root: Path, films: pd.Series, file: Path) -> tuple[pd.Series, pd.DataFrame]:
-    """Where the images of `films` lie, relative to `root`, and the images named like a film that have no row."""
+    """Where the image of each film lies, relative to `root`, and the images named like a film that have no row."""
     paths = pd.Series(sorted(_walk(root)), dtype=str)
     paths = paths.set_axis(_stem(paths))
     named = sources.among(paths.index, films)
@@ -134,7 +134,9 @@ def _images(root: Path, films: pd.Series, file: Path) -> tuple[pd.Series, pd.Dat
     if len(twice):
         raise SourceError(f"{root}: film {twice[0]} has two images, {' and '.join(own[twice[0]][:2])}; leave one")
     strays = paths[paths.index.str.fullmatch(r"\d{8}_\d{3}") & ~named]
-    return own, sources.set_aside(strays.index, strays.to_list(), f"image without a row in {file.name}")
+    return own.reindex(films, fill_value="").set_axis(films.index), sources.set_aside(
+        strays.index, strays.to_list(), f"image without a row in {file.name}"
+    )
 
 
 def _walk(root: Path):
