@@ -146,7 +146,7 @@ WRONG = {
     ),
     "a film twice": (
         ("2.0.0-split", IDS[0], IDS[2]),
-        rf"mimic-cxr-2.0.0-split.csv: film {IDS[0]} stands in row 2 and again in row 4",
+        rf"mimic-cxr-2.0.0-split.csv: dicom_id {IDS[0]} stands in row 2 and again in row 4",
     ),
     "a film twice in the metadata": (
         ("2.0.0-metadata", IDS[0], IDS[1]),

@@ -11,6 +11,9 @@ Labels belong to studies, not to films, and 2.1.0 keeps "2.0.0" in the names of 
 
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
 from chexreason import sources
 from chexreason.sources import LABELS, Films, SourceError
 
@@ -35,12 +38,11 @@ def read(root: Path, labels: str = "chexpert") -> Films:
     root = Path(root)
     film_file = sources.need(root, SPLIT)
     films = sources.read_csv(film_file, ["dicom_id", "study_id", "subject_id", "split"])
-    table = films.rename(columns={"dicom_id": "film"}).assign(
-        path=_path(films),
-        patient="p" + films["subject_id"],
-        study="s" + films["study_id"],
-        view=_view(root, films["dicom_id"], film_file),
-    )
+    sources.refuse_twice(films, "dicom_id", film_file)
+    patient, study = "p" + films["subject_id"], "s" + films["study_id"]
+    path = "files/" + patient.str[:3] + "/" + patient + "/" + study + "/" + films["dicom_id"] + ".jpg"
+    view = _view(root, films["dicom_id"], film_file)
+    table = films.rename(columns={"dicom_id": "film"}).assign(path=path, patient=patient, study=study, view=view)
     label_file = sources.need(root, TABLES[labels])
     stated = _labels(label_file, labels)
     if labels == "radiologists":
@@ -50,32 +52,23 @@ def read(root: Path, labels: str = "chexpert") -> Films:
     return sources.checked(table.join(stated, on="study"), film_file, [aside])
 
 
-def _path(films):
-    folder = "files/p" + films["subject_id"].str[:2] + "/p" + films["subject_id"] + "/s" + films["study_id"]
-    return folder + "/" + films["dicom_id"] + ".jpg"
-
-
-def _view(root: Path, names, film_file: Path):
+def _view(root: Path, names: pd.Series, film_file: Path) -> np.ndarray:
     """The view of each film; raises SourceError unless both tables have the same films."""
     file = sources.need(root, METADATA)
     rows = sources.read_csv(file, ["dicom_id", "ViewPosition"])
     sources.refuse_twice(rows, "dicom_id", file)
-    _refuse_missing(names, film_file, rows["dicom_id"], file)
-    if len(rows) > len(names):
-        _refuse_missing(rows["dicom_id"], file, names, film_file)
-    return names.map(rows.set_index("dicom_id")["ViewPosition"].map(VIEWS)).fillna("unknown")
+    place = pd.Index(rows["dicom_id"]).get_indexer(names)
+    without, beyond = names[place < 0], rows["dicom_id"].drop(place[place >= 0])
+    for has, lacks, alone in ((film_file, file, without), (file, film_file, beyond)):
+        if len(alone):
+            raise SourceError(
+                f"{lacks}: film {alone.iloc[0]} of {has.name} has no row here ({len(alone):,} such films); "
+                "both tables must be of one release"
+            )
+    return rows["ViewPosition"].map(VIEWS).fillna("unknown").to_numpy()[place]
 
 
-def _refuse_missing(names, file: Path, others, other: Path) -> None:
-    alone = names[~sources.among(names, others)]
-    if len(alone):
-        raise SourceError(
-            f"{other}: film {alone.iloc[0]} of {file.name} has no row here ({len(alone):,} such films); "
-            "both tables must be of one release"
-        )
-
-
-def _labels(file: Path, labels: str):
+def _labels(file: Path, labels: str) -> pd.DataFrame:
     """The labels of each study, studies ("s50414267") x 14."""
     columns = {label: label for label in LABELS}
     if labels == "radiologists":
