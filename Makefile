@@ -28,7 +28,7 @@ lint: .venv/done
 	$(BIN)/ruff format --check .
 
 lab: .venv/done
-	$(BIN)/jupyter lab --notebook-dir .
+	$(BIN)/jupyter lab --notebook-dir . $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # What a study wrote; the environment stays.
 clean:

@@ -67,7 +67,8 @@ def settle(labels: pd.DataFrame, policy: str = "u_zeros") -> pd.DataFrame:
     value = {"u_zeros": 0.0, "u_ones": 1.0, "u_ignore": float("nan")}[policy]
     uncertain = labels == UNCERTAIN
     settled = labels.astype(float).fillna(0.0).mask(uncertain, value)
-    return settled.where(labels.notna().any(), axis="columns")
+    settled.loc[:, labels.isna().all()] = float("nan")
+    return settled
 
 
 def positives(row: pd.Series) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ One thread each, best of three, on whatever machine this is; a busy machine show
 """
 
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -45,6 +46,34 @@ def bootstrap(draws: int = 10_000, films: int = 25_596, patients: int = 2_797) -
     return f"{taken:.1f} s for {draws:,} draws of {films:,} films"
 
 
+def curating() -> str:
+    import mimic_tables
+
+    from chexreason import curate, params
+
+    with TemporaryDirectory() as folder:
+        mimic_tables.write(Path(folder))
+        os.environ["MIMIC_CXR_JPG"] = folder
+        study = params.load("params/paper.yaml")
+        taken = best(lambda: curate.training(study, curate.candidates(study, "mimic").films), 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return f"{taken:.1f} s, this process's peak {peak:.2f} GB, for {mimic_tables.FILMS:,} films"
+
+
+def picking() -> str:
+    from chexreason import curate
+    from chexreason.labels import CHEXPERT14
+
+    taken = []
+    for films in (50_000, 100_000, 200_000, 400_000):
+        rng = np.random.default_rng(0)
+        present = pd.DataFrame(rng.random((films, 14)) < 0.15, columns=list(CHEXPERT14))
+        order = rng.random(films)
+        told = best(lambda table=present, order=order: curate.greedy(table, 1000, 0.05, 0.25, 4.0, order), 1)
+        taken.append(f"{films:,}: {told:.2f} s")
+    return ", ".join(taken)
+
+
 def answering(films: int = 256, batch: int = 64) -> str:
     from PIL import Image
 
@@ -70,6 +99,8 @@ if __name__ == "__main__":
     print("chexreason --help:", starting())
     for hospital in "ABC":
         print(f"drawing films of hospital {hospital}:", drawing(hospital))
+    print("reading, filtering and sampling tables of MIMIC's size:", curating())
+    print("greedy sampling of 1,000 films from", picking())
     print("patient bootstrap:", bootstrap())
     print("untuned stand-in answering, in batches of 64:", answering())
     print("untuned stand-in answering, one film at a time:", answering(64, 1))
