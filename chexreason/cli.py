@@ -1,4 +1,4 @@
-"""The command line: `chexreason run`, `results`, `films`, `notebook` and `book`.
+"""The command line: `chexreason run`, `results`, `films`, `review`, `notebook` and `book`.
 
 Everything heavy is imported by the command that needs it, so that `chexreason --help` answers at once.
 """
@@ -36,9 +36,10 @@ def _mendable() -> tuple[type[Exception], ...]:
     from chexreason.execute import NotebookError
     from chexreason.params import ParamsError
     from chexreason.records import RecordError
+    from chexreason.review import ReviewError
     from chexreason.sources import SourceError
 
-    return RunError, ParamsError, RecordError, SourceError, NotebookError, BookError
+    return RunError, ParamsError, RecordError, SourceError, ReviewError, NotebookError, BookError
 
 
 def run(given: argparse.Namespace) -> None:
@@ -78,6 +79,14 @@ def films(given: argparse.Namespace) -> None:
     read = import_module(f"chexreason.sources.{given.source}").read
     found = sources.overview(read(Path(given.folder), **options), Path(given.folder))
     print(json.dumps(found, indent=1) if given.json else sources.told(found))
+
+
+def review(given: argparse.Namespace) -> None:
+    """Draw a sheet of traces for a radiologist, or print what the radiologist's verdicts come to."""
+    from chexreason import review
+
+    study = _study(given.params)
+    print(review.told(review.read(study, given.verdicts)) if given.verdicts else review.write(study))
 
 
 def notebook(given: argparse.Namespace) -> None:
@@ -125,6 +134,11 @@ def _parser() -> argparse.ArgumentParser:
         if name == "nih":
             kind.add_argument("--fibrosis", action="store_true", help="count Fibrosis as Pleural Other")
     command.set_defaults(command=films)
+
+    command = commands.add_parser("review", help="draw a sheet of traces for a radiologist, or read the verdicts back")
+    command.add_argument("params", help="the study's params file")
+    command.add_argument("--verdicts", metavar="FILE", help="the sheet's verdicts.csv, filled in")
+    command.set_defaults(command=review)
 
     command = commands.add_parser("notebook", help="run one notebook, its parameters checked first")
     command.add_argument("notebook", help="such as notebooks/3_sft.ipynb")

@@ -1,4 +1,4 @@
-"""The rule-based teacher: it puts into words what is on a film, in a small vocabulary, and checks what it wrote."""
+"""The rule-based teacher, which puts into words what is on a film, and the check that every teacher's traces pass."""
 
 import hashlib
 import re
@@ -25,6 +25,11 @@ OPENINGS = {
         "Portable AP film with some noise and blur.",
         "This is a bedside AP view, so the heart looks larger.",
         "AP film of the chest with limited detail.",
+    ),
+    "lateral": ("Lateral film of the chest.",),
+    "unknown": (
+        "Frontal film of the chest.",
+        "This is a frontal view of the chest.",
     ),
 }
 
@@ -127,16 +132,31 @@ NEGATIVES = {
 }
 """Pertinent negatives, each with the labels that would make it untrue."""
 
-GIVEAWAYS = re.compile(r"ground.?truth|label|annotat|(?:as|were|was) (?:provided|given|stated|told)|answer key")
-"""Words by which a trace would own that it knew the answer beforehand."""
+_ANSWER = r"(?:findings?|diagnos[ei]s|conclusions?|answers?|abnormalit(?:y|ies)|information|list|text)"
+GIVEAWAYS = re.compile(
+    "|".join(
+        (
+            r"ground.?truth|label|annotat|answer key|metadata|data ?set|pretend|beforehand|(?:already|without) know",
+            r"\b(?:as|was|were) (?:given|provided|supplied|stated|told|listed|instructed|requested|required)",
+            rf"\b(?:correct|expected|provided|supplied|stated|listed|specified|the given) {_ANSWER}",
+            rf"\b{_ANSWER} (?:given|provided|supplied|stated|listed|specified)",
+            r"\b(?:i|we) (?:am|are|have been) (?:given|told|asked|instructed)|\byou (?:gave|told|provided|asked)",
+            r"\b(?:the|your|radiology|radiologist's|accompanying) (?:report|prompt|instructions?)\b",
+            r"\bas (?:if|though) (?:i|we) (?:did|do|had|have|were)\b",
+            r"\b(?:must|should|have to|need to) (?:conclude|end (?:in|with)|arrive at|justify|match)\b",
+        )
+    )
+)
+"""Words by which a trace would own that it knew the answer beforehand, in a text of lower case."""
 
 
 def write_trace(labels: Collection[str], boxes: Sequence, view: str, rng: np.random.Generator) -> str:
     """The reasoning for one film: opening, each positive label in CheXpert's order, negatives, impression.
 
     `labels` are the settled positives, `boxes` what is drawn on the film (`Box`: finding, side, zone, strength), `view`
-    "PA" or "AP".  A label without a box (the labeller's false positive) is said without place and degree; what is on
-    the film or among the labels is never denied.  At most `MAX_WORDS` words; about nine in ten have 250 characters.
+    "PA", "AP", "lateral" or "unknown".  A label without a box (the labeller's false positive, or a real film) is said
+    without place and degree; what is on the film or among the labels is never denied.  At most `MAX_WORDS` words; about
+    nine in ten have 250 characters.
     Raises ValueError for a label outside the fourteen.
     """
     unknown = set(labels) - set(CHEXPERT14)
@@ -144,7 +164,7 @@ def write_trace(labels: Collection[str], boxes: Sequence, view: str, rng: np.ran
         raise ValueError(f"no such label: {', '.join(sorted(unknown))}; the labels are {', '.join(CHEXPERT14)}")
     names = [name for name in CHEXPERT14 if name in labels]
     terse = rng.random() < TERSE
-    opening = [_pick(OPENINGS[view], rng)] + ([] if terse else [_pick(SURVEYS, rng)])
+    opening = [_pick(OPENINGS.get(view, OPENINGS["unknown"]), rng)] + ([] if terse else [_pick(SURVEYS, rng)])
     closing = _impression(names, rng)
     findings = _findings(names, boxes, MAX_WORDS - _words([*opening, closing]), rng)
     shown = set(labels) | {box.finding for box in boxes}
@@ -168,18 +188,20 @@ def traces(films: pd.DataFrame, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["film", "reasoning", "labels", "text", "check"])
 
 
-def check(text: str, truth: Collection[str], max_words: int = MAX_WORDS) -> str:
-    """What is wrong with a trace in its published form, in a few words; "" when nothing is."""
+def check(text: str, truth: Collection[str], min_words: int = 0, max_words: int = MAX_WORDS) -> str:
+    """What is wrong with a trace in its published form, the kind of fault before a colon; "" when nothing is."""
     answer = answers.read_strict(text)
     if answer is None:
         return "not of the published form"
     if set(answer.labels) != set(truth):
-        return f"concludes {', '.join(answer.labels) or 'nothing'}, not {', '.join(truth) or 'nothing'}"
-    giveaway = GIVEAWAYS.search(answer.reasoning.lower())
+        return f"wrong labels: {', '.join(answer.labels) or 'none'}, not {', '.join(truth) or 'none'}"
+    giveaway = GIVEAWAYS.search(" ".join(answer.reasoning.lower().split()))
     if giveaway:
         return f"gives the answer away: {giveaway[0]!r}"
     words = len(answer.reasoning.split())
-    return f"{words} words, at most {max_words} are allowed" if words > max_words else ""
+    if words < min_words:
+        return f"too short: {words} words, at least {min_words} are needed"
+    return f"too long: {words} words, at most {max_words} are allowed" if words > max_words else ""
 
 
 def summary(traces: pd.DataFrame, min_length: int) -> str:

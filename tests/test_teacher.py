@@ -1,4 +1,4 @@
-"""The rule-based teacher: true to labels and boxes, checked, in few words, and long enough for the reward."""
+"""The rule-based teacher: true to labels and boxes, in few words, long enough for the reward; and all traces' check."""
 
 import itertools
 import re
@@ -156,6 +156,68 @@ def test_an_unknown_label_is_refused():
 def test_check_says_what_is_wrong(text, wrong):
     said = teacher.check(text, ("Cardiomegaly", "Edema"))
     assert (wrong in said) if wrong else said == ""
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "According to the report, the heart is enlarged.",
+        "The radiology report describes an effusion.",
+        "Consistent with the ground-truth, there is edema.",
+        "This matches the ground\ntruth.",
+        "The provided findings include cardiomegaly.",
+        "The findings given are cardiomegaly and edema.",
+        "As provided, the heart is enlarged.",
+        "I was told that there is edema.",
+        "We are given cardiomegaly.",
+        "You told me to look for edema.",
+        "As stated, the heart is large.",
+        "The prompt mentions an effusion.",
+        "I must conclude edema.",
+        "Let me pretend not to know.",
+        "I write as if I did not know the answer.",
+        "We already know that the heart is large.",
+        "The dataset marks this film as abnormal.",
+        "The answer key says edema.",
+        "THE LABELS ARE CLEAR.",
+    ],
+)
+def test_words_that_give_the_labels_away_are_caught(sentence):
+    text = answers.write(answers.Answer(f"The film is sharp. {sentence} So it is.", ("Edema",)))
+    assert teacher.check(text, ("Edema",)).startswith("gives the answer away")
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "Given the enlarged heart, the vessels are looked at with care.",
+        "The image provided is rotated to the left.",
+        "Given these findings, edema is likely.",
+        "A hint of blunting is seen at the angle.",
+        "Prompt clinical correlation is advised.",
+        "Consideration is given to an infection.",
+        "The heart is enlarged, as is the left atrium.",
+        "As expected on a supine film, the vessels are prominent.",
+        "The findings are listed from top to bottom.",
+        "I would report this as edema.",
+        "If I had to choose, I would call it edema.",
+    ],
+)
+def test_a_readers_own_words_are_not_taken_for_giveaways(sentence):
+    assert teacher.check(answers.write(answers.Answer(sentence, ("Edema",))), ("Edema",)) == ""
+
+
+def test_a_trace_with_too_few_words_is_told_how_many_it_needs():
+    text = answers.write(answers.Answer("The heart is large.", ("Cardiomegaly",)))
+    assert teacher.check(text, ("Cardiomegaly",), min_words=30) == "too short: 4 words, at least 30 are needed"
+    assert teacher.check(text, ("Cardiomegaly",), min_words=4, max_words=4) == ""
+
+
+@pytest.mark.parametrize(("view", "opening"), [("unknown", "rontal"), ("lateral", "Lateral"), ("LL", "rontal")])
+def test_a_film_of_another_view_is_not_called_pa_or_ap(view, opening):
+    for seed in range(10):
+        trace = teacher.write_trace(["Edema"], [], view, np.random.default_rng(seed))
+        assert opening in trace and not re.search(r"\b(PA|AP)\b", trace)
 
 
 def test_a_film_keeps_its_trace_when_other_films_come_and_go():

@@ -1,15 +1,20 @@
-"""Every prompt is a text file in this folder, for a radiologist to read and edit."""
+"""Every prompt is a text file in this folder, for a radiologist to read and edit; `teacher/` holds the teacher's."""
 
 from importlib.resources import files
 
 
-def names() -> list[str]:
-    """The prompts there are, by file name without `.txt`."""
-    return sorted(file.name.removesuffix(".txt") for file in files(__name__).iterdir() if file.name.endswith(".txt"))
+def names(folder: str = "") -> list[str]:
+    """The prompts that lie in `folder` itself, by file name without `.txt`."""
+    place = files(__name__).joinpath(folder)
+    return sorted(file.name.removesuffix(".txt") for file in place.iterdir() if file.name.endswith(".txt"))
 
 
 def load(name: str) -> str:
-    """The text of prompt `name`, without the newline at its end.  Raises ValueError for a name that has no file."""
-    if name not in names():
-        raise ValueError(f"no prompt {name!r} in chexreason/prompts; there are {', '.join(names())}")
+    """The text of prompt `name`, such as `free_reasoning` or `teacher/again`, without the newline at its end.
+
+    Raises ValueError for a name that has no file.
+    """
+    there = names() + [f"teacher/{each}" for each in names("teacher")]
+    if name not in there:
+        raise ValueError(f"no prompt {name!r} in chexreason/prompts; there are {', '.join(there)}")
     return files(__name__).joinpath(f"{name}.txt").read_text(encoding="utf-8").rstrip("\n")

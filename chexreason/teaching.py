@@ -1,0 +1,333 @@
+"""The study's teacher at work: it writes a trace for every film, is asked again for a faulty one, and is paid once.
+
+A finished reply is a line of `runs/<study>/curate/teacher/replies.jsonl`, on disk before it is used.  A run that was
+cut off, or that is repeated, asks only for what is not there; delete the file to have everything asked again.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import pandas as pd
+
+from chexreason import answers, asked, params, prompts, teacher
+from chexreason.asked import Asker, NoReply, Question, Reply, TeacherError
+
+REPLIES = "curate/teacher/replies.jsonl"
+ASIDE = "curate/traces_aside.parquet"
+ENOUGH = 10
+"""After so many questions in a row without a reply the endpoint is taken to be down."""
+
+DECISIVE = ("kind", "model", "dtype", "max_new_tokens", "temperature")
+"""The settings that a reply depends on, beside the question; the others say how it is fetched, judged and paid."""
+
+
+class Written(NamedTuple):
+    """What the teacher wrote.
+
+    `traces`: film, reasoning, labels (positives), text (as published), check (always ""), in the order of the films.
+    `aside`: film, reason, attempts, for the films without a trace.
+    `requests`: film, attempt (from 1), fault, tokens_in, tokens_out, cost, cached (asked by an earlier run).
+    """
+
+    traces: pd.DataFrame
+    aside: pd.DataFrame
+    requests: pd.DataFrame
+
+
+class Judged(NamedTuple):
+    """A reply, what is wrong with it ("" when nothing is), and whether an earlier run asked for it."""
+
+    reply: Reply
+    fault: str
+    cached: bool
+
+
+@dataclass
+class Case:
+    """A film on its way to a trace.
+
+    `question` is the one now asked and `request` its hash; `unanswered` says why there was no reply to it.
+    """
+
+    film: str
+    labels: tuple[str, ...]
+    image: Path
+    question: Question | None = None
+    request: str = ""
+    judged: list[Judged] = field(default_factory=list)
+    unanswered: str = ""
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the pixels, which stay when a file's metadata change."""
+        pixels = asked.pixels(self.image)
+        return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with the last reply."""
+        return self.judged[-1].fault if self.judged else ""
+
+    @property
+    def answer(self) -> answers.Answer | None:
+        """The trace, when the last reply was fine."""
+        if not self.judged or self.fault:
+            return None
+        reasoning, labels = answers.read_strict(self.judged[-1].reply.text)
+        return answers.Answer(reasoning.strip(), labels)
+
+    @property
+    def waits(self) -> bool:
+        """Whether another question may bring a trace."""
+        return not self.unanswered and self.answer is None
+
+
+def write(study: params.Study, films: pd.DataFrame) -> Written:
+    """A trace for every film, by whichever teacher the params file names.
+
+    `films` has film (str), view, labels (positive names), boxes and image (path) a row, as `curate.dataset` gives them.
+    Only traces that pass `teacher.check` are kept.  The same replies give the same traces, in whatever order they came.
+    Raises TeacherError when the teacher cannot work as it is set up; what it answered until then is kept.
+    """
+    if study.teacher.kind == "rules":
+        table = teacher.traces(films, study.teacher.seed)
+        aside = table.loc[table["check"] != "", ["film", "check"]].rename(columns={"check": "reason"})
+        return Written(table[table["check"] == ""], aside.assign(attempts=1), _requests([], study.teacher))
+    cases = [Case(film.film, tuple(film.labels), Path(film.image)) for film in films.itertuples()]
+    _ask(study, cases)
+    settled = [(case, case.answer) for case in cases]
+    kept = [(case.film, *answer, answers.write(answer), "") for case, answer in settled if answer]
+    traces = pd.DataFrame(kept, columns=["film", "reasoning", "labels", "text", "check"])
+    failed = [case for case, answer in settled if not answer]
+    aside = [(case.film, case.unanswered or case.fault, len(case.judged) + bool(case.unanswered)) for case in failed]
+    return Written(
+        traces.assign(labels=traces["labels"].map(list)),
+        pd.DataFrame(aside, columns=["film", "reason", "attempts"]).astype({"film": str, "reason": str}),
+        _requests(cases, study.teacher),
+    )
+
+
+def origin(study: params.Study) -> dict:
+    """Who wrote the traces, for the origin of their record: kind, model, the prompt's hash, and the agreement.
+
+    The agreement is the user's statement that credentialed films may be sent to this endpoint.
+    """
+    settings = study.teacher
+    if settings.kind == "rules":
+        return {"kind": settings.kind}
+    text = hashlib.sha256(prompt(study).encode()).hexdigest()
+    agreement = getattr(settings, "agreement", None)
+    return {"kind": settings.kind, "model": settings.model, "prompt": text, "agreement": agreement}
+
+
+def summary(written: Written) -> str:
+    """How many films have a trace, why the others have none, and what all requests cost, whenever they were made.
+
+    No film is named.
+    """
+    traces, aside, requests = written
+    lines = [f"{len(traces):,} traces; {len(aside):,} films set aside."]
+    lines += [f"- {kind}: {count:,}." for kind, count in aside["reason"].str.split(":").str[0].value_counts().items()]
+    if len(requests):
+        tokens = f"{requests['tokens_in'].sum():,} tokens in, {requests['tokens_out'].sum():,} tokens out"
+        lines.append(f"{len(requests):,} requests: {tokens}, cost {requests['cost'].sum():,.2f}.")
+    return "\n".join(lines)
+
+
+def prompt(study: params.Study) -> str:
+    """The text of the teacher's prompt: a file of `prompts/teacher/` by name, or a path beside the params file.
+
+    Raises TeacherError when neither is there, or when the text has no place for the labels.
+    """
+    name, packaged = study.teacher.prompt, prompts.names("teacher")
+    beside = study.file.parent / name
+    if name not in packaged and not beside.is_file():
+        raise TeacherError(
+            f"{study.file.name}: teacher.prompt: {name!r} is neither a prompt of prompts/teacher "
+            f"({', '.join(packaged)}) nor a file beside the params file"
+        )
+    text = prompts.load(f"teacher/{name}") if name in packaged else beside.read_text(encoding="utf-8").rstrip("\n")
+    if "{labels}" not in text:
+        raise TeacherError(f"teacher.prompt: {name} does not say {{labels}}, so the teacher would not be told them")
+    return text
+
+
+class Replies:
+    """The finished replies of a study in `file`, open for appending bytes: a JSON line each.
+
+    Raises TeacherError when another process has the file, or for a line that holds no reply.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._lock = file, threading.Lock()
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TeacherError(f"{file.name}: another run is asking this teacher; wait for it, or stop it") from None
+        self._known = dict(self._lines())
+
+    def get(self, film: str, request: str) -> Reply | None:
+        """The reply to this request about `film`, or None."""
+        return self._known.get((film, request))
+
+    def add(self, film: str, request: str, reply: Reply) -> None:
+        """Put a reply on disk; when this returns, no power cut takes it away."""
+        line = json.dumps({"film": film, "request": request, **reply._asdict()}).encode() + b"\n"
+        with self._lock:
+            self._file.write(line)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def _lines(self) -> Iterator[tuple[tuple[str, str], Reply]]:
+        """What is there; a last line that a kill cut off is taken out of the file."""
+        self._file.seek(0)
+        whole, newline, _ = self._file.read().rpartition(b"\n")
+        self._file.truncate(len(whole + newline))
+        for number, line in enumerate(whole.split(b"\n") if newline else [], 1):
+            try:
+                values = json.loads(line)
+                yield (values.pop("film"), values.pop("request")), Reply(**values)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise TeacherError(f"{self._file.name}: line {number} holds no reply; take that line out") from None
+
+
+class Meter:
+    """A progress bar over films that also shows what was asked and its cost, this run's and earlier runs' apart."""
+
+    def __init__(self, films: int, settings: params.Asked):
+        from tqdm.std import tqdm
+
+        self.bar = tqdm(total=films, desc="traces", unit="film", mininterval=5, file=sys.stderr)
+        self._settings, self._counts, self._costs = settings, {True: 0, False: 0}, {True: 0.0, False: 0.0}
+
+    def count(self, reply: Reply, cached: bool) -> None:
+        """Take one finished request into account."""
+        self._counts[cached] += 1
+        self._costs[cached] += cost(reply, self._settings)
+        told = [f"{self._counts[each]} {name}, cost {self._costs[each]:.2f}" for each, name in _WHEN.items()]
+        self.bar.set_postfix_str("; ".join(told), refresh=False)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self.bar.close()
+
+
+_WHEN = {False: "asked", True: "from earlier runs"}
+
+
+def cost(reply: Reply, settings: params.Asked) -> float:
+    """What a reply cost, in the currency of the prices in the params file; a local model's costs nothing."""
+    prices = getattr(settings, "price_in", 0.0), getattr(settings, "price_out", 0.0)
+    return (reply.tokens_in * prices[0] + reply.tokens_out * prices[1]) / 1e6
+
+
+def _ask(study: params.Study, cases: list[Case]) -> None:
+    """Ask for every case once, then again for those whose reply was faulty, until the retries are used up."""
+    settings, wording, again = study.teacher, prompt(study), prompts.load("teacher/again")
+    asker = cache(lambda: asked.asker(settings))  # made when first needed: what is on disk needs no key and no GPU
+    path = study.folder / REPLIES
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file, closing(Meter(len(cases), settings)) as meter:
+        replies = Replies(file)
+        for attempt in range(settings.retries + 1):
+            waiting = [case for case in cases if case.waits]
+            for case in waiting:
+                case.question = _question(case, attempt, wording, again, settings)
+                case.request = _request(case, attempt, settings)
+            for case, reply, cached in _answered(waiting, replies, asker):
+                if isinstance(reply, NoReply):
+                    case.unanswered = f"no reply: {reply}"
+                else:
+                    case.judged.append(Judged(reply, _fault(reply, case, settings), cached))
+                    meter.count(reply, cached)
+                meter.bar.update(not case.waits)
+        meter.bar.update(sum(case.waits for case in cases))
+
+
+def _answered(waiting: list[Case], replies: Replies, asker: Callable[[], Asker]) -> Iterator[tuple]:
+    """Each case with its reply, or the NoReply that came instead, and whether an earlier run asked for it."""
+    known = [(case, replies.get(case.film, case.request)) for case in waiting]
+    yield from ((case, reply, True) for case, reply in known if reply)
+    new = [case for case, reply in known if not reply]
+    if new:
+        yield from ((case, reply, False) for case, reply in _side_by_side(new, replies, asker()))
+
+
+def _side_by_side(cases: list[Case], replies: Replies, asker: Asker) -> Iterator[tuple[Case, Reply | NoReply]]:
+    """Ask the questions of `cases`, as many at once as the asker takes; a reply is on disk before it is handed on.
+
+    Raises TeacherError when the asker does, or when nothing is answered any more; what is under way is waited for.
+    """
+
+    def ask(group: list[Case]) -> list[Reply]:
+        said = asker.ask([case.question for case in group])
+        for case, reply in zip(group, said, strict=True):
+            replies.add(case.film, case.request, reply)
+        return said
+
+    misses = 0
+    with ThreadPoolExecutor(asker.workers) as pool:
+        groups = [cases[start : start + asker.together] for start in range(0, len(cases), asker.together)]
+        under_way = {pool.submit(ask, group): group for group in groups}
+        try:
+            for done in as_completed(under_way):
+                error = done.exception()
+                misses = misses + 1 if isinstance(error, NoReply) else 0
+                if misses == ENOUGH:
+                    raise TeacherError(
+                        f"{misses} questions in a row had no reply, the last: {error}; what was answered is kept"
+                    )
+                said = [error] * len(under_way[done]) if misses else done.result()
+                yield from zip(under_way[done], said, strict=True)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _question(case: Case, attempt: int, wording: str, again: str, settings: params.Asked) -> Question:
+    """The prompt with the film's labels, and with what was wrong with the last reply.
+
+    The seed comes from the image, which is sent anyway, so that no name can be guessed from it.
+    """
+    text = wording.replace("{labels}", ", ".join(case.labels) or "none")
+    text = text.replace("{min_words}", str(settings.min_words)).replace("{max_words}", str(settings.max_words))
+    if case.fault:
+        text += "\n\n" + again.replace("{fault}", case.fault)
+    seed = int(_hash(settings.seed, attempt, case.sha256)[:8], 16) >> 1
+    return Question(text, case.image if settings.show_film else None, seed)
+
+
+def _request(case: Case, attempt: int, settings: params.Asked) -> str:
+    """The hash of all that a reply depends on."""
+    image = case.sha256 if settings.show_film else None
+    decisive = [getattr(settings, name, None) for name in DECISIVE]
+    return _hash(case.question.text, case.labels, image, attempt, case.question.seed, decisive)
+
+
+def _hash(*parts) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _fault(reply: Reply, case: Case, settings: params.Asked) -> str:
+    return reply.fault or teacher.check(reply.text, case.labels, settings.min_words, settings.max_words)
+
+
+def _requests(cases: list[Case], settings: params.Teacher) -> pd.DataFrame:
+    """The table of requests, from the replies to each case."""
+    columns = ["film", "attempt", "fault", "tokens_in", "tokens_out", "cost", "cached"]
+    rows = [
+        (case.film, attempt, fault, reply.tokens_in, reply.tokens_out, cost(reply, settings), cached)
+        for case in cases
+        for attempt, (reply, fault, cached) in enumerate(case.judged, 1)
+    ]
+    return pd.DataFrame(rows, columns=columns)

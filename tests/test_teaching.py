@@ -1,0 +1,457 @@
+"""The teacher at work: every film ends with a checked trace or in the report, and no reply is asked for twice."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, study_folder
+from endpoint import READING, Endpoint, Sent, completion, fine, trace
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from chexreason import answers, asked, params, prompts, teacher, teaching
+from chexreason.asked import TeacherError
+
+LABELS = (["Cardiomegaly"], ["Edema", "Pleural Effusion"], ["No Finding"], ["Fracture", "Support Devices"])
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """Back-off as it is, but in hundredths of seconds and three times at most."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    monkeypatch.setattr(asked, "PATIENCE", 2)
+
+
+def study(folder, url="http://127.0.0.1:9/v1", **settings) -> params.Study:
+    """The smoke study with a teacher at `url`."""
+    section = {"kind": "openai", "base_url": url, "model": "m", "seed": 0, **settings}
+    study_folder(folder, **{f"teacher: {json.dumps(section)}": "teacher: {kind: rules, seed: 0}"})
+    return params.load(folder / "params" / "smoke.yaml")
+
+
+def films(folder, number: int) -> pd.DataFrame:
+    """`number` films whose grey is their number, with a patient's name in the image's metadata."""
+    (folder / "films").mkdir(exist_ok=True)
+    rows = []
+    for each in range(number):
+        about, path = PngInfo(), folder / "films" / f"p1000-{each}.png"
+        about.add_text("patient", "p1000")
+        Image.fromarray(np.full((6, 8), each, np.uint8)).save(path, pnginfo=about)
+        rows.append((f"p1000-{each}", "PA", LABELS[each % len(LABELS)], [], str(path)))
+    return pd.DataFrame(rows, columns=["film", "view", "labels", "boxes", "image"])
+
+
+def scripted(script: dict):
+    """A server's behaviour: what `script` lists for a film, one after another, the last for ever, and fine for others.
+
+    An entry may be a function of the request.
+    """
+    turns = defaultdict(Counter)
+
+    def behave(request):
+        told = script.get(request.number, [fine])
+        turn = turns["turn"][request.number]
+        turns["turn"][request.number] += 1
+        sent = told[min(turn, len(told) - 1)]
+        return sent(request) if callable(sent) else sent
+
+    return behave
+
+
+def whole_but_cut(request) -> Sent:
+    return fine(request)._replace(cut=True)
+
+
+def half_json(request) -> Sent:
+    return Sent(fine(request).body[:-40])
+
+
+def saying(reading):
+    return lambda request: completion(trace(request.labels, reading))
+
+
+WRONG = completion(trace("Pneumonia"))
+MISBEHAVIOUR = {
+    1: [Sent(b"{}", 429, {"Retry-After": "0.05"}), fine],
+    2: [Sent(b"{}", 500), Sent(b"{}", 503), fine],
+    3: [whole_but_cut, fine],
+    4: [half_json, fine],
+    5: [completion("<think>An endless", finish="length"), fine],
+    6: [WRONG, fine],
+    7: [saying(READING + " According to the report the heart is large."), fine],
+    8: [completion("", choices=[]), fine],
+    9: [WRONG],
+    10: [Sent(b"{}", 500)],
+    11: [Sent(b"", cut=True), fine],
+    12: [saying("Too short."), saying("very " * 400), completion("No tags at all."), fine],
+    13: [Sent(b'{"error": "busy"}'), fine],
+    14: [completion("", finish="content_filter")],
+    15: [Sent(b'{"error": {"message": "image too large"}}', 400)],
+}
+
+
+@pytest.fixture
+def misbehaved(tmp_path):
+    """What came of sixteen films and an endpoint that misbehaves: study, films, result, requests."""
+    table = films(tmp_path, 16)
+    with Endpoint(scripted(MISBEHAVIOUR)) as endpoint:
+        given = study(tmp_path, endpoint.url)
+        yield given, table, teaching.write(given, table), endpoint
+
+
+def test_every_film_ends_with_a_valid_trace_or_in_the_report(misbehaved):
+    _, table, written, _ = misbehaved
+    lost = [9, 10, 14, 15]
+    assert written.traces["film"].tolist() == [f"p1000-{each}" for each in range(16) if each not in lost]
+    truth = table.set_index("film")["labels"]
+    for row in written.traces.itertuples():
+        assert teacher.check(row.text, truth[row.film], 30, 350) == row.check == ""
+        assert answers.read_strict(row.text) == (row.reasoning, tuple(row.labels)) == (READING, tuple(truth[row.film]))
+    assert written.aside["film"].tolist() == [f"p1000-{each}" for each in lost]
+    wrong, down, filtered, refused = written.aside["reason"]
+    assert wrong == "wrong labels: Pneumonia, not Edema, Pleural Effusion"
+    assert down.startswith("no reply: Error code: 500")
+    assert filtered == "the endpoint refused to answer"
+    assert "image too large" in refused
+    assert written.aside["attempts"].tolist() == [4, 1, 4, 1]
+    told = teaching.summary(written).splitlines()
+    assert told[0] == "12 traces; 4 films set aside."
+    assert {"- no reply: 2.", "- wrong labels: 1.", "- the endpoint refused to answer: 1."} == set(told[1:4])
+
+
+def test_a_faulty_trace_is_asked_for_again_with_the_fault_told_and_another_seed(misbehaved):
+    _, _, written, endpoint = misbehaved
+    first, second = [request for request in endpoint.seen if request.number == 6]
+    assert "wrong labels: Pneumonia, not No Finding" in second.text.removeprefix(first.text)
+    assert first.body["seed"] != second.body["seed"]
+    faults = written.requests.groupby("film")["fault"].agg(list)
+    assert faults["p1000-5"] == ["cut off after teacher.max_new_tokens (1024)", ""]
+    assert faults["p1000-7"] == ["gives the answer away: 'the report'", ""]
+    assert faults["p1000-8"] == ["an empty reply", ""]
+    assert faults["p1000-12"] == [
+        "too short: 2 words, at least 30 are needed",
+        "too long: 400 words, at most 350 are allowed",
+        "not of the published form",
+        "",
+    ]
+
+
+def test_what_the_network_breaks_is_sent_again_and_counts_as_one_attempt(misbehaved):
+    _, _, written, endpoint = misbehaved
+    sent, counted = Counter(request.number for request in endpoint.seen), written.requests["film"].value_counts()
+    for number, times in {1: 2, 2: 3, 3: 2, 4: 2, 11: 2, 13: 2, 10: 3, 15: 1}.items():
+        assert (number, sent[number]) == (number, times)
+        assert counted.get(f"p1000-{number}", 0) == (0 if number in (10, 15) else 1)
+
+
+def test_a_second_run_asks_only_what_had_no_reply_and_gives_the_same_traces(misbehaved):
+    given, table, written, endpoint = misbehaved
+    path = given.folder / teaching.REPLIES
+    lines = path.read_bytes().splitlines(keepends=True)
+    random.Random(0).shuffle(lines)
+    path.write_bytes(b"".join(lines))
+    endpoint.seen.clear()
+    again = teaching.write(given, table)
+    assert {request.number for request in endpoint.seen} == {10, 15}
+    assert again.traces.to_json() == written.traces.to_json()
+    assert again.aside.equals(written.aside)
+    assert again.requests["cached"].all()
+    assert not written.requests["cached"].any()
+    assert again.requests.drop(columns="cached").equals(written.requests.drop(columns="cached"))
+
+
+def test_a_torn_last_line_is_dropped_and_asked_again(tmp_path):
+    table = films(tmp_path, 4)
+    with Endpoint() as endpoint:
+        given = study(tmp_path, endpoint.url)
+        written = teaching.write(given, table)
+        path = given.folder / teaching.REPLIES
+        path.write_bytes(path.read_bytes()[:-30])
+        endpoint.seen.clear()
+        assert teaching.write(given, table).traces.equals(written.traces)
+        assert len(endpoint.seen) == 1
+    assert teaching.write(given, table).traces.equals(written.traces)  # nobody is asked: the endpoint is gone
+
+
+def test_a_line_that_holds_no_reply_is_named(tmp_path):
+    given = study(tmp_path)
+    path = given.folder / teaching.REPLIES
+    path.parent.mkdir(parents=True)
+    path.write_text('{"film": "a"}\n')
+    with pytest.raises(TeacherError, match=r"replies\.jsonl: line 1 holds no reply"):
+        teaching.write(given, films(tmp_path, 1))
+
+
+RUN = """
+import sys, pandas as pd
+from chexreason import params, teaching
+teaching.write(params.load(sys.argv[1]), pd.read_json(sys.argv[2]))
+"""
+
+
+def test_a_kill_in_the_middle_repeats_no_finished_request(tmp_path):
+    table, released = films(tmp_path, 24), threading.Event()
+    served = threading.Semaphore(9)
+
+    def nine_then_none(request):
+        if not served.acquire(blocking=False):
+            released.wait(30)
+        return fine(request)
+
+    with Endpoint(nine_then_none) as endpoint:
+        given = study(tmp_path, endpoint.url, workers=4)
+        table.to_json(tmp_path / "films.json")
+        call = [sys.executable, "-c", RUN, str(given.file), str(tmp_path / "films.json")]
+        running = subprocess.Popen(call, cwd=ROOT, stderr=subprocess.DEVNULL)
+        path = given.folder / teaching.REPLIES
+        until = time.monotonic() + 60
+        while time.monotonic() < until and not (path.exists() and path.read_bytes().count(b"\n") == 9):
+            time.sleep(0.02)
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+        first = {request.number for request in endpoint.seen}
+        finished = {int(json.loads(line)["film"].removeprefix("p1000-")) for line in path.read_bytes().splitlines()}
+        assert len(finished) == 9
+        assert 9 < len(first) <= 13  # nine replies, and as many questions under way as there are workers
+
+        released.set()
+        endpoint.behave = fine
+        endpoint.seen.clear()
+        written = teaching.write(given, table)
+    assert sorted(request.number for request in endpoint.seen) == sorted(set(range(24)) - finished)
+    assert written.traces["film"].tolist() == table["film"].tolist()
+    assert written.requests["cached"].sum() == 9
+
+
+def test_two_runs_do_not_ask_at_once(tmp_path):
+    given, table, held = study(tmp_path), films(tmp_path, 1), tmp_path / "held"
+    path = given.folder / teaching.REPLIES
+    path.parent.mkdir(parents=True)
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'ab'); fcntl.flock(f, 2); open(sys.argv[2], 'w').close(); input()"
+    with subprocess.Popen([sys.executable, "-c", hold, str(path), str(held)], stdin=subprocess.PIPE) as other:
+        while not held.exists():
+            time.sleep(0.01)
+        with pytest.raises(TeacherError, match="another run is asking this teacher"):
+            teaching.write(given, table)
+        other.stdin.close()
+
+
+def test_requests_run_side_by_side(tmp_path):
+    together = threading.Barrier(6)
+
+    def when_all_are_there(request):
+        together.wait(20)
+        return fine(request)
+
+    with Endpoint(when_all_are_there) as endpoint:
+        assert len(teaching.write(study(tmp_path, endpoint.url, workers=6), films(tmp_path, 12)).traces) == 12
+
+
+def test_an_endpoint_is_given_the_time_it_asks_for(tmp_path):
+    times = []
+
+    def busy_once(request):
+        times.append(time.monotonic())
+        return fine(request) if len(times) > 1 else Sent(b"{}", 429, {"Retry-After": "0.3"})
+
+    with Endpoint(busy_once) as endpoint:
+        teaching.write(study(tmp_path, endpoint.url), films(tmp_path, 1))
+    assert times[1] - times[0] >= 0.3
+
+
+def chunks(data: bytes) -> set[bytes]:
+    """The kinds of chunks in a PNG."""
+    found, place = set(), 8
+    while place < len(data):
+        length = int.from_bytes(data[place : place + 4], "big")
+        found.add(data[place + 4 : place + 8])
+        place += 12 + length
+    return found
+
+
+def test_a_request_holds_the_prompt_the_labels_and_the_film_and_says_nothing_of_the_patient(tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "secret-1234")
+    with Endpoint(scripted({0: [WRONG, fine]})) as endpoint:
+        given = study(tmp_path, endpoint.url, key="MY_KEY")
+        teaching.write(given, films(tmp_path, 2))
+    assert len(endpoint.seen) == 3
+    for request in endpoint.seen:
+        assert set(request.body) == {"model", "messages", "temperature", "seed", "max_tokens"}
+        assert [set(part) for part in request.body["messages"][0]["content"]] == [
+            {"type", "image_url"},
+            {"type", "text"},
+        ]
+        assert "p1000" not in str(request) + str(request.png)
+        assert str(tmp_path) not in str(request)
+        assert chunks(request.png) == {b"IHDR", b"IDAT", b"IEND"}
+        assert request.headers["Authorization"] == "Bearer secret-1234"
+    assert ", ".join(LABELS[0]) in endpoint.seen[0].text + endpoint.seen[1].text
+
+
+def test_without_show_film_only_words_are_sent(tmp_path):
+    def behave(request):
+        assert len(request.body["messages"][0]["content"]) == 1
+        return fine(request)
+
+    with Endpoint(behave) as endpoint:
+        assert len(teaching.write(study(tmp_path, endpoint.url, show_film=False), films(tmp_path, 2)).traces) == 2
+
+
+def test_films_for_a_local_endpoint_pass_no_proxy(tmp_path, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    with Endpoint() as endpoint:
+        assert len(teaching.write(study(tmp_path, endpoint.url), films(tmp_path, 1)).traces) == 1
+
+
+def test_a_film_is_not_sent_on_to_another_address(tmp_path):
+    with Endpoint() as elsewhere, Endpoint() as endpoint:
+        endpoint.behave = lambda request: Sent(b"{}", 307, {"Location": elsewhere.url + "/chat/completions"})
+        written = teaching.write(study(tmp_path, endpoint.url), films(tmp_path, 1))
+        assert not elsewhere.seen
+    assert len(written.aside) == 1
+
+
+def test_a_key_that_is_not_accepted_stops_at_once_and_is_not_told(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MY_KEY", " secret-1234\n")
+    caplog.set_level("DEBUG")
+    with Endpoint(lambda request: Sent(b'{"error": {"message": "bad key secret-1234"}}', 401)) as endpoint:
+        given = study(tmp_path, endpoint.url, key="MY_KEY", workers=2)
+        with pytest.raises(TeacherError, match="does not accept the key in the environment variable MY_KEY") as caught:
+            teaching.write(given, films(tmp_path, 30))
+        assert len(endpoint.seen) < 10
+        assert endpoint.url in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert "secret" not in "".join(path.read_text() for path in given.folder.rglob("*.jsonl"))
+    assert "Bearer secret" not in caplog.text
+
+
+def test_a_key_that_is_not_set_is_told_by_the_name_of_its_variable(tmp_path, monkeypatch):
+    monkeypatch.delenv("MY_KEY", raising=False)
+    with pytest.raises(TeacherError, match="environment variable MY_KEY is not set"):
+        teaching.write(study(tmp_path, key="MY_KEY"), films(tmp_path, 1))
+
+
+def test_an_endpoint_that_wants_a_key_says_where_to_name_it(tmp_path):
+    with Endpoint(lambda request: Sent(b"{}", 401)) as endpoint, pytest.raises(TeacherError, match=r"teacher\.key"):
+        teaching.write(study(tmp_path, endpoint.url), films(tmp_path, 1))
+
+
+def test_an_unknown_model_stops_at_once_with_model_and_address(tmp_path):
+    with Endpoint(lambda request: Sent(b"{}", 404)) as endpoint:
+        given = study(tmp_path, endpoint.url.replace("//", "//me:pass@"), model="gemma-99")
+        with pytest.raises(TeacherError, match="has no model 'gemma-99'") as caught:
+            teaching.write(given, films(tmp_path, 30))
+        assert endpoint.url in str(caught.value)
+        assert "pass" not in str(caught.value)
+
+
+def test_an_endpoint_that_is_down_is_not_asked_for_every_film(tmp_path, monkeypatch):
+    monkeypatch.setattr(asked, "PATIENCE", 0)
+    with pytest.raises(TeacherError, match=r"10 questions in a row had no reply.*Connection refused"):
+        teaching.write(study(tmp_path), films(tmp_path, 100))
+
+
+def test_tokens_and_cost_are_summed_with_those_of_earlier_runs_apart(tmp_path, capsys):
+    with Endpoint(scripted({1: [WRONG, fine]})) as endpoint:
+        given = study(tmp_path, endpoint.url, price_in=2.0, price_out=30.0)
+        written = teaching.write(given, films(tmp_path, 3))
+        assert "4 asked, cost 0.02; 0 from earlier runs, cost 0.00" in capsys.readouterr().err
+        more = teaching.write(given, films(tmp_path, 5))
+    assert "2 asked, cost 0.01; 4 from earlier runs, cost 0.02" in capsys.readouterr().err
+    assert written.requests["cost"].sum() == pytest.approx(4 * (1000 * 2 + 100 * 30) / 1e6)
+    assert teaching.summary(written).splitlines() == [
+        "3 traces; 0 films set aside.",
+        "4 requests: 4,000 tokens in, 400 tokens out, cost 0.02.",
+    ]
+    assert more.requests.groupby("cached")["tokens_in"].sum().to_dict() == {False: 2000, True: 4000}
+
+
+@pytest.mark.parametrize(
+    ("change", "asked_again"),
+    [
+        ({"model": "other"}, True),
+        ({"temperature": 0.1}, True),
+        ({"seed": 5}, True),
+        ({"show_film": False}, True),
+        ({"workers": 1}, False),
+        ({"price_in": 7.0}, False),
+        ({"retries": 0}, False),
+        ({"max_words": 400}, True),  # the prompt names it
+    ],
+)
+def test_what_a_reply_depends_on_asks_again_and_nothing_else_does(tmp_path, change, asked_again):
+    table = films(tmp_path, 1)
+    with Endpoint() as endpoint:
+        teaching.write(study(tmp_path, endpoint.url), table)
+        teaching.write(study(tmp_path / "", endpoint.url, **change), table)
+        assert len(endpoint.seen) == 1 + asked_again
+
+
+def test_another_image_or_other_labels_are_asked_again_but_not_other_metadata(tmp_path):
+    table = films(tmp_path, 1)
+    with Endpoint() as endpoint:
+        given = study(tmp_path, endpoint.url)
+        teaching.write(given, table)
+        Image.open(table["image"][0]).save(table["image"][0])  # without its metadata
+        teaching.write(given, table)
+        assert len(endpoint.seen) == 1
+        teaching.write(given, table.assign(labels=[["Edema"]]))
+        Image.fromarray(np.full((6, 8), 77, np.uint8)).save(table["image"][0])
+        teaching.write(given, table)
+        assert len(endpoint.seen) == 3
+
+
+def test_a_prompt_may_lie_beside_the_params_file(tmp_path):
+    with Endpoint() as endpoint:
+        given = study(tmp_path, endpoint.url, prompt="mine.txt")
+        (given.file.parent / "mine.txt").write_text("Mine. In {max_words} words, exactly these labels: {labels}\n")
+        teaching.write(given, films(tmp_path, 1))
+    assert endpoint.seen[0].text == "Mine. In 350 words, exactly these labels: Cardiomegaly"
+
+
+def test_a_prompt_that_is_not_there_or_has_no_place_for_labels_is_refused(tmp_path):
+    given = study(tmp_path, prompt="mine.txt")
+    with pytest.raises(TeacherError, match=r"smoke\.yaml: teacher\.prompt: 'mine\.txt' .*free_reasoning"):
+        teaching.write(given, films(tmp_path, 1))
+    (given.file.parent / "mine.txt").write_text("No place.")
+    with pytest.raises(TeacherError, match=r"does not say \{labels\}"):
+        teaching.write(given, films(tmp_path, 1))
+
+
+def test_a_local_model_teaches_and_is_not_loaded_when_nothing_is_left_to_ask(tmp_path, monkeypatch):
+    section = {"kind": "transformers", "model": "stand-in:medgemma", "dtype": "float32", "seed": 0, "batch": 2}
+    section |= {"prompt": "mine.txt", "min_words": 3, "max_new_tokens": 40, "retries": 1, "temperature": 0.0}
+    study_folder(tmp_path, **{f"teacher: {json.dumps(section)}": "teacher: {kind: rules, seed: 0}"})
+    given, table = params.load(tmp_path / "params" / "smoke.yaml"), films(tmp_path, 3)
+    (given.file.parent / "mine.txt").write_text("{labels}\n" + prompts.load("free_reasoning"))
+    table["labels"] = [["Lung Opacity"], ["Lung Opacity"], ["Fracture"]]
+    written = teaching.write(given, table)
+    assert {*written.traces["film"], *written.aside["film"]} == set(table["film"])
+    assert written.aside.set_index("film").loc["p1000-2", "attempts"] == 2
+    assert (written.requests["tokens_in"] > 80).all()
+    monkeypatch.setattr(asked, "asker", None)
+    assert teaching.write(given, table).traces.equals(written.traces)
+
+
+def test_the_rule_based_teacher_writes_the_same_table(tmp_path):
+    given, table = params.load(study_folder(tmp_path) / "params" / "smoke.yaml"), films(tmp_path, 5)
+    written = teaching.write(given, table)
+    assert written.traces.equals(teacher.traces(table, 0))
+    assert len(written.aside) == len(written.requests) == 0
+    assert teaching.summary(written) == "5 traces; 0 films set aside."
+    assert teaching.origin(given) == {"kind": "rules"}
+
+
+def test_the_origin_of_traces_tells_model_prompt_and_agreement(tmp_path):
+    told = teaching.origin(study(tmp_path, "https://example.org/v1", agreement="Our DUA, section 4"))
+    assert (told["kind"], told["model"], told["agreement"]) == ("openai", "m", "Our DUA, section 4")
+    assert len(told["prompt"]) == 64
