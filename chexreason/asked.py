@@ -152,7 +152,7 @@ def _endpoint(settings: params.Endpoint) -> Asker:
     """
     import openai
 
-    key, address = _key(settings) or "none", _address(settings.base_url)
+    key, address = _key(settings) or "no-key", _address(settings.base_url)
     client = openai.OpenAI(
         api_key=key,
         base_url=settings.base_url,
@@ -161,8 +161,7 @@ def _endpoint(settings: params.Endpoint) -> Asker:
         http_client=_client(trust_env=not settings.local),
     )
 
-    def ask(questions: list[Question]) -> list[Reply]:
-        (question,) = questions
+    def ask(question: Question) -> Reply:
         content = [{"type": "text", "text": question.text}]
         if question.image:
             film = f"data:image/png;base64,{base64.b64encode(png(question.image)).decode()}"
@@ -179,12 +178,10 @@ def _endpoint(settings: params.Endpoint) -> Asker:
             raise _refused(settings, address) from None
         except openai.NotFoundError:
             raise _not_found(settings, address) from None
-        except openai.OpenAIError as error:
-            raise NoReply(_brief(error, key)) from None
         used = reply.usage
-        return [Reply(*_said(reply, settings), *((used.prompt_tokens, used.completion_tokens) if used else (0, 0)))]
+        return Reply(*_said(reply, settings), *((used.prompt_tokens, used.completion_tokens) if used else (0, 0)))
 
-    return Asker(ask, 1, settings.workers)
+    return _hosted(ask, settings, address, openai.OpenAIError)
 
 
 def _said(reply, settings: params.Endpoint) -> tuple[str, str]:
@@ -202,22 +199,19 @@ def _said(reply, settings: params.Endpoint) -> tuple[str, str]:
 
 def _gemini(settings: params.Gemini) -> Asker:
     """Gemini; its key is in GEMINI_API_KEY unless `teacher.key` says where.  Thoughts are paid for as output."""
-    import httpx
     from google import genai
     from google.genai import errors, types
 
     settings = settings.model_copy(update={"key": settings.key or "GEMINI_API_KEY"})
-    key, address = _key(settings), "Gemini"
     patience = types.HttpRetryOptions(attempts=PATIENCE + 1, initial_delay=FIRST_WAIT, max_delay=60, jitter=FIRST_WAIT)
     http = types.HttpOptions(
         timeout=settings.timeout * 1000,
         retry_options=patience,
         httpx_client=_client(event_hooks={"response": [_wait_as_told]}),
     )
-    client = genai.Client(api_key=key, vertexai=False, http_options=http)
+    client = genai.Client(api_key=_key(settings), vertexai=False, http_options=http)
 
-    def ask(questions: list[Question]) -> list[Reply]:
-        (question,) = questions
+    def ask(question: Question) -> Reply:
         film = [types.Part.from_bytes(data=png(question.image), mime_type="image/png")] if question.image else []
         config = types.GenerateContentConfig(
             temperature=settings.temperature, seed=question.seed, max_output_tokens=settings.max_new_tokens
@@ -226,17 +220,15 @@ def _gemini(settings: params.Gemini) -> Asker:
             reply = client.models.generate_content(model=settings.model, contents=[*film, question.text], config=config)
         except errors.APIError as error:
             if error.code in (401, 403) or "API_KEY_INVALID" in str(error):
-                raise _refused(settings, address) from None
+                raise _refused(settings, "Gemini") from None
             if error.code == 404:
-                raise _not_found(settings, address) from None
-            raise NoReply(_brief(error, key)) from None
-        except httpx.HTTPError as error:
-            raise NoReply(_brief(error, key)) from None
+                raise _not_found(settings, "Gemini") from None
+            raise
         used = reply.usage_metadata or types.GenerateContentResponseUsageMetadata()
         written = (used.candidates_token_count or 0) + (used.thoughts_token_count or 0)
-        return [Reply(*_written(reply, settings), used.prompt_token_count or 0, written)]
+        return Reply(*_written(reply, settings), used.prompt_token_count or 0, written)
 
-    return Asker(ask, 1, settings.workers)
+    return _hosted(ask, settings, "Gemini", errors.APIError)
 
 
 def _written(reply, settings: params.Gemini) -> tuple[str, str]:
@@ -252,6 +244,19 @@ def _written(reply, settings: params.Gemini) -> tuple[str, str]:
     if reason != "STOP":
         return text, f"the endpoint refused to answer ({reason})"
     return text, "" if text else "an empty reply"
+
+
+def _hosted(ask: Callable[[Question], Reply], settings: params.Hosted, address: str, failed: type) -> Asker:
+    """An asker from `ask`, for which `failed`, a broken connection or a reply of another shape means no reply."""
+    import httpx
+
+    def one(questions: list[Question]) -> list[Reply]:
+        try:
+            return [ask(question) for question in questions]
+        except (failed, httpx.HTTPError, AttributeError, TypeError, ValueError) as error:
+            raise NoReply(_brief(error, address, _key(settings))) from None
+
+    return Asker(one, 1, settings.workers)
 
 
 def _client(**options):
@@ -312,10 +317,10 @@ def _address(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-def _brief(error: Exception, key: str) -> str:
-    """What an error and its cause say, in 200 characters that do not hold the key."""
-    said = f"{error} {error.__cause__ or ''}".replace(key, "(key)")
-    return " ".join(said.split())[:200]
+def _brief(error: Exception, address: str, key: str | None) -> str:
+    """Who failed and what the error and its cause say, in about 200 characters that do not hold the key."""
+    said = f"{address}: {error} {error.__cause__ or ''}"
+    return " ".join((said.replace(key, "(key)") if key else said).split())[:200]
 
 
 def _cut_off(settings: params.Asked) -> str:

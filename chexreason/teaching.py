@@ -202,6 +202,9 @@ class Replies:
                 raise TeacherError(f"{self._file.name}: line {number} holds no reply; take that line out") from None
 
 
+_WHEN = {False: "asked", True: "from earlier runs"}
+
+
 class Meter:
     """A progress bar over films that also shows what was asked and its cost, this run's and earlier runs' apart."""
 
@@ -221,9 +224,6 @@ class Meter:
     def close(self) -> None:
         """Leave the bar as it stands."""
         self.bar.close()
-
-
-_WHEN = {False: "asked", True: "from earlier runs"}
 
 
 def cost(reply: Reply, settings: params.Asked) -> float:

@@ -94,37 +94,40 @@ MISBEHAVIOUR = {
     12: [saying("Too short."), saying("very " * 400), completion("No tags at all."), fine],
     13: [Sent(b'{"error": "busy"}'), fine],
     14: [completion("", finish="content_filter")],
-    15: [Sent(b'{"error": {"message": "image too large"}}', 400)],
+    15: [Sent(b'{"error": {"message": "image too large for secret-1234"}}', 400)],
+    16: [completion("", choices=["a word"])],
 }
 
 
 @pytest.fixture
-def misbehaved(tmp_path):
-    """What came of sixteen films and an endpoint that misbehaves: study, films, result, requests."""
-    table = films(tmp_path, 16)
+def misbehaved(tmp_path, monkeypatch):
+    """What came of seventeen films and an endpoint that misbehaves: study, films, result, requests."""
+    monkeypatch.setenv("MY_KEY", "secret-1234")
+    table = films(tmp_path, 17)
     with Endpoint(scripted(MISBEHAVIOUR)) as endpoint:
-        given = study(tmp_path, endpoint.url)
+        given = study(tmp_path, endpoint.url, key="MY_KEY")
         yield given, table, teaching.write(given, table), endpoint
 
 
 def test_every_film_ends_with_a_valid_trace_or_in_the_report(misbehaved):
-    _, table, written, _ = misbehaved
-    lost = [9, 10, 14, 15]
-    assert written.traces["film"].tolist() == [f"p1000-{each}" for each in range(16) if each not in lost]
+    _, table, written, endpoint = misbehaved
+    lost = [9, 10, 14, 15, 16]
+    assert written.traces["film"].tolist() == [f"p1000-{each}" for each in range(17) if each not in lost]
     truth = table.set_index("film")["labels"]
     for row in written.traces.itertuples():
         assert teacher.check(row.text, truth[row.film], 30, 350) == row.check == ""
         assert answers.read_strict(row.text) == (row.reasoning, tuple(row.labels)) == (READING, tuple(truth[row.film]))
     assert written.aside["film"].tolist() == [f"p1000-{each}" for each in lost]
-    wrong, down, filtered, refused = written.aside["reason"]
+    wrong, down, filtered, refused, strange = written.aside["reason"]
     assert wrong == "wrong labels: Pneumonia, not Edema, Pleural Effusion"
-    assert down.startswith("no reply: Error code: 500")
+    assert down.startswith(f"no reply: {endpoint.url}: Error code: 500")
     assert filtered == "the endpoint refused to answer"
-    assert "image too large" in refused
-    assert written.aside["attempts"].tolist() == [4, 1, 4, 1]
+    assert "image too large for (key)" in refused
+    assert strange.startswith(f"no reply: {endpoint.url}: ")
+    assert written.aside["attempts"].tolist() == [4, 1, 4, 1, 1]
     told = teaching.summary(written).splitlines()
-    assert told[0] == "12 traces; 4 films set aside."
-    assert {"- no reply: 2.", "- wrong labels: 1.", "- the endpoint refused to answer: 1."} == set(told[1:4])
+    assert told[0] == "12 traces; 5 films set aside."
+    assert {"- no reply: 3.", "- wrong labels: 1.", "- the endpoint refused to answer: 1."} == set(told[1:4])
 
 
 def test_a_faulty_trace_is_asked_for_again_with_the_fault_told_and_another_seed(misbehaved):
@@ -160,7 +163,7 @@ def test_a_second_run_asks_only_what_had_no_reply_and_gives_the_same_traces(misb
     path.write_bytes(b"".join(lines))
     endpoint.seen.clear()
     again = teaching.write(given, table)
-    assert {request.number for request in endpoint.seen} == {10, 15}
+    assert {request.number for request in endpoint.seen} == {10, 15, 16}
     assert again.traces.to_json() == written.traces.to_json()
     assert again.aside.equals(written.aside)
     assert again.requests["cached"].all()
