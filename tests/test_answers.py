@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chexreason.answers import Answer, read, read_strict, write
+from chexreason.answers import ONLY_LABEL, OPENING, REFUSALS, SYNONYMS, Answer, read, read_strict, write
 from chexreason.labels import CHEXPERT14
 
 TAGS = ("<think>", "</think>", "<solution>", "</solution>")
@@ -26,7 +26,18 @@ def test_a_written_answer_reads_back_leniently(reasoning, labels):
     assert reading.failed == (not labels) and (reading.duplicates, reading.unknown) == (0, 0)
 
 
-pieces = st.lists(st.sampled_from([*TAGS, *CHEXPERT14, ",", " ", "\n", "the heart is large", "é", "<", ">"]))
+@given(label_sets)
+def test_an_only_label_answer_reads_back_in_its_own_form_and_in_no_other(labels):
+    text = write(Answer("", labels), ONLY_LABEL)
+    assert text == f"<solution>{', '.join(labels)}</solution>"
+    assert (read_strict(text, ONLY_LABEL), read_strict(text)) == (Answer("", labels), None)
+    assert read_strict(write(Answer("", labels)), ONLY_LABEL) is None
+    assert read(text)[:5] == (labels, not labels, 0, 0, "")
+
+
+OTHER_TAGS = ("<answer>", "</answer>", "<thinking>", "</thinking>")
+DEBRIS = (",", ";", " ", "\n", " and ", "- ", "```", "{", "}", '"conclusion": ', "the heart is large", "é", "<", ">")
+pieces = st.lists(st.sampled_from([*TAGS, *OTHER_TAGS, *CHEXPERT14, *DEBRIS]))
 
 
 @given(pieces.map("".join) | st.text())
@@ -36,6 +47,12 @@ def test_any_text_can_be_read_and_what_is_strict_is_not_failed_unless_empty(text
     assert reading.failed == (not reading.labels)
     if strict is not None:
         assert strict.labels == reading.labels
+    assert not reading.refused or reading.failed
+
+
+@given(label_sets, pieces.map("".join))
+def test_whatever_is_said_before_a_closed_block_at_the_end_the_block_is_read(labels, before):
+    assert read(f"{before}<solution>{', '.join(labels)}</solution>").labels == labels
 
 
 @given(pieces.map("".join))
@@ -49,6 +66,7 @@ def test_white_space_around_a_reply_changes_nothing(text):
         Answer("a <think> inside", ("Edema",)),
         Answer("a </solution> inside", ("Edema",)),
         Answer("", ("Infiltration",)),
+        Answer("", ("Effusion",)),
         Answer("", ("Edema", "Edema")),
         Answer("", ("Fracture", "Edema")),
     ],
@@ -58,66 +76,237 @@ def test_an_answer_that_would_not_read_back_is_not_written(answer):
         write(answer)
 
 
-E, F, N, P, S = "Edema", "Fracture", "No Finding", "Pleural Effusion", "Support Devices"
-FULL = "<think>r</think><solution>{}</solution>"
+def test_an_only_label_answer_has_no_place_for_reasoning():
+    with pytest.raises(ValueError, match="be empty in only_label"):
+        write(Answer("the heart is large", ("Cardiomegaly",)), ONLY_LABEL)
 
-# reply, labels read strictly (None: not the published form), labels read by evaluation, duplicates, unknown names
+
+C, E, F, L, N, P, S = (
+    "Cardiomegaly",
+    "Edema",
+    "Fracture",
+    "Lung Opacity",
+    "No Finding",
+    "Pleural Effusion",
+    "Support Devices",
+)
+FULL = "<think>r</think><solution>{}</solution>"
+FENCED = '```json\n{"analysis": "r", "conclusion": ["Edema", "Fracture"]}\n```'
+
+# what is awkward, reply, labels read strictly (None: not the published form), labels read by evaluation, duplicates,
+# unknown names
 REPLIES = [
     # the form itself
-    (FULL.format("Edema"), (E,), (E,), 0, 0),
-    (FULL.format("Edema, Fracture"), (E, F), (E, F), 0, 0),
-    ("  \n<think>r</think>\n\n<solution>Edema</solution>\n", (E,), (E,), 0, 0),
-    ("<think></think><solution>Edema</solution>", (E,), (E,), 0, 0),
-    ("<think>line\nline</think>\n<solution>\nEdema,\nFracture\n</solution>", (E, F), (E, F), 0, 0),
-    (FULL.format(""), (), (), 0, 0),
-    (FULL.format(" , ,"), (), (), 0, 0),
+    ("nothing", FULL.format("Edema"), (E,), (E,), 0, 0),
+    ("two labels", FULL.format("Edema, Fracture"), (E, F), (E, F), 0, 0),
+    ("white space around the blocks", "  \n<think>r</think>\n\n<solution>Edema</solution>\n", (E,), (E,), 0, 0),
+    ("an empty thought", "<think></think><solution>Edema</solution>", (E,), (E,), 0, 0),
+    ("lines", "<think>a\nb</think>\n<solution>\nEdema,\nFracture\n</solution>", (E, F), (E, F), 0, 0),
+    ("an empty block", FULL.format(""), (), (), 0, 0),
+    ("nothing but commas", FULL.format(" , ,"), (), (), 0, 0),
+    ("None", FULL.format("None"), (), (), 0, 1),
     # names
-    (FULL.format("fracture, EDEMA"), (E, F), (E, F), 0, 0),
-    (FULL.format("pleural  effusion"), (P,), (P,), 0, 0),
-    (FULL.format("PleuralEffusion"), (P,), (P,), 0, 0),
-    (FULL.format("Pleural\nEffusion"), (P,), (P,), 0, 0),
-    (FULL.format("Edema,Edema, edema"), (E,), (E,), 2, 0),
-    (FULL.format("Edema,,Fracture,"), (E, F), (E, F), 0, 0),
-    (FULL.format("Infiltration"), (), (), 0, 1),
-    (FULL.format("Edema, Infiltration, Hernia"), (E,), (E,), 0, 2),
-    (FULL.format("Edema; Fracture"), (), (), 0, 1),
-    (FULL.format("No Finding, Edema"), (N, E), (N, E), 0, 0),
-    (FULL.format("no Edema"), (), (), 0, 1),
-    (FULL.format("Edema (mild)"), (), (), 0, 1),
-    (FULL.format(", ".join(CHEXPERT14)), CHEXPERT14, CHEXPERT14, 0, 0),
-    (FULL.format("é, 肺, \u200b"), (), (), 0, 3),
+    ("case and order", FULL.format("fracture, EDEMA"), (E, F), (E, F), 0, 0),
+    ("two spaces", FULL.format("pleural  effusion"), (P,), (P,), 0, 0),
+    ("no space", FULL.format("PleuralEffusion"), (P,), (P,), 0, 0),
+    ("a name over two lines", FULL.format("Pleural\nEffusion"), (P,), (P,), 0, 0),
+    ("a no-break space", FULL.format("Pleural\u00a0Effusion"), (P,), (P,), 0, 0),
+    ("hyphen and underscore", FULL.format("pleural-effusion, support_devices"), (P, S), (P, S), 0, 0),
+    ("a full stop", FULL.format("Edema, Fracture."), (E, F), (E, F), 0, 0),
+    ("markdown emphasis", FULL.format("**Edema**, _Fracture_, `No Finding`"), (N, E, F), (N, E, F), 0, 0),
+    ("a list of strings", FULL.format("[\"Edema\", 'Fracture']"), (E, F), (E, F), 0, 0),
+    ("repeated names", FULL.format("Edema,Edema, edema"), (E,), (E,), 2, 0),
+    ("a synonym repeats a name", FULL.format("Effusion, Pleural Effusion"), (P,), (P,), 1, 0),
+    ("synonyms", FULL.format("Airspace opacity, pulmonary oedema, no findings"), (N, L, E), (N, L, E), 0, 0),
+    ("empty places in the list", FULL.format("Edema,,Fracture,"), (E, F), (E, F), 0, 0),
+    ("an unknown name alone", FULL.format("Infiltration"), (), (), 0, 1),
+    ("unknown names", FULL.format("Edema, Infiltration, Hernia"), (E,), (E,), 0, 2),
+    (
+        "a kind of a label",
+        FULL.format("Nodule, Pleural Thickening, Lung Lesion"),
+        ("Lung Lesion",),
+        ("Lung Lesion",),
+        0,
+        2,
+    ),
+    ("No Finding among findings", FULL.format("No Finding, Edema"), (N, E), (N, E), 0, 0),
+    ("a denial", FULL.format("no Edema, Fracture"), (F,), (F,), 0, 1),
+    ("a qualifier", FULL.format("Edema (mild), possible Fracture, Cardiomegaly?"), (), (), 0, 3),
+    ("a sign after the name", FULL.format("Edema -, Fracture +"), (), (), 0, 2),
+    ("a verdict after the name", FULL.format("Edema: no, Fracture: yes"), (), (), 0, 2),
+    ("all fourteen", FULL.format(", ".join(CHEXPERT14)), CHEXPERT14, CHEXPERT14, 0, 0),
+    ("other scripts, an invisible character", FULL.format("é, 肺, \u200b"), (), (), 0, 3),
+    ("right-to-left text and its marks", FULL.format("\u202bEdema\u202c, وذمة"), (E,), (E,), 0, 1),
+    ("NUL bytes and a byte order mark", FULL.format("\x00Ed\x00ema, \ufeffFracture"), (E, F), (E, F), 0, 0),
+    ("a lone surrogate", FULL.format("Edema, \ud800"), (E,), (E,), 0, 1),
+    # separators
+    ("semicolons", FULL.format("Edema; Fracture"), (E, F), (E, F), 0, 0),
+    ("lines without commas", FULL.format("Edema\nPleural Effusion\r\nFracture"), (E, P, F), (E, P, F), 0, 0),
+    ("dashes as bullets", FULL.format("\n- Edema\n- Pleural Effusion\n"), (E, P), (E, P), 0, 0),
+    ("stars as bullets", FULL.format("\n* Edema\n* **Fracture**\n"), (E, F), (E, F), 0, 0),
+    ("dots as bullets, in one line", FULL.format("• Edema • Fracture"), (E, F), (E, F), 0, 0),
+    ("numbers", FULL.format("1. Edema\n2) Fracture"), (E, F), (E, F), 0, 0),
+    ("and", FULL.format("Cardiomegaly, Edema and Fracture"), (C, E, F), (C, E, F), 0, 0),
+    ("a comma before and", FULL.format("Cardiomegaly, Edema, and Fracture."), (C, E, F), (C, E, F), 0, 0),
+    ("and beside what is no name", FULL.format("no Edema and Fracture"), (), (), 0, 1),
+    ("a code fence in the block", FULL.format("\n```text\nEdema\n```\n"), (E,), (E,), 0, 0),
     # almost the form
-    ("Sure! " + FULL.format("Edema"), None, (E,), 0, 0),
-    (FULL.format("Edema") + " Thank you.", None, (E,), 0, 0),
-    ("<think>r</think> so <solution>Edema</solution>", None, (E,), 0, 0),
-    ("<solution>Edema</solution><think>r</think>", None, (E,), 0, 0),
-    ("<solution>Edema</solution>", None, (E,), 0, 0),
-    ("<think>r<solution>Edema</solution></think>", None, (E,), 0, 0),
-    ("<think>r<think>r</think></think><solution>Edema</solution>", None, (E,), 0, 0),
-    ("<think>a</think><think>b</think><solution>Edema</solution>", None, (E,), 0, 0),
-    ("<think>r</think><Solution>Edema</Solution>", None, (), 0, 0),
-    ("</think>r<think><solution>Edema</solution>", None, (E,), 0, 0),
-    ("<think>r</think></solution>Edema<solution>", None, (), 0, 0),
+    ("a greeting", "Sure! " + FULL.format("Edema"), None, (E,), 0, 0),
+    ("a farewell", FULL.format("Edema") + " Thank you.", None, (E,), 0, 0),
+    ("words between the blocks", "<think>r</think> so <solution>Edema</solution>", None, (E,), 0, 0),
+    ("labels first", "<solution>Edema</solution><think>r</think>", None, (E,), 0, 0),
+    ("no thought", "<solution>Edema</solution>", None, (E,), 0, 0),
+    ("a thought opened by the chat template", "r</think><solution>Edema</solution>", None, (E,), 0, 0),
+    ("labels in the thought", "<think>r<solution>Edema</solution></think>", None, (E,), 0, 0),
+    ("nested thoughts", "<think>r<think>r</think></think><solution>Edema</solution>", None, (E,), 0, 0),
+    ("two thoughts", "<think>a</think><think>b</think><solution>Edema</solution>", None, (E,), 0, 0),
+    ("tags in capitals", "<think>r</think><Solution>Edema</Solution>", None, (), 0, 0),
+    ("the thought inside out", "</think>r<think><solution>Edema</solution>", None, (E,), 0, 0),
+    ("the block inside out", "<think>r</think></solution>Edema<solution>", None, (), 0, 0),
+    ("all in a code fence", f"```\n{FULL.format('Edema')}\n```", None, (E,), 0, 0),
     # several blocks: the last closed one counts
-    (FULL.format("Edema") + "<solution>Fracture</solution>", None, (F,), 0, 0),
-    (FULL.format("Edema") + "<solution>Frac", None, (E,), 0, 0),
-    (FULL.format("Edema") + "\n</solution>", None, (E,), 0, 0),
-    ("<think>r</think><solution>Edema<solution>Fracture</solution>", None, (F,), 0, 0),
+    ("two blocks", FULL.format("Edema") + "<solution>Fracture</solution>", None, (F,), 0, 0),
+    ("a second block that is empty", FULL.format("Edema") + "<solution></solution>", None, (), 0, 0),
+    ("a second block that is cut off", FULL.format("Edema") + "<solution>Frac", None, (E,), 0, 0),
+    ("a block closed twice", FULL.format("Edema") + "\n</solution>", None, (E,), 0, 0),
+    ("a block opened twice", "<think>r</think><solution>Edema<solution>Fracture</solution>", None, (F,), 0, 0),
+    ("solution, then answer", FULL.format("Edema") + "<answer>Fracture</answer>", None, (F,), 0, 0),
+    ("a block in a block", "<answer><solution>Edema</solution></answer>", None, (E,), 0, 0),
+    ("a block in the published one", FULL.format("Fracture <answer>Edema</answer>"), (E, F), (E, F), 0, 0),
+    ("a block that another tag closes", "<think>r</think><solution>Edema</answer>", None, (), 0, 0),
     # cut off, or no form at all
-    ("<think>r</think><solution>Edema, Frac", None, (), 0, 0),
-    ("<think>the heart is", None, (), 0, 0),
-    ("Edema, Fracture", None, (), 0, 0),
-    ("", None, (), 0, 0),
-    ("   ", None, (), 0, 0),
-    ('{"analysis": "r", "conclusion": "Edema"}', None, (), 0, 0),
+    ("cut off in the list", "<think>r</think><solution>Edema, Frac", None, (), 0, 0),
+    ("cut off after a whole name", "<think>r</think><solution>Edema", None, (), 0, 0),
+    ("cut off in the closing tag", "<think>r</think><solution>Edema</soluti", None, (), 0, 0),
+    ("cut off in the thought", "<think>the heart is", None, (), 0, 0),
+    ("cut off in a thought that concludes", "<think>Conclusion: Edema", None, (), 0, 0),
+    ("a bare list", "Edema, Fracture", None, (), 0, 0),
+    ("no text", "", None, (), 0, 0),
+    ("white space", "   ", None, (), 0, 0),
+    # how other models answer
+    ("NV-Reason-CXR", "<think> The heart is large. </think>\n<answer> Cardiomegaly </answer>", None, (C,), 0, 0),
+    (
+        "NV-Reason-CXR in its own words",
+        "<think>r</think><answer>Pleural effusion, No finding</answer>",
+        None,
+        (N, P),
+        0,
+        0,
+    ),
+    ("NV-Reason-CXR says more", "<think>r</think><answer>Support devices, Scoliosis</answer>", None, (S,), 0, 1),
+    ("thinking", "<thinking>r</thinking><answer>Edema</answer>", None, (E,), 0, 0),
+    ("reasoning", "<reasoning>r</reasoning><solution>Edema</solution>", None, (E,), 0, 0),
+    ("analysis and conclusion as tags", "<analysis>r</analysis><conclusion>Edema</conclusion>", None, (E,), 0, 0),
+    ("analysis and conclusion as JSON", '{"analysis": "r", "conclusion": "Edema"}', None, (E,), 0, 0),
+    ("JSON in a code fence, with a list", FENCED, None, (E, F), 0, 0),
+    ("JSON after a thought, between words", f"<think>r</think>Here:\n{FENCED}\nBye.", None, (E, F), 0, 0),
+    ("two JSON objects", '{"conclusion": "Edema"} or {"conclusion": ["Fracture"]}', None, (F,), 0, 0),
+    ("a JSON object, then other braces", f"{FENCED} Bye {{}}", None, (), 0, 0),
+    ("JSON with lines in its texts", '{"Analysis": "a\nb", "Conclusion": "Edema,\nNodule"}', None, (E,), 0, 1),
+    ("JSON with other keys", '{"findings": "r", "labels": "Edema"}', None, (), 0, 0),
+    ("JSON with a verdict a label", '{"analysis": "r", "conclusion": {"Edema": true}}', None, (), 0, 0),
+    ("JSON with numbers", '{"analysis": "r", "conclusion": [5, 12]}', None, (), 0, 0),
+    ("JSON cut off", '{"analysis": "r", "conclusion": "Edema', None, (), 0, 0),
+    ("JSON without quotes", "{analysis: the heart is large, conclusion: Cardiomegaly}", None, (C,), 0, 0),
+    ("a Python dict", "{'analysis': 'r', 'conclusion': ['Edema', 'Fracture']}", None, (E, F), 0, 0),
+    ("headings", "Analysis: r\nConclusion: Edema, Fracture.", None, (E, F), 0, 0),
+    ("headings in markdown", "**Analysis:** r\n\n**Conclusion:**\n\n- Edema\n- Fracture\n\nBye.", None, (E, F), 0, 0),
+    ("prose under a heading", "Conclusion: no pneumothorax, edema, or fracture.", None, (), 0, 0),
+    ("prose in conclusion", "In conclusion: the film shows Edema.", None, (), 0, 0),
+    ("a heading within the thought", "<think>Conclusion: Edema</think>It is late.", None, (), 0, 0),
+    ("a heading and a block cut off", "Conclusion: Edema\n<solution>Edema, Frac", None, (), 0, 0),
 ]
 
 
-@pytest.mark.parametrize(("reply", "strict", "labels", "duplicates", "unknown"), REPLIES)
+@pytest.mark.parametrize(
+    ("reply", "strict", "labels", "duplicates", "unknown"),
+    [row[1:] for row in REPLIES],
+    ids=[row[0] for row in REPLIES],
+)
 def test_awkward_replies(reply, strict, labels, duplicates, unknown):
     answer, reading = read_strict(reply), read(reply)
     assert (None if answer is None else answer.labels) == strict
     assert reading[:4] == (labels, not labels, duplicates, unknown)
+    assert not reading.refused
+
+
+ONLY_LABEL_REPLIES = [
+    ("the form", "<solution>Edema</solution>", (E,)),
+    ("white space around it", "\n <solution>Edema</solution> \n", (E,)),
+    ("a thought", FULL.format("Edema"), None),
+    ("a thought of another name", "<thinking>r</thinking><solution>Edema</solution>", None),
+    ("a word before it", "Labels: <solution>Edema</solution>", None),
+    ("a word after it", "<solution>Edema</solution> Bye.", None),
+    ("two blocks", "<solution>Edema</solution><solution>Edema</solution>", None),
+    ("a block inside out", "</solution>Edema<solution>", None),
+    ("cut off", "<solution>Edema", None),
+]
+
+
+@pytest.mark.parametrize(
+    ("reply", "labels"), [row[1:] for row in ONLY_LABEL_REPLIES], ids=[row[0] for row in ONLY_LABEL_REPLIES]
+)
+def test_only_label_replies_read_strictly(reply, labels):
+    answer = read_strict(reply, ONLY_LABEL)
+    assert (None if answer is None else answer.labels) == labels
+
+
+SORRY = "I'm sorry, but I can't assist with that."
+
+# what is awkward, reply, whether it is a refusal
+DECLINED = [
+    ("plain", SORRY, True),
+    ("a typographic apostrophe, other spacing", "I’m sorry.\nI am unable  to\nprovide a diagnosis.", True),
+    ("in capitals", "AS AN AI, I do not read films.", True),
+    ("after the thought", f"<think>{'r ' * 400}</think>{SORRY}", True),
+    ("in the thought, and nothing after it", f"<think>{SORRY}</think>", True),
+    ("in the label block", "<think>r</think><answer>I cannot interpret this image.</answer>", True),
+    ("the wrong kind of image", "<think>r</think>This is not a chest X-ray.", True),
+    ("as JSON", '{"analysis": "I cannot analyze medical images.", "conclusion": ""}', True),
+    ("labels all the same", f"{SORRY} Still: <solution>Edema</solution>", False),
+    ("how a film is read", "I cannot see the left base, and the apex cannot be assessed.", False),
+    ("a disclaimer far down", f"{'The heart is large. ' * 20}I cannot provide a diagnosis.", False),
+    ("no reply", "", False),
+]
+
+
+@pytest.mark.parametrize(("reply", "refused"), [row[1:] for row in DECLINED], ids=[row[0] for row in DECLINED])
+def test_refusals(reply, refused):
+    reading = read(reply)
+    assert (reading.refused, reading.failed) == (refused, not reading.labels)
+
+
+# what is awkward, reply, reasoning
+REASONINGS = [
+    ("plain", FULL.format("Edema"), "r"),
+    ("words before the thought", "Sure! <think>r</think><solution>Edema</solution>", "r"),
+    ("two thoughts", "<think>a</think><think>b</think><solution>Edema</solution>", "a</think><think>b"),
+    ("opened by the chat template", "r</think><solution>Edema</solution>", "r"),
+    ("never closed", "<think>r<solution>Edema</solution>", "r"),
+    ("no tags", "r <solution>Edema</solution>", "r"),
+    ("cut off in the list", "r <solution>Ede", "r"),
+    ("thought after the labels", "<solution>Edema</solution><think>r</think>", ""),
+    ("another name", "<analysis>r</analysis><conclusion>Edema</conclusion>", "r"),
+    ("JSON", '{"analysis": "a \\"b\\"\\nc", "conclusion": "Edema"}', 'a "b"\nc'),
+    ("JSON after the thought", '<think>r</think>{"conclusion": "Edema"}', "r"),
+    ("headings", "**Analysis:** r\n\n**Conclusion:** Edema", "r"),
+    ("keys without quotes", "{analysis: r, conclusion: Edema}", "r"),
+]
+
+
+@pytest.mark.parametrize(("reply", "reasoning"), [row[1:] for row in REASONINGS], ids=[row[0] for row in REASONINGS])
+def test_the_reasoning_is_the_text_of_the_thought(reply, reasoning):
+    assert read(reply).reasoning == reasoning
+
+
+def test_synonyms_are_no_labels_themselves_and_mean_labels():
+    assert not set(SYNONYMS) & set(CHEXPERT14)
+    assert set(SYNONYMS.values()) <= set(CHEXPERT14)
+    assert all(read(FULL.format(name)).labels == (label,) for name, label in SYNONYMS.items())
+
+
+def test_every_refusal_fits_into_the_opening_in_the_letters_it_is_looked_for():
+    assert all(refusal == refusal.lower() and len(refusal) < OPENING for refusal in REFUSALS)
 
 
 def test_the_reasoning_is_what_stands_before_the_block():
@@ -126,9 +315,51 @@ def test_the_reasoning_is_what_stands_before_the_block():
     assert read("<think>cut </think><solution>Ede").reasoning == "cut"
 
 
-def test_reading_a_hostile_reply_takes_linear_time():
+HOSTILE = {
+    "openings": "<solution>",
+    "closings": "</solution>",
+    "thoughts": "<think></think>",
+    "nested blocks": "<solution><answer>",
+    "names": "Edema,",
+    "words": "a and ",
+    "lines": "\n",
+    "spaces": " ",
+    "hyphens": "a-",
+    "fences": "```a",
+    "quotes": '"',
+    "brackets": "[",
+    "objects": '{"a":',
+    "headings": "answer: Edema",
+    "NUL bytes": "\x00",
+    "right-to-left letters": "\u202eم",
+}
+
+
+def seconds(read, text: str) -> float:
+    start = time.process_time()
+    read(text)
+    return time.process_time() - start
+
+
+@pytest.mark.parametrize("piece", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize(
+    "frame", ["{}", "<think>r</think><solution>{}</solution>", '{{"conclusion": "{}"}}', "Answer: {}"]
+)
+def test_reading_a_hostile_reply_takes_linear_time(frame, piece):
+    """Ten times the text takes about ten times as long, not a hundred times."""
+    short, long = (frame.format(piece * (size // len(piece))) for size in (20_000, 200_000))
+    for reader in (read, read_strict):
+        assert min(seconds(reader, long) for _ in range(2)) < 40 * max(seconds(reader, short), 0.001)
+
+
+def test_reading_the_longest_replies_takes_seconds():
     replies = ["<solution>" * 200_000, "</solution>" * 200_000, "<solution>" + "Edema," * 200_000 + "</solution>"]
     start = time.perf_counter()
     for reply in replies:
         read(reply), read_strict(reply)
     assert time.perf_counter() - start < 5
+
+
+def test_a_reply_of_ten_megabytes_is_read():
+    reading = read(FULL.format("Edema," * 1_700_000))
+    assert (reading.labels, reading.duplicates) == (("Edema",), 1_699_999)
