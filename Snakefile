@@ -19,7 +19,8 @@ from chexreason.params import load
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 ROOT = Path(workflow.basedir)
-study = load(config.get("params", "params/mini.yaml"))
+FULL = bool(config.get("full"))
+study = load(config.get("params", "params/mini.yaml"), FULL)
 file, runs = os.path.relpath(study.file), os.path.relpath(study.folder)
 values = study.model_dump()
 
@@ -58,14 +59,15 @@ def weights(model):
 def folder(model, checkpoint, seed):
     """Where a checkpoint's adapter and log lie."""
     stage, _, variant = checkpoint.partition("/")
-    return f"{runs}/{stage}/{model}/{variant}/seed{seed}"
+    return f"{runs}/{stage}/{model}/{variant.removesuffix('-best')}/seed{seed}"
 
 
 def adapter(model, checkpoint, seed):
     """The trained weights of a checkpoint; the untuned model has none."""
     if checkpoint == "untuned":
         return []
-    return [f"{folder(model, checkpoint, seed)}/adapter/adapter_{end}" for end in ("config.json", "model.safetensors")]
+    which = f"{folder(model, checkpoint, seed)}/{'best' if checkpoint.endswith('-best') else 'adapter'}"
+    return [f"{which}/adapter_{end}" for end in ("config.json", "model.safetensors")]
 
 
 def answers(model, checkpoint, seed):
@@ -98,7 +100,7 @@ rule book:
         f"{runs}/book/_build/html/index.html",
     params:
         file=shlex.quote(file),
-        used=study.hash,
+        used=used(full=FULL, study=study.hash),
     shell:
         "chexreason book {params.file} {input.chapters:q}"
 
@@ -156,11 +158,12 @@ for model, form, reward, seed in grpo_runs:
             code=code("notebooks/4_grpo.ipynb"),
         output:
             adapter(model, f"grpo/{reward}", seed),
+            adapter(model, f"grpo/{reward}-best", seed),
             f"{folder(model, f'grpo/{reward}', seed)}/log.parquet",
             notebook=executed("4_grpo", model, reward, f"seed{seed}"),
         params:
             given=given(model=model, format=form, reward=reward, seed=seed),
-            used=used("lora", grpo={**values["grpo"], "runs": None}, model=values["models"][model]),
+            used=used("lora", "predict", grpo={**values["grpo"], "runs": None}, model=values["models"][model]),
         priority: 2
         shell:
             RUN
@@ -182,7 +185,7 @@ for model, checkpoint, seed in study.checkpoints():
             notebook=executed("5_predict", model, checkpoint, f"seed{seed}"),
         params:
             given=given(model=model, checkpoint=checkpoint, seed=seed),
-            used=used("predict", reward=values["grpo"]["reward"], model=values["models"][model]),
+            used=used("predict", prompt=study.prompt(model, checkpoint), datasets=study.datasets(checkpoint), reward=values["grpo"]["reward"], model=values["models"][model]),
         shell:
             RUN
 
@@ -197,8 +200,8 @@ rule compare:
         compared,
         notebook=executed("6_compare"),
     params:
-        given=given(),
-        used=study.hash,
+        given=given(full=FULL),
+        used=used(full=FULL, study=study.hash),
     shell:
         RUN
 
@@ -212,8 +215,8 @@ rule index:
     output:
         notebook=executed("index"),
     params:
-        given=given(),
-        used=study.hash,
+        given=given(full=FULL),
+        used=used(full=FULL, study=study.hash),
     shell:
         RUN
 

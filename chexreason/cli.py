@@ -51,7 +51,8 @@ def run(given: argparse.Namespace) -> None:
     directory = study.folder.parent.parent
     command = [sys.executable, "-m", "snakemake", "--quiet", "host", "reason", "rules", "--rerun-incomplete"]
     command += ["--nolock", "--keep-going", "--scheduler", "greedy"]
-    command += ["--config", f"params={os.path.relpath(study.file, directory)}", "--snakefile", ROOT / "Snakefile"]
+    command += ["--config", f"params={os.path.relpath(study.file, directory)}", *(["full=1"] if given.full else [])]
+    command += ["--snakefile", ROOT / "Snakefile"]
     command += ["--directory", directory, "--cores", "2", *given.arguments]
     os.execv(sys.executable, [str(part) for part in command])
 
@@ -111,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
 
     command = commands.add_parser("run", help="run what is missing or stale of a study, and build its book")
+    command.add_argument("--full", action="store_true", help="with the runs that the params file marks `full`")
     command.add_argument("params", help="the study's params file, such as params/mini.yaml")
     command.add_argument(
         "arguments", nargs=argparse.REMAINDER, help="for Snakemake: rules or files to make, --cores (2), --dry-run, ..."

@@ -104,7 +104,7 @@ def modules(notebook: Path) -> list[Path]:
         found |= waiting
         waiting = {path for file in waiting for path in _imported(file.read_text(encoding="utf-8"))} - found
     folders = {file.parent for file in found} - {PACKAGE}
-    data = {file for folder in folders for file in folder.iterdir() if file.suffix in {".csv", ".json", ".txt"}}
+    data = {file for folder in folders for file in folder.rglob("*") if file.suffix in {".csv", ".json", ".txt"}}
     return sorted((found | data) - {PACKAGE / "params.py"})
 
 

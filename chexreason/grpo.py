@@ -1,10 +1,14 @@
 """Group-relative policy optimisation from the SFT checkpoint: trl's GRPOTrainer as published (PROTOCOL: GRPO)."""
 
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from chexreason import curate, models, params, records, rewards, sft, training
+from chexreason import answers, curate, models, params, predict, records, rewards, score, sft, training
 
 LOGGED = {
     "step": "step",
@@ -15,12 +19,15 @@ LOGGED = {
     "completions/mean_length": "completion_length",
     "completions/clipped_ratio": "cut_off",
     "format_failures": "format_failures",
+    "commonest_label": "commonest_label",
     "frac_reward_zero_std": "groups_without_contrast",
     "clip_ratio/low_mean": "clipped_low",
     "clip_ratio/high_mean": "clipped_high",
     "loss": "loss",
+    **{f"nuanced/{part}": f"nuanced_{part}" for part in rewards.Parts._fields},
 }
-"""trl's names and ours: lengths in tokens, KL and entropy in nats a token, the rest shares or rewards."""
+"""trl's names and ours: lengths in tokens, KL and entropy in nats a token, nuanced parts in points, the rest shares or
+rewards."""
 
 
 def folder(study: params.Study, model: str, reward: str, seed: int) -> Path:
@@ -28,7 +35,7 @@ def folder(study: params.Study, model: str, reward: str, seed: int) -> Path:
     return study.folder / "grpo" / model / reward / f"seed{seed}"
 
 
-def reward(settings: params.Reward):
+def hard_reward(settings: params.Reward):
     """trl's reward function for the hard reward: completions, truths and token ids in, one reward a completion out."""
 
     def hard(completions, truth, completion_ids, log_metric, **_):
@@ -38,9 +45,27 @@ def reward(settings: params.Reward):
             for text, labels, ids in zip(texts, truth, completion_ids, strict=True)
         ]
         log_metric("format_failures", sum(rewards.malformed(text) for text in texts) / len(texts))
+        log_metric("commonest_label", commonest(texts))
         return scores
 
     return hard
+
+
+def nuanced_reward(settings: params.Reward) -> tuple[Callable, list]:
+    """trl's reward function for the nuanced reward, and the callback that keeps its window in every checkpoint."""
+    score = rewards.NuancedReward(settings.nuanced)
+
+    def nuanced(completions, log_metric, **columns):
+        log_metric("commonest_label", commonest([completion[0]["content"] for completion in completions]))
+        return score(completions=completions, log_metric=log_metric, **columns)
+
+    return nuanced, [score.keeper()]
+
+
+def commonest(texts: Sequence[str]) -> float:
+    """The share of replies that name the label most of them name; 0 when none names any."""
+    counts = Counter(label for text in texts for label in answers.read(text).labels)
+    return max(counts.values(), default=0) / len(texts)
 
 
 def policy(study: params.Study, model: str, format: str, seed: int):
@@ -63,6 +88,9 @@ def trainer(study: params.Study, model: str, format: str, reward_name: str, seed
     training.steady_threads()
     set_seed(seed)
     settings, films = study.grpo, curate.dataset(study, "rl")
+    reward, keeping = (
+        nuanced_reward(settings.reward) if reward_name == "nuanced" else (hard_reward(settings.reward), [])
+    )
     arguments = GRPOConfig(
         output_dir=str(training.checkpoints(folder(study, model, reward_name, seed), study)),
         max_steps=settings.steps,
@@ -86,7 +114,7 @@ def trainer(study: params.Study, model: str, format: str, reward_name: str, seed
         disable_dropout=True,
         gradient_checkpointing=settings.checkpointing,
         save_steps=settings.save_every,
-        save_total_limit=1,
+        save_total_limit=None,  # the best is chosen among them
         logging_steps=1,
         seed=seed,
         disable_tqdm=True,
@@ -97,48 +125,120 @@ def trainer(study: params.Study, model: str, format: str, reward_name: str, seed
         model=policy(study, model, format, seed),
         processing_class=models.load_processor(study.models[model].path),
         args=arguments,
-        reward_funcs=reward(settings.reward),
+        reward_funcs=reward,
         train_dataset=training.examples(films, format, truth=list(films["labels"])),
-        callbacks=[training.progress(f"GRPO {model} {reward_name}")],
+        callbacks=[training.progress(f"GRPO {model} {reward_name}"), watch(settings.collapse), *keeping],
     )
     return training.quietly(runner)
 
 
 def train(study: params.Study, model: str, format: str, reward_name: str, seed: int) -> pd.DataFrame:
-    """Run GRPO, or go on from its newest checkpoint; return its log (columns of `LOGGED`), one row a step.
+    """Run GRPO, or go on from its newest checkpoint; return its log, one row a step.
 
-    Writes `adapter/` (peft, safetensors) and `log.parquet`.
+    The log has the columns of `LOGGED`, `validation_f1` (macro-F1 of each checkpoint on some validation films) and
+    `collapse` (what has collapsed, in words; "" while nothing has).  Writes `adapter/` (of the last step) and `best/`
+    (of the best checkpoint), both peft and safetensors, and `log.parquet`.
     """
     place = folder(study, model, reward_name, seed)
     runner = trainer(study, model, format, reward_name, seed)
-    runner.train(resume_from_checkpoint=training.newest(training.checkpoints(place, study)))
-    table = log(runner.state.log_history)
+    saved = training.checkpoints(place, study)
+    runner.train(resume_from_checkpoint=training.newest(saved))
+    f1 = {int(each.name.split("-")[1]): validate(study, model, format, each) for each in training.whole(saved)}
+    table = log(runner.state.log_history, study.grpo.collapse).assign(validation_f1=lambda rows: rows["step"].map(f1))
     started = sft.folder(study, model, format, seed) / "adapter" / "adapter_model.safetensors"
-    training.keep(runner, place)
+    training.keep_checkpoints(
+        place, {"adapter": saved / f"checkpoint-{max(f1)}", "best": saved / f"checkpoint-{best(f1)}"}
+    )
     made_of = [study.folder / curate.MANIFEST, started]
     records.save(table, place / "log.parquet", records.origin(study, seed, made_of))
     return table
 
 
-def log(history: list[dict]) -> pd.DataFrame:
-    """The trainer's history under our names, one row a step.
+def validate(study: params.Study, model: str, format: str, checkpoint: Path) -> float:
+    """Macro-F1 of a checkpoint's greedy answers on the first `validation_films` films of validation.
+
+    They are in random order, so the first are a sample.  The value is kept in the checkpoint, to be read again.
+    """
+    kept = checkpoint / "validation.json"
+    if kept.exists():
+        return json.loads(kept.read_text())
+    films = curate.dataset(study, study.home).head(study.grpo.validation_films)
+    protocol = study.predict.model_copy(update={"prompt": format})
+    asked = models.load_trained(study.models[model], checkpoint), models.load_processor(study.models[model].path)
+    texts = predict.answer(*asked, films["image"], protocol, f"validation of {checkpoint.name}")
+    given = [[label in answers.read(text).labels for label in curate.LABELS] for text in texts]
+    value = float(score.macro(score.tally(films[curate.LABELS].to_numpy(), given).sum(axis=0))[2])
+    with records.replacing(kept) as temporary:
+        temporary.write_text(json.dumps(value))
+    return value
+
+
+def best(f1: dict[int, float]) -> int:
+    """The step of the highest macro-F1, of equal ones the earliest; an undefined one is never best."""
+    return max(f1, key=lambda step: (f1[step] if f1[step] == f1[step] else -1.0, -step))
+
+
+def log(history: list[dict], settings: params.Collapse) -> pd.DataFrame:
+    """The trainer's history under our names, one row a step, with `collapse` from `collapsed`.
 
     What is measured on fresh completions (reward, length, failures) is NaN at steps that use a rollout again.
     """
     steps = [entry for entry in history if "kl" in entry]
-    return pd.DataFrame(steps).reindex(columns=list(LOGGED)).rename(columns=LOGGED)
+    table = pd.DataFrame(steps).reindex(columns=list(LOGGED)).rename(columns=LOGGED)
+    return table.assign(collapse=collapsed(table, settings))
+
+
+def collapsed(table: pd.DataFrame, settings: params.Collapse) -> list[str]:
+    """For each step of a log, which limits of `settings` the last rollouts' means have crossed, in words; or ""."""
+    columns = ["entropy", "kl", "completion_length", "commonest_label", "groups_without_contrast", "cut_off"]
+    means = table[columns].rolling(settings.rollouts, min_periods=settings.rollouts).mean()
+    fresh = table[columns].dropna().rolling(settings.rollouts).mean().reindex(table.index).ffill()
+    first = table["completion_length"].dropna().head(settings.rollouts).mean()
+    crossed = {
+        "entropy": means["entropy"] < settings.entropy,
+        "KL": means["kl"] > settings.kl,
+        "length": fresh["completion_length"] < settings.length * first,
+        "commonest label": fresh["commonest_label"] > settings.commonest_label,
+        "groups without contrast": fresh["groups_without_contrast"] > settings.groups_without_contrast,
+        "cut off": fresh["cut_off"] > settings.cut_off,
+    }
+    return [", ".join(name for name in crossed if crossed[name].iloc[row]) for row in range(len(table))]
+
+
+def watch(settings: params.Collapse):
+    """A trainer callback that says loudly when a run begins to collapse, and in what."""
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        told = ""
+
+        def on_log(self, args, state, control, **kwargs):
+            table = log(state.log_history, settings)
+            now = table["collapse"].iloc[-1] if len(table) else ""
+            if now and now != self.told:
+                print(f"\nCOLLAPSE at step {state.global_step}: {now}", file=sys.stderr, flush=True)
+            self.told = now
+
+    return Watch()
 
 
 def summary(table: pd.DataFrame) -> str:
-    """What a log shows, in a sentence: first tenth of the steps against the last."""
+    """What a log shows, a sentence a line: first tenth of the steps against the last, best checkpoint, collapse."""
     tenth = max(1, len(table) // 10)
-    first, last = table.head(tenth).mean(), table.tail(tenth).mean()
-    return (
+    first, last = (part.mean(numeric_only=True) for part in (table.head(tenth), table.tail(tenth)))
+    f1 = table.set_index("step")["validation_f1"].dropna()
+    fallen = table[table["collapse"] != ""]
+    lines = [
         f"From the first {tenth} steps to the last {tenth} of {len(table)}, the sampled answers' mean reward went from "
         f"{first.reward:.3f} to {last.reward:.3f}, malformed answers from {first.format_failures:.1%} to "
-        f"{last.format_failures:.1%}, length from "
-        f"{first.completion_length:.0f} to {last.completion_length:.0f} tokens, "
-        f"entropy from {first.entropy:.3f} to {last.entropy:.3f} nats; "
-        f"KL to the SFT checkpoint ended at {last.kl:.4f}.  "
-        f"Whether greedy answers on unseen films gained too is measured in the comparison."
-    )
+        f"{last.format_failures:.1%}, length from {first.completion_length:.0f} to "
+        f"{last.completion_length:.0f} tokens, entropy from {first.entropy:.3f} to {last.entropy:.3f} nats.",
+        f"KL to the SFT checkpoint ended at {last.kl:.4f} nats a token.",
+        f"The best checkpoint is that of step {best(f1.to_dict())}: macro-F1 {f1.max():.3f} on validation films, "
+        f"{f1.iloc[-1]:.3f} for the last.",
+        f"COLLAPSED from step {fallen['step'].iloc[0]}: {fallen['collapse'].iloc[-1]}."
+        if len(fallen)
+        else "No sign of collapse.",
+        "Whether greedy answers on unseen films gained too is measured in the comparison.",
+    ]
+    return "\n".join(lines)

@@ -12,11 +12,12 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from chexreason.labels import LABEL_SETS
+from chexreason.labels import CHEXPERT14, LABEL_SETS
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0)]
 View = Literal["PA", "AP", "lateral", "unknown"]
+Label = Literal[CHEXPERT14]
 
 
 class ParamsError(ValueError):
@@ -265,10 +266,11 @@ class Lora(Section):
 
 
 class SftRun(Section):
-    """One cell of the SFT grid."""
+    """One cell of the SFT grid; one marked `full` is left to `make full`."""
 
     model: str
     format: str
+    full: bool = False
 
 
 class Sft(Section):
@@ -287,24 +289,72 @@ class Sft(Section):
     checkpointing: bool
 
 
+Points = Annotated[float, Field(ge=0)]
+Frequency = Annotated[float, Field(gt=0, le=1)]
+
+
+class Nuanced(Section):
+    """The nuanced reward's constants, in points (PROTOCOL: equation 4; `rewards.nuanced` says what each does).
+
+    `frequency` is the share of the training source's studies that have a label, before any balancing; `scale` is how
+    many points are worth 1 under the hard reward.
+    """
+
+    match: Points
+    recall: Points
+    precision: Points
+    window: Count
+    dominance: Share
+    repetition: Points
+    collapse: Points
+    invalid: Points
+    duplicate: Points
+    false_positive: Points
+    frequency: Annotated[dict[Label, Frequency], Field(min_length=1)]
+    outside: Points
+    format_limit: Points
+    scale: Annotated[float, Field(gt=0)]
+
+
 class Reward(Section):
-    """The hard reward's two open constants (PROTOCOL: equation 3)."""
+    """The hard reward's constants that the paper leaves open (PROTOCOL: equation 3), and the nuanced reward's."""
 
     min_length: Count
     length_unit: Literal["characters", "words", "tokens"]
     length_penalty: float
+    nuanced: Nuanced | None = None
+
+
+class Collapse(Section):
+    """When a run is said to have collapsed: a mean over the last `rollouts` rollouts on the wrong side of a limit.
+
+    Entropy (nats a token) or length (share of the first rollouts') below; KL (nats a token), the commonest label's
+    share of the answers, the share of groups without contrast or of answers cut off above.
+    """
+
+    rollouts: Count
+    entropy: float
+    kl: float
+    length: Share
+    commonest_label: Share
+    groups_without_contrast: Share
+    cut_off: Share
 
 
 class GrpoRun(Section):
-    """One GRPO run: the SFT checkpoint it starts from and the reward it climbs."""
+    """One GRPO run: the SFT checkpoint it starts from and the reward it climbs; `full` as in an SFT run."""
 
     model: str
     format: str
-    reward: Literal["hard"]
+    reward: Literal["hard", "nuanced"]
+    full: bool = False
 
 
 class Grpo(Section):
-    """Group-relative policy optimisation (PROTOCOL: GRPO)."""
+    """Group-relative policy optimisation (PROTOCOL: GRPO).
+
+    Every checkpoint is asked about `validation_films` films of validation, and the best is kept beside the last.
+    """
 
     runs: list[GrpoRun]
     reward: Reward
@@ -323,7 +373,20 @@ class Grpo(Section):
     max_completion_tokens: Count
     clip: float
     save_every: Count
+    validation_films: Count
+    collapse: Collapse
     checkpointing: bool
+
+    @model_validator(mode="after")
+    def _whole_rollouts(self):
+        if self.save_every % self.updates_per_rollout:
+            raise ValueError(
+                f"save_every ({self.save_every}) must be a multiple of updates_per_rollout "
+                f"({self.updates_per_rollout}): a run resumed within a rollout would draw other answers"
+            )
+        if any(run.reward == "nuanced" for run in self.runs) and self.reward.nuanced is None:
+            raise ValueError("a run has the nuanced reward, and its constants, reward.nuanced, are missing")
+        return self
 
 
 class Predict(Section):
@@ -362,6 +425,7 @@ class Study(Section):
     predict: Predict
     compare: Compare
     _file: Path = PrivateAttr(default=Path("params/unnamed.yaml"))
+    _left_out: list[str] = PrivateAttr(default=[])
 
     @model_validator(mode="after")
     def _names_exist(self):
@@ -415,17 +479,59 @@ class Study(Section):
         """Whether any film of this study is drawn rather than taken of a patient."""
         return any(source.kind == "phantom" for source in self.sources.values())
 
+    @property
+    def left_out(self) -> list[str]:
+        """The runs of the file that this study leaves to `make full`."""
+        return self._left_out
+
+    def short(self) -> "Study":
+        """The study without the runs marked `full`; its hash stays that of the file."""
+        kept = {
+            stage: getattr(self, stage).model_copy(update={"runs": [run for run in runs if not run.full]})
+            for stage, runs in (("sft", self.sft.runs), ("grpo", self.grpo.runs))
+        }
+        study = self.model_copy(update=kept)
+        study.__dict__["hash"] = self.hash
+        study._left_out = [
+            *(f"SFT of {run.model}, {run.format}" for run in self.sft.runs if run.full),
+            *(f"GRPO of {run.model}, {run.reward} reward" for run in self.grpo.runs if run.full),
+        ]
+        return study
+
     @cached_property
     def hash(self) -> str:
         """Twelve hexadecimal digits that change when any value of the params file does."""
         return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()[:12]
 
     def checkpoints(self) -> list[tuple[str, str, int]]:
-        """Every (model, checkpoint, seed) that is asked: `untuned`, `sft/<format>` or `grpo/<reward>`."""
+        """Every (model, checkpoint, seed) that is asked.
+
+        A checkpoint is `untuned`, `sft/<format>`, `grpo/<reward>` (of the last step) or `grpo/<reward>-best` (of the
+        best macro-F1 on validation films).
+        """
         untuned = [(model, "untuned", self.seeds[0]) for model in self.models]
         sft = [(run.model, f"sft/{run.format}", seed) for run in self.sft.runs for seed in self.seeds]
-        grpo = [(run.model, f"grpo/{run.reward}", seed) for run in self.grpo.runs for seed in self.seeds]
+        grpo = [
+            (run.model, f"grpo/{run.reward}{which}", seed)
+            for run in self.grpo.runs
+            for seed in self.seeds
+            for which in ("", "-best")
+        ]
         return untuned + sft + grpo
+
+    def prompt(self, model: str, checkpoint: str) -> str:
+        """The prompt a checkpoint is asked with: that of its format; of the untuned model, `predict.prompt`."""
+        stage, _, variant = checkpoint.partition("/")
+        if stage == "sft":
+            return variant
+        formats = {(run.model, run.reward): run.format for run in self.grpo.runs}
+        return formats[model, variant.removesuffix("-best")] if stage == "grpo" else self.predict.prompt
+
+    def datasets(self, checkpoint: str) -> list[str]:
+        """What a checkpoint is asked about: validation, and every test set unless GRPO passed its format over."""
+        stage, _, variant = checkpoint.partition("/")
+        chosen = {run.format for run in self.grpo.runs} or {run.format for run in self.sft.runs}
+        return [self.home] if stage == "sft" and variant not in chosen else [self.home, *self.tests]
 
 
 def _known(key: str, value, choices) -> None:
@@ -483,8 +589,8 @@ def find(path: str | Path) -> Path:
     raise ParamsError(f"{path}: no such params file (looked in {Path.cwd().name}/ and the folder above it)")
 
 
-def load(path: str | Path) -> Study:
-    """Read and check a params file.
+def load(path: str | Path, full: bool = True) -> Study:
+    """Read and check a params file; without `full`, leave out the runs that it marks so.
 
     Raises ParamsError before anything is spent: for a file that is not there, is not YAML, or holds an unknown key, a
     missing key, a wrong type or a name that nothing defines.
@@ -501,4 +607,4 @@ def load(path: str | Path) -> Study:
     except ValidationError as error:
         raise ParamsError("\n".join(f"{path}: {_explain(each)}" for each in error.errors())) from None
     study._file = Path(os.path.abspath(file))
-    return study
+    return study if full else study.short()

@@ -19,7 +19,8 @@ def adapter(study: params.Study, model: str, checkpoint: str, seed: int) -> Path
     if checkpoint == "untuned":
         return None
     stage, name = checkpoint.split("/")
-    return study.folder / stage / model / name / f"seed{seed}" / "adapter"
+    which = "best" if name.endswith("-best") else "adapter"
+    return study.folder / stage / model / name.removesuffix("-best") / f"seed{seed}" / which
 
 
 def answer(model, processor, images: Sequence[str | Path], protocol: params.Predict, what: str = "films") -> list[str]:
@@ -61,9 +62,10 @@ def predict(study: params.Study, model: str, checkpoint: str, seed: int) -> pd.D
     loaded = models.load_trained(settings, trained) if trained else models.load_base(settings)
     processor = models.load_processor(settings.path)
     tables = []
-    for dataset in [study.home, *study.tests]:
+    protocol = study.predict.model_copy(update={"prompt": study.prompt(model, checkpoint)})
+    for dataset in study.datasets(checkpoint):
         films = curate.dataset(study, dataset)
-        texts = answer(loaded, processor, films["image"], study.predict, f"{model} {checkpoint} on {dataset}")
+        texts = answer(loaded, processor, films["image"], protocol, f"{model} {checkpoint} on {dataset}")
         tables.append(read(study, dataset, films, texts, processor))
     table = pd.concat(tables, ignore_index=True)
     made_of = [study.folder / curate.MANIFEST]

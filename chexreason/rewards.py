@@ -93,7 +93,7 @@ def predicted(text: str) -> tuple[str, ...] | None:
     return None if reading.failed else reading.labels
 
 
-def nuanced(text: str, truth: Collection[str], window: Window, settings: "params.Nuanced") -> Parts:
+def nuanced(text: str, truth: Collection[str], window: Window, settings: params.Nuanced) -> Parts:
     """The nuanced reward of one completion (equation 4), `window` being the predictions before its batch.
 
     What the paper states stands first, what it leaves open and we decided after the dash.
@@ -124,7 +124,7 @@ def nuanced(text: str, truth: Collection[str], window: Window, settings: "params
     )
 
 
-def false_positive(label: str, settings: "params.Nuanced") -> float:
+def false_positive(label: str, settings: params.Nuanced) -> float:
     """What one wrong label costs, in points (ours; the paper states no weights).
 
     `settings.false_positive` for a label that never occurs, twice that for the commonest, and in between in proportion
@@ -134,7 +134,7 @@ def false_positive(label: str, settings: "params.Nuanced") -> float:
     return settings.false_positive * (1.0 + settings.frequency.get(label, 0.0) / commonest)
 
 
-def dominated(labels: Collection[str], window: Window, settings: "params.Nuanced") -> float:
+def dominated(labels: Collection[str], window: Window, settings: params.Nuanced) -> float:
     """What `labels` cost for repeating what dominates `window`, in points (the reading is ours).
 
     Dominance is counted in predictions, not labels, for a reply may hold several.  Each completion is judged as the
@@ -148,7 +148,7 @@ def dominated(labels: Collection[str], window: Window, settings: "params.Nuanced
 
 
 def nuanced_batch(
-    texts: Sequence[str], truths: Sequence[Collection[str]], window: Window, settings: "params.Nuanced"
+    texts: Sequence[str], truths: Sequence[Collection[str]], window: Window, settings: params.Nuanced
 ) -> tuple[list[Parts], Window]:
     """The nuanced reward of every completion of a batch, and the window after it.
 
@@ -170,7 +170,7 @@ class NuancedReward:
 
     __name__ = "nuanced"
 
-    def __init__(self, settings: "params.Nuanced"):
+    def __init__(self, settings: params.Nuanced):
         self.settings, self.window = settings, Window(settings.window)
 
     def __call__(self, completions, truth, log_metric, **_) -> list[float]:

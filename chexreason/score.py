@@ -269,7 +269,8 @@ def steps(study) -> list[tuple[tuple, tuple]]:
         for run in study.sft.runs:
             pairs.append(((run.model, "untuned", study.seeds[0]), (run.model, f"sft/{run.format}", seed)))
         for run in study.grpo.runs:
-            pairs.append(((run.model, f"sft/{run.format}", seed), (run.model, f"grpo/{run.reward}", seed)))
+            for checkpoint in (f"grpo/{run.reward}", f"grpo/{run.reward}-best"):
+                pairs.append(((run.model, f"sft/{run.format}", seed), (run.model, checkpoint, seed)))
     return pairs
 
 
@@ -284,8 +285,10 @@ def compare(study) -> dict[str, pd.DataFrame]:
     sets = [(dataset, label_set) for dataset, label_sets in datasets(study).items() for label_set in label_sets]
     scored = {}
     for checkpoint in study.checkpoints():
-        answers = records.load(answers_path(study, *checkpoint))
-        scored |= {(checkpoint, *where): score_answers(study, films, answers, *where) for where in sets}
+        answers, asked = records.load(answers_path(study, *checkpoint)), study.datasets(checkpoint[1])
+        scored |= {
+            (checkpoint, *where): score_answers(study, films, answers, *where) for where in sets if where[0] in asked
+        }
     marks = {"params_hash": study.hash, "phantom": study.phantom}
     label_rows = [_named(study, key, one.labels) for key, one in scored.items()]
     overall_rows = [_named(study, key, pd.DataFrame([one.overall | marks])) for key, one in scored.items()]
@@ -293,6 +296,7 @@ def compare(study) -> dict[str, pd.DataFrame]:
         _paired(study, pair, where, scored[pair[0], *where], scored[pair[1], *where])
         for where in sets
         for pair in steps(study)
+        if all((one, *where) in scored for one in pair)
     ]
     tables = {"scores": label_rows, "overall": overall_rows, "paired": paired_rows or [_unpaired()]}
     return {name: pd.concat(rows, ignore_index=True) for name, rows in tables.items()}
@@ -345,6 +349,16 @@ def gains(paired: pd.DataFrame) -> pd.DataFrame:
     """What each step gained in macro-F1 on the nine shared labels: rows of `paired`, with the step in words."""
     rows = shared(paired[paired["metric"] == "macro_f1"])
     return rows.assign(step=rows["first"] + " → " + rows["second"].str.split("/", n=1).str[1])
+
+
+def changes(gains: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `gains` to be read: dataset, model, seed, change with its interval, and the verdict."""
+    rows = [
+        (row.dataset, row.second, row.seed, f"{row.difference:+.2f} ({row.low:+.2f} to {row.high:+.2f})", said)
+        for row in gains.itertuples()
+        for said in [verdict(row.low, row.high)]
+    ]
+    return pd.DataFrame(rows, columns=["dataset", "model", "seed", "change", "verdict"])
 
 
 def in_short(gains: pd.DataFrame) -> list[str]:

@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -67,20 +68,43 @@ def checkpoints(folder: Path, study: params.Study) -> Path:
     return folder / "checkpoints" / study.hash
 
 
+def whole(folder: Path) -> list[Path]:
+    """The whole checkpoints in `folder`, oldest first.  A trainer writes `trainer_state.json` last."""
+    found = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
 def newest(folder: Path) -> str | None:
-    """The newest whole checkpoint in `folder`, or None.  A trainer writes `trainer_state.json` last."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+    """The newest whole checkpoint in `folder`, or None."""
+    found = whole(folder)
+    return str(found[-1]) if found else None
 
 
 def keep(trainer, folder: Path) -> None:
     """Save the trained adapter as `folder/adapter`, whole or not at all, and drop the checkpoints behind it."""
-    unfinished, adapter = folder / ".adapter", folder / "adapter"
-    for stale in (unfinished, adapter):
-        shutil.rmtree(stale, ignore_errors=True)
-    trainer.model.save_pretrained(str(unfinished), selected_adapters=["default"])
-    os.replace(unfinished, adapter)
+    with _replacing(folder / "adapter") as unfinished:
+        trainer.model.save_pretrained(str(unfinished), selected_adapters=["default"])
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def keep_checkpoints(folder: Path, chosen: dict[str, Path]) -> None:
+    """Save the adapter of each chosen checkpoint under its name in `folder`, whole or not at all; drop the others."""
+    for name, checkpoint in chosen.items():
+        with _replacing(folder / name) as unfinished:
+            unfinished.mkdir()
+            for file in checkpoint.glob("adapter_*"):
+                shutil.copy(file, unfinished)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+@contextmanager
+def _replacing(folder: Path):
+    """Yield a path that takes the place of `folder` when the block ends well."""
+    unfinished = folder.with_name(f".{folder.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    yield unfinished
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(unfinished, folder)
 
 
 def on_cpu() -> dict:

@@ -132,7 +132,12 @@ def test_the_hash_follows_values_and_not_comments(tmp_path):
 
 def test_checkpoints_are_listed_in_reading_order():
     study = load(ROOT / "params" / "mini.yaml")
-    assert [checkpoint for _, checkpoint, _ in study.checkpoints()] == ["untuned", "sft/free_reasoning", "grpo/hard"]
+    assert [checkpoint for _, checkpoint, _ in study.checkpoints()] == [
+        "untuned",
+        "sft/free_reasoning",
+        "grpo/hard",
+        "grpo/hard-best",
+    ]
 
 
 def keys(values) -> object:
