@@ -1,4 +1,4 @@
-"""The command line: `chexreason run`, `results`, `films`, `review`, `notebook` and `book`.
+"""The command line: `chexreason plan`, `run`, `results`, `predict`, `films`, `review`, `notebook` and `book`.
 
 Everything heavy is imported by the command that needs it, so that `chexreason --help` answers at once.
 """
@@ -34,12 +34,24 @@ def _mendable() -> tuple[type[Exception], ...]:
     """What the caller can mend from the message alone, without a traceback."""
     from chexreason.book import BookError
     from chexreason.execute import NotebookError
+    from chexreason.films import FilmError
+    from chexreason.models import ModelError
     from chexreason.params import ParamsError
     from chexreason.records import RecordError
     from chexreason.review import ReviewError
     from chexreason.sources import SourceError
 
-    return RunError, ParamsError, RecordError, SourceError, ReviewError, NotebookError, BookError
+    ours = ParamsError, RecordError, SourceError, FilmError, ModelError, ReviewError, NotebookError, BookError
+    return RunError, *ours
+
+
+def plan(given: argparse.Namespace) -> int:
+    """Print every run of a study, what is missing here and what it would cost; 1 when something is missing."""
+    from chexreason import plan
+
+    found = plan.plan(_study(given.params))
+    print(json.dumps(found, indent=1) if given.json else plan.table(found))
+    return int(bool(found["missing"]))
 
 
 def run(given: argparse.Namespace) -> None:
@@ -68,6 +80,18 @@ def results(given: argparse.Namespace) -> None:
         import pandas as pd
 
         print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3f}".format))
+
+
+def predict(given: argparse.Namespace) -> None:
+    """Print what a checkpoint of a study says about films of the caller's own."""
+    from chexreason import predict
+
+    study = _study(given.params)
+    seed = study.seeds[0] if given.seed is None else given.seed
+    replies = predict.own(study, given.model, given.checkpoint, seed, given.films)
+    for film, reply in zip(given.films, replies, strict=True):
+        print(f"{film}\n\n{predict.told(reply)}\n")
+    print(predict.caution(study, given.model))
 
 
 def films(given: argparse.Namespace) -> None:
@@ -111,6 +135,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="chexreason", description="Run and read a ChexReason study.")
     commands = parser.add_subparsers(required=True, metavar="command")
 
+    command = commands.add_parser("plan", help="print a study's runs, what is missing here, and about what they cost")
+    command.add_argument("params", help="the study's params file, such as params/paper.yaml")
+    command.add_argument("--json", action="store_true", help="one JSON object")
+    command.set_defaults(command=plan)
+
     command = commands.add_parser("run", help="run what is missing or stale of a study, and build its book")
     command.add_argument("--full", action="store_true", help="with the runs that the params file marks `full`")
     command.add_argument("params", help="the study's params file, such as params/mini.yaml")
@@ -123,6 +152,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("params", help="the study's params file")
     command.add_argument("--json", action="store_true", help="a JSON array, one object a line")
     command.set_defaults(command=results)
+
+    command = commands.add_parser("predict", help="ask a checkpoint of a study about your own films")
+    command.add_argument("--params", default="params/mini.yaml", help="the study's params file (params/mini.yaml)")
+    command.add_argument("--model", required=True, help="a model of the params file, such as medgemma")
+    command.add_argument("--checkpoint", required=True, help="untuned, sft/FORMAT, grpo/REWARD or grpo/REWARD-best")
+    command.add_argument("--seed", type=int, help="the run's seed (the study's first)")
+    command.add_argument("films", nargs="+", metavar="FILM", help="PNG, JPEG or DICOM files")
+    command.set_defaults(command=predict)
 
     command = commands.add_parser("films", help="read a folder of films as it lies on disk, and tell what it holds")
     kinds = command.add_subparsers(required=True, dest="source", metavar="{nih,mimic,chexpert}")

@@ -1,12 +1,15 @@
 """One protocol for every model and every data set: the same prompt, greedy decoding, the same reading."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 
 from chexreason import answers, curate, models, params, prompts, records, rewards, training
+from chexreason.films import FilmError, prepare
 
 
 def folder(study: params.Study, model: str, checkpoint: str, seed: int) -> Path:
@@ -51,18 +54,74 @@ def answer(model, processor, images: Sequence[str | Path], protocol: params.Pred
     return replies
 
 
+def load(study: params.Study, model: str, checkpoint: str, seed: int) -> tuple:
+    """What `answer` needs to ask a checkpoint: its model, its processor, and the protocol with its prompt."""
+    training.steady_threads()
+    settings, trained = study.models[model], adapter(study, model, checkpoint, seed)
+    loaded = models.load_trained(settings, trained) if trained else models.load_base(settings)
+    protocol = study.predict.model_copy(update={"prompt": study.prompt(model, checkpoint)})
+    return loaded, models.load_processor(settings.path), protocol
+
+
+def own(study: params.Study, model: str, checkpoint: str, seed: int, paths: Sequence[str | Path]) -> list[str]:
+    """Ask a checkpoint of the study about films of one's own (PNG, JPEG or DICOM), under the same protocol.
+
+    The replies, in order.  Every file is read before the model is loaded: raises FilmError for the first that is no
+    film, ParamsError for a checkpoint the params file does not name, RecordError for one that has not been made.
+    """
+    _refuse_missing(study, model, checkpoint, seed)
+    size = study.sources[study.curate.train].size
+    with TemporaryDirectory() as folder:
+        images = [Path(folder) / f"{number}.png" for number in range(len(paths))]
+        for path, image in zip(paths, images, strict=True):
+            try:
+                prepare(path, size).save(image)
+            except FilmError as error:
+                raise FilmError(f"{path}: {error}") from error
+        loaded, processor, protocol = load(study, model, checkpoint, seed)
+        return answer(loaded, processor, images, protocol)
+
+
+def told(reply: str) -> str:
+    """A reply as a person reads it: reasoning, then labels, or that there are none to be read."""
+    reading = answers.read(reply)
+    if reading.failed:
+        return f"{reply}\n\n{'The model declined.' if reading.refused else 'No labels can be read from this answer.'}"
+    return f"{reading.reasoning}\n\nLabels: {', '.join(reading.labels)}".lstrip()
+
+
+def caution(study: params.Study, model: str) -> str:
+    """What must be said beside any answer about a user's own film."""
+    if study.models[model].path.startswith(models.STAND_IN) or study.sources[study.curate.train].kind == "phantom":
+        return "This model learnt from phantoms, which are drawn: what it says is no reading of a film."
+    return "This is what a model of a study says, and no diagnosis."
+
+
+def _refuse_missing(study: params.Study, model: str, checkpoint: str, seed: int) -> None:
+    there = study.checkpoints()
+    for key, given, known in (
+        ("model", model, list(study.models)),
+        ("checkpoint", checkpoint, [variant for name, variant, _ in there if name == model]),
+        ("seed", seed, [number for name, variant, number in there if (name, variant) == (model, checkpoint)]),
+    ):
+        if given not in known:
+            choices = ", ".join(dict.fromkeys(map(str, known)))
+            raise params.ParamsError(f"{study.file.name}: no {key} {given!r}; choose one of {choices}")
+    weights = adapter(study, model, checkpoint, seed)
+    if weights and not (weights / "adapter_config.json").exists():
+        full = "" if (model, checkpoint, seed) in study.short().checkpoints() else "--full "
+        command = f"chexreason run {full}{os.path.relpath(study.file)} {checkpoint.split('/')[0]}"
+        raise records.RecordError(f"{weights}: no such checkpoint yet; `{command}` makes it")
+
+
 def predict(study: params.Study, model: str, checkpoint: str, seed: int) -> pd.DataFrame:
     """Every answer of one checkpoint on validation and every test set; also written as `answers.parquet`.
 
     Columns: dataset, film, patient, text (the reply as it came), labels (what evaluation reads from it), failed,
     duplicates, unknown, reward (hard reward against the settled labels; NaN where a data set leaves labels unknown).
     """
-    training.steady_threads()
-    settings, trained = study.models[model], adapter(study, model, checkpoint, seed)
-    loaded = models.load_trained(settings, trained) if trained else models.load_base(settings)
-    processor = models.load_processor(settings.path)
-    tables = []
-    protocol = study.predict.model_copy(update={"prompt": study.prompt(model, checkpoint)})
+    loaded, processor, protocol = load(study, model, checkpoint, seed)
+    tables, trained = [], adapter(study, model, checkpoint, seed)
     for dataset in study.datasets(checkpoint):
         films = curate.dataset(study, dataset)
         texts = answer(loaded, processor, films["image"], protocol, f"{model} {checkpoint} on {dataset}")

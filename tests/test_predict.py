@@ -1,9 +1,16 @@
 """Every model is asked in the same way, and each answer is kept as it came."""
 
+import re
+
+import numpy as np
 import pandas as pd
 import pytest
+from conftest import study_folder
+from PIL import Image
+from test_films import dicom, kept
 
-from chexreason import answers, curate, figures, models, predict, records, rewards
+from chexreason import answers, curate, figures, models, params, predict, records, rewards
+from chexreason.cli import main
 from chexreason.labels import CHEXPERT14
 
 
@@ -62,3 +69,83 @@ def test_the_overview_counts_by_hand():
     )
     row = predict.overview(table).loc["x"]
     assert (row["films"], row["fail_rate"], row["labels_a_film"], row["mean_reward"]) == (2, 0.5, 1.0, 0.25)
+
+
+# A user's own films.
+
+
+def ask(study, *films, model="medgemma", checkpoint="sft/free_reasoning", seed=0) -> int:
+    """`chexreason predict` in this process; its exit status."""
+    options = ["--params", study.file, "--model", model, "--checkpoint", checkpoint, "--seed", seed]
+    return main(["predict", *map(str, options), *map(str, films)])
+
+
+@pytest.fixture
+def unmade(tmp_path, monkeypatch) -> params.Study:
+    """The smoke study before anything has run."""
+    monkeypatch.chdir(study_folder(tmp_path))
+    return params.load("params/smoke.yaml")
+
+
+def test_ones_own_films_are_answered_as_the_studys_are(smoke, asked, tmp_path, capsys):
+    first = curate.dataset(smoke, "a-validation").iloc[0]
+    film = Image.open(first["image"])
+    film.save(tmp_path / "film.jpg", quality=95)
+    kept(tmp_path, dicom(np.asarray(film), bits=8))
+    assert ask(smoke, first["image"], tmp_path / "film.jpg", tmp_path / "film.dcm") == 0
+    png, jpg, dcm, caution = re.split(r"^/.*\n\n|\n\n(?=This model)", capsys.readouterr().out, flags=re.MULTILINE)[1:]
+    reply = asked.loc[(asked["dataset"] == "a-validation") & (asked["film"] == first["film"]), "text"].item()
+    assert png.strip() == predict.told(reply)
+    assert all(answer.strip() for answer in (jpg, dcm))
+    assert caution == "This model learnt from phantoms, which are drawn: what it says is no reading of a film.\n"
+
+
+def test_an_answer_is_told_as_reasoning_and_labels():
+    assert predict.told("<think>Wide heart.</think><solution>Cardiomegaly, Edema</solution>") == (
+        "Wide heart.\n\nLabels: Cardiomegaly, Edema"
+    )
+    assert predict.told("<solution>Edema</solution>") == "Labels: Edema"
+    assert predict.told("Perhaps.") == "Perhaps.\n\nNo labels can be read from this answer."
+    assert predict.told("I cannot interpret this.").endswith("The model declined.")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"model": "medgema"}, "no model 'medgema'; choose one of medgemma"),
+        ({"checkpoint": "sft/free"}, "no checkpoint 'sft/free'; choose one of untuned, sft/free_reasoning, grpo/hard"),
+        ({"seed": 7}, "no seed 7; choose one of 0"),
+        ({}, "free_reasoning/seed0/adapter: no such checkpoint yet; `chexreason run params/smoke.yaml sft` makes it"),
+        (
+            {"checkpoint": "grpo/hard-best"},
+            "seed0/best: no such checkpoint yet; `chexreason run params/smoke.yaml grpo`",
+        ),
+    ],
+)
+def test_a_checkpoint_that_is_not_there_is_told_with_what_makes_it(unmade, capsys, wrong, told):
+    assert ask(unmade, "film.png", **wrong) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_run_left_to_a_full_study_is_made_with_full(unmade, capsys):
+    text = unmade.file.read_text().replace("format: free_reasoning}", "format: free_reasoning, full: true}")
+    unmade.file.write_text(text)
+    assert ask(params.load(unmade.file), "film.png") == 2
+    assert "`chexreason run --full params/smoke.yaml sft` makes it" in capsys.readouterr().err
+
+
+def test_an_unreadable_film_is_named_before_the_model_is_loaded(unmade, capsys, monkeypatch):
+    monkeypatch.setattr(predict, "load", lambda *_: pytest.fail("the model was loaded"))
+    (unmade.file.parent / "blank.png").write_bytes(b"")
+    assert ask(unmade, "params/blank.png", checkpoint="untuned") == 2
+    assert capsys.readouterr().err == "chexreason: params/blank.png: empty file\n"
+    assert ask(unmade, "nowhere.dcm", checkpoint="untuned") == 2
+    assert "nowhere.dcm: no such file" in capsys.readouterr().err
+
+
+def test_who_learnt_from_films_is_said_to_make_no_diagnosis(unmade):
+    source = params.Nih(kind="nih", root="$NIH", splits=["test"])
+    real = unmade.model_copy(update={"sources": unmade.sources | {"a": source}})
+    assert "phantoms" in predict.caution(real, "medgemma")  # a stand-in never learnt from films
+    hub = params.Model(name="x", path="google/medgemma-4b-it", dtype="bfloat16")
+    assert "no diagnosis" in predict.caution(real.model_copy(update={"models": {"medgemma": hub}}), "medgemma")

@@ -1,0 +1,429 @@
+"""What a study would run, what it lacks on this machine, and about what it would cost, before anything is spent.
+
+Nothing is downloaded, loaded or asked here.  Hours and memory are estimates from above: every epoch is run, and every
+answer is as long as it may be.  The numbers they rest on stand below, each said to be a fact, measured or assumed.
+"""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from chexreason import answers, models, params, prompts, shapes
+
+GPU = "A100 80 GB"
+FLOPS = 312e12  # fact, NVIDIA's data sheet: bfloat16 operations a second
+BANDWIDTH = 2.0e12  # fact, ditto: bytes a second from memory
+UTILISATION = 0.35  # assumed: the share of FLOPS that training and reading a prompt reach
+STREAMING = 0.6  # assumed: the share of BANDWIDTH that writing an answer reaches
+LAYER_SECONDS = 1.5e-3  # assumed: what a layer takes at least for the next token, to launch its kernels
+ADAPTED = 2  # assumed: how many times that with LoRA beside it, as while GRPO samples
+FILM_SECONDS = 0.04  # measured: one core of an AMD EPYC server makes MedGemma's pixels of a film (Qwen's: 0.025)
+TOKENS_A_WORD = 1.5  # assumed: of an answer
+CHARACTERS_A_TOKEN = 4  # assumed: of a prompt
+LABEL_TOKENS = 80  # assumed: the <solution> block and the chat template's own tokens
+WIDTH = 0.82  # fact: a film's width over its height, as of most of MIMIC's (2544 x 3056 pixels)
+
+HIDDEN_BYTES, INNER_BYTES = 75, 14
+"""Counted on the meta device: what autograd keeps of a token in a layer with LoRA, for each number of the hidden state
+and of the feed-forward layer.  Attention adds nothing to speak of: its fused kernels keep no square of the length."""
+
+VISION_BYTES = 40  # the same for a patch in a layer of the vision encoder, with as much again while it is worked on
+ADAPTER_BYTES = 16  # fact: float32 weight and gradient, and AdamW's two moments
+SLACK, CONTEXT = 1.2, 2e9  # assumed: fragmentation; bytes of CUDA's context and of one tile of logits
+
+STAND_IN_SECONDS = {"sft": 0.03, "grpo": 0.03, "predict": 0.015}
+"""Measured: a film trained on, a completion sampled and trained on, a film answered."""
+STAND_IN_BYTES = 1e9  # measured: the peak of any stage, with the interpreter and its libraries
+STAND_IN_CONDITIONS = "one thread of an AMD EPYC server, films of 128 x 128 pixels, params/mini.yaml"
+
+
+class Cost(NamedTuple):
+    """Hours and peak memory (10^9 bytes) of a run, and how they were arrived at; NaN where nothing is known."""
+
+    hours: float
+    memory: float
+    how: str
+
+
+class Run(NamedTuple):
+    """One run of the grid.  `variant` is an SFT format, a GRPO reward or, of a prediction, the checkpoint asked."""
+
+    stage: str
+    model: str
+    variant: str
+    seed: int
+    hours: float
+    memory: float
+    how: str
+
+
+def plan(study: params.Study) -> dict:
+    """Runs, what is missing, total hours, the highest peak memory (10^9 bytes) and what the estimates assume.
+
+    Can be written as JSON: what is not known is None.
+    """
+    table = runs(study)
+    known = [run for run in table if not math.isnan(run.hours)]
+    peak = max((run.memory for run in known if not _stand_in(study, run.model)), default=0.0)
+    return {
+        "study": study.study,
+        "runs": [{name: None if value != value else value for name, value in run._asdict().items()} for run in table],
+        "missing": missing(study, peak),
+        "total_hours": round(sum(run.hours for run in known), 2),
+        "peak_memory": peak,
+        "assumptions": assumptions(study),
+    }
+
+
+def runs(study: params.Study) -> list[Run]:
+    """Every run of the grid, in the order they depend on each other."""
+    table = [
+        Run("sft", run.model, run.format, seed, *_cost(study, "sft", run.model, run.format))
+        for run in study.sft.runs
+        for seed in study.seeds
+    ]
+    table += [
+        Run("grpo", run.model, run.reward, seed, *_cost(study, "grpo", run.model, run.format))
+        for run in study.grpo.runs
+        for seed in study.seeds
+    ]
+    table += [
+        Run("predict", model, checkpoint, seed, *_cost(study, "predict", model, checkpoint))
+        for model, checkpoint, seed in study.checkpoints()
+    ]
+    return table
+
+
+def _stand_in(study: params.Study, model: str) -> bool:
+    return study.models[model].path.startswith(models.STAND_IN)
+
+
+def _cost(study: params.Study, stage: str, model: str, what: str) -> Cost:
+    """What one run costs; `what` is its format or, of a prediction, its checkpoint."""
+    try:
+        measure = _measured if _stand_in(study, model) else {"sft": _sft, "grpo": _grpo, "predict": _predict}[stage]
+        return measure(study, stage, model, what)
+    except ValueError as error:  # a shape that is not known, a prompt that is not there: told, and the rest goes on
+        return Cost(math.nan, math.nan, str(error))
+
+
+# What is done: films, steps and answers, by the params file.
+
+
+def _trained(study: params.Study) -> tuple[int, int]:
+    """How often SFT looks at a film to learn from it, and to watch the loss of the held-out films."""
+    held = round(study.curate.sft * study.curate.holdout)
+    settings = study.sft
+    return settings.epochs * (study.curate.sft - held), settings.epochs * settings.evaluations_per_epoch * held
+
+
+def _sampled(study: params.Study) -> tuple[int, int]:
+    """How many completions GRPO samples and learns from, and how many answers choose the best checkpoint."""
+    settings = study.grpo
+    validated = settings.steps // settings.save_every * min(settings.validation_films, study.curate.validation)
+    return settings.steps * settings.films_per_step * settings.completions, validated
+
+
+def _answered(study: params.Study, checkpoint: str) -> int:
+    """How many films a checkpoint is asked about."""
+    films = {study.home: study.curate.validation} | {name: test.films for name, test in study.tests.items()}
+    return sum(films[dataset] for dataset in study.datasets(checkpoint))
+
+
+# The published models: counted operations and bytes.
+
+
+def _sft(study: params.Study, stage: str, model: str, format: str) -> Cost:
+    shape, settings = _shape(study, model), study.sft
+    learnt, watched = _trained(study)
+    prompt, answer = _prompt(shape, format), _answer(study, format)
+    forward, film = reading(shape, prompt + answer, answer), seeing(shape)
+    operations = learnt * (_passes(settings) * forward + _vision_passes(settings) * film) + watched * (forward + film)
+    seconds = operations / (FLOPS * UTILISATION) + (learnt + watched) * FILM_SECONDS
+    size = _weights(study, model, shape) + ADAPTER_BYTES * shape.lora
+    size += activations(shape, settings.batch, prompt + answer, settings.checkpointing)
+    how = f"{learnt:,} films learnt from, {prompt + answer:,} tokens each, {watched:,} watched: {operations:.1e} FLOP"
+    return Cost(seconds / 3600, _peak(size), how)
+
+
+def _grpo(study: params.Study, stage: str, model: str, format: str) -> Cost:
+    shape, settings = _shape(study, model), study.grpo
+    sampled, validated = _sampled(study)
+    rollouts, batch = math.ceil(settings.steps / settings.updates_per_rollout), sampled // settings.steps
+    prompt, answer = _prompt(shape, format), settings.max_completion_tokens
+    once_more = (settings.updates_per_rollout > 1) + (settings.beta > 0)  # under the old policy, under the reference
+    forward, first, film = reading(shape, prompt + answer, answer), reading(shape, prompt, 1), seeing(shape)
+    operations = sampled * ((_passes(settings) + once_more) * forward + first)
+    operations += sampled * (_vision_passes(settings) + once_more + 1) * film
+    asked = batch * settings.updates_per_rollout
+    seconds = operations / (FLOPS * UTILISATION) + rollouts * writing(shape, asked, prompt, answer, ADAPTED)
+    seconds += 2 * sampled * FILM_SECONDS + _answering(shape, study.predict, validated, prompt)  # trl prepares twice
+    size = _weights(study, model, shape) + (ADAPTER_BYTES + 4) * shape.lora  # and the reference's adapter
+    working = activations(shape, batch, prompt + answer, settings.checkpointing)
+    how = (
+        f"{sampled:,} completions of {answer} tokens in {rollouts:,} rollouts, {operations:.1e} FLOP; "
+        f"{validated:,} films validated"
+    )
+    return Cost(seconds / 3600, _peak(size + max(working, cached(shape, asked, prompt + answer))), how)
+
+
+def _predict(study: params.Study, stage: str, model: str, checkpoint: str) -> Cost:
+    shape, settings = _shape(study, model), study.predict
+    films, prompt = _answered(study, checkpoint), _prompt(shape, study.prompt(model, checkpoint))
+    size = _weights(study, model, shape) + cached(shape, settings.batch, prompt + settings.max_new_tokens)
+    how = f"{films:,} films, {settings.batch} at once, {settings.max_new_tokens} tokens each"
+    return Cost(_answering(shape, settings, films, prompt) / 3600, _peak(size), how)
+
+
+def _measured(study: params.Study, stage: str, model: str, what: str) -> Cost:
+    """What a run of a stand-in takes, by what was measured."""
+    if stage == "sft":
+        learnt, watched = _trained(study)
+        seconds = (learnt + watched / 3) * STAND_IN_SECONDS["sft"]  # watching is a third of learning
+        how = f"{learnt:,} films learnt from, {watched:,} watched"
+    elif stage == "grpo":
+        sampled, validated = _sampled(study)
+        seconds = sampled * STAND_IN_SECONDS["grpo"] + validated * STAND_IN_SECONDS["predict"]
+        how = f"{sampled:,} completions, {validated:,} films validated"
+    else:
+        films = _answered(study, what)
+        seconds, how = films * STAND_IN_SECONDS["predict"], f"{films:,} films"
+    return Cost(seconds / 3600, STAND_IN_BYTES / 1e9, f"{how}, as measured")
+
+
+def reading(shape: shapes.Shape, tokens: int, scored: int) -> float:
+    """Operations of a forward pass over one sequence, of which `scored` tokens get logits: two a weight and token."""
+    return 2.0 * (shape.language - shape.head) * tokens + 2.0 * shape.head * scored
+
+
+def seeing(shape: shapes.Shape) -> float:
+    """Operations of the vision encoder on one film; in SigLIP a third are patches looking at each other."""
+    attention = 4.0 * shape.patches**2 * shape.vision_hidden * shape.vision_global
+    return 2.0 * shape.vision * shape.patches + attention
+
+
+def writing(shape: shapes.Shape, batch: int, prompt: int, answer: int, slower: int = 1) -> float:
+    """Seconds to write `batch` answers side by side, no token faster than memory is read or kernels are launched."""
+    moved = 2 * shape.language + cached(shape, batch, prompt + answer // 2)
+    return answer * max(moved / (BANDWIDTH * STREAMING), slower * shape.layers * LAYER_SECONDS)
+
+
+def cached(shape: shapes.Shape, batch: int, tokens: int) -> int:
+    """Bytes of the keys and values of `batch` sequences, in bfloat16."""
+    return 2 * shape.key_values * batch * tokens
+
+
+def activations(shape: shapes.Shape, batch: int, tokens: int, checkpointing: bool) -> int:
+    """Bytes that a forward pass leaves for the backward pass.
+
+    With checkpointing that is every layer's input, and all of one layer with its gradients at a time.
+    """
+    layer = HIDDEN_BYTES * shape.hidden + INNER_BYTES * shape.inner
+    kept = 2 * shape.hidden * shape.layers + 2 * layer if checkpointing else (shape.layers + 1) * layer
+    seen = 2 * shape.vision_layers * checkpointing + VISION_BYTES
+    return batch * (tokens * kept + shape.patches * shape.vision_hidden * seen)
+
+
+def _passes(settings: params.Sft | params.Grpo) -> int:
+    """Forward, back through the frozen weights to the adapters and, with checkpointing, forward again."""
+    return 3 if settings.checkpointing else 2
+
+
+def _vision_passes(settings: params.Sft | params.Grpo) -> int:
+    """Forward; with checkpointing transformers has gradients flow back through the frozen vision encoder too."""
+    return 3 if settings.checkpointing else 1
+
+
+def _answering(shape: shapes.Shape, protocol: params.Predict, films: int, prompt: int) -> float:
+    """Seconds to answer `films` films, none ending before the limit."""
+    batches = math.ceil(films / protocol.batch)
+    seconds = films * ((reading(shape, prompt, 1) + seeing(shape)) / (FLOPS * UTILISATION) + FILM_SECONDS)
+    return seconds + batches * writing(shape, protocol.batch, prompt, protocol.max_new_tokens)
+
+
+def _shape(study: params.Study, model: str) -> shapes.Shape:
+    height = study.sources[study.curate.train].size
+    return shapes.shape(study.models[model].path, study.lora, round(WIDTH * height), height)
+
+
+def _prompt(shape: shapes.Shape, prompt: str) -> int:
+    return shape.tokens + round(len(prompts.load(prompt)) / CHARACTERS_A_TOKEN)
+
+
+def _answer(study: params.Study, format: str) -> int:
+    """Tokens of the longest answer that is learnt from; the rules write no more than a hundred words."""
+    words = 0 if format == answers.ONLY_LABEL else getattr(study.teacher, "max_words", 100)
+    return LABEL_TOKENS + round(TOKENS_A_WORD * words)
+
+
+def _weights(study: params.Study, model: str, shape: shapes.Shape) -> int:
+    return shape.weights * {"float32": 4, "bfloat16": 2}[study.models[model].dtype]
+
+
+def _peak(size: float) -> float:
+    return (SLACK * size + CONTEXT) / 1e9
+
+
+# What is missing on this machine.
+
+
+def missing(study: params.Study, memory: float = 0.0) -> list[str]:
+    """What must be provided before the study can run here, a sentence each; `memory` is what the GPU needs (GB)."""
+    return [
+        *_data(study),
+        *_teacher(study),
+        *(f"models.{name}: {told}" for name, model in study.models.items() if (told := access(model.path))),
+        *_prompts(study),
+        *_gpu(study, memory),
+        *_disk(study),
+    ]
+
+
+def _data(study: params.Study) -> Iterator[str]:
+    for name, source in study.sources.items():
+        if isinstance(source, params.Folder):
+            try:
+                source.folder  # noqa: B018
+            except params.ParamsError as error:
+                yield f"sources.{name}.{error}"
+
+
+def _teacher(study: params.Study) -> Iterator[str]:
+    teacher = study.teacher
+    key = getattr(teacher, "key", None)
+    if key and key not in os.environ:
+        yield f"teacher.key: set the environment variable {key}"
+    if isinstance(teacher, params.LocalTeacher) and (told := access(teacher.model)):
+        yield f"teacher.model: {told}"
+
+
+def _prompts(study: params.Study) -> Iterator[str]:
+    for name in sorted({study.prompt(model, checkpoint) for model, checkpoint, _ in study.checkpoints()}):
+        try:
+            prompts.load(name)
+        except ValueError as error:
+            yield str(error)
+
+
+def access(path: str) -> str:
+    """Why a model cannot be loaded without the network, or ""."""
+    if path.startswith(models.STAND_IN):
+        try:
+            models.folder(path)
+        except models.ModelError as error:
+            return str(error)
+        return ""
+    if (Path(path) / "config.json").is_file() or _cached(path):
+        return ""
+    if path.startswith(("/", ".", "~")) or path.count("/") != 1:
+        return f"{path}: no such folder with a config.json"
+    return f"{path} is not in this machine's hub cache: accept its terms on the hub, then `hf download {path}`"
+
+
+def _cached(path: str) -> bool:
+    """Whether all weights of a hub model are in the cache; the hub is not asked."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        index = try_to_load_from_cache(path, "model.safetensors.index.json")
+    except HFValidationError:
+        return False
+    shards = {"model.safetensors"}
+    if isinstance(index, str):
+        shards = set(json.loads(Path(index).read_text())["weight_map"].values())
+    return all(isinstance(try_to_load_from_cache(path, shard), str) for shard in {"config.json", *shards})
+
+
+def _gpu(study: params.Study, memory: float) -> Iterator[str]:
+    if all(_stand_in(study, model) for model in study.models):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        yield f"GPU: none on this machine; the largest run needs about {memory:.0f} GB"
+        return
+    found = torch.cuda.get_device_properties(0)
+    if found.total_memory < memory * 1e9:
+        yield f"GPU: {found.name} has {found.total_memory / 1e9:.0f} GB; the largest run needs about {memory:.0f} GB"
+
+
+def _disk(study: params.Study) -> Iterator[str]:
+    place = next(folder for folder in (study.folder, *study.folder.parents) if folder.exists())
+    free, need = shutil.disk_usage(place).free, needed(study)
+    if free < need:
+        yield f"disk: {free / 1e9:.1f} GB are free for {study.folder.name}, and about {need / 1e9:.1f} GB are needed"
+
+
+def needed(study: params.Study) -> float:
+    """Bytes of disk: images of a byte a pixel at most, the checkpoints of each run, models that are not here yet.
+
+    SFT keeps two checkpoints and GRPO all of a run, with AdamW's moments; those of stand-ins are too small to count.
+    """
+    curated = study.curate
+    size = (curated.sft + curated.rl + curated.validation) * study.sources[curated.train].size ** 2
+    size += sum(test.films * study.sources[test.source].size ** 2 for test in study.tests.values())
+    saved = [(run.model, 2) for run in study.sft.runs]
+    saved += [(run.model, study.grpo.steps // study.grpo.save_every) for run in study.grpo.runs]
+    for model, checkpoints in saved:
+        if _stand_in(study, model):
+            continue
+        size += len(study.seeds) * checkpoints * ADAPTER_BYTES * _known(study, model).lora
+    return size + sum(2 * _known(study, name).weights for name, model in study.models.items() if access(model.path))
+
+
+def _known(study: params.Study, model: str) -> shapes.Shape:
+    """The shape of a model, of Gemma 3's size where it is not known."""
+    try:
+        return _shape(study, model)
+    except models.ModelError:
+        height = study.sources[study.curate.train].size
+        return shapes.shape(next(iter(shapes.PUBLISHED)), study.lora, height, height)
+
+
+# What the estimates rest on, in words.
+
+
+def assumptions(study: params.Study) -> list[str]:
+    """What the estimates rest on, a sentence each."""
+    stand_ins = [_stand_in(study, model) for model in study.models]
+    told = ["Every epoch is run and every answer is as long as it may be: early stopping and short answers cost less."]
+    if not all(stand_ins):
+        told += [
+            f"Hours are for one {GPU}: {FLOPS / 1e12:.0f} TFLOP/s and {BANDWIDTH / 1e12:.1f} TB/s by its data sheet.",
+            f"Assumed, not measured: training and reading reach {UTILISATION:.0%} of the operations, writing reaches "
+            f"{STREAMING:.0%} of the bandwidth, and no layer takes less than {LAYER_SECONDS * 1e3:g} ms a token, "
+            f"or {ADAPTED * LAYER_SECONDS * 1e3:g} ms with LoRA beside it.",
+            "Operations: two a weight and token and pass; a pass forward, one back to the adapters and, with "
+            "checkpointing, one forward again.  Weights are counted on the models' true shape, without loading them.",
+            f"Measured: {FILM_SECONDS:g} s a film for its pixels, on one CPU core, while the GPU waits.",
+            f"Lengths, assumed: {TOKENS_A_WORD} tokens a word, {CHARACTERS_A_TOKEN} characters a token of a prompt.",
+            f"Memory: weights in the params file's dtype; {ADAPTER_BYTES} bytes a LoRA weight (itself, gradient, "
+            "AdamW); bfloat16 keys and values; what autograd keeps, counted on the true shape; "
+            f"{SLACK - 1:.0%} for fragmentation and {CONTEXT / 1e9:g} GB for the rest are assumed.",
+            "The teacher, curation and downloads are not in the hours.",
+        ]
+    if any(stand_ins):
+        rates = ", ".join(f"{stage} {seconds:g}" for stage, seconds in STAND_IN_SECONDS.items())
+        told.append(
+            f"Stand-ins, measured: seconds a film or completion {rates}, on {STAND_IN_CONDITIONS}; "
+            "two runs side by side take about half."
+        )
+    return told
+
+
+def table(found: dict) -> str:
+    """A plan as a person reads it."""
+    import pandas as pd
+
+    rows = pd.DataFrame(found["runs"], columns=Run._fields).rename(columns={"memory": "GB", "how": "from"})
+    rows["from"] = rows["from"].str.ljust(rows["from"].str.len().max() if len(rows) else 0)
+    lines = [f"Study {found['study']}: {len(rows)} runs, about {found['total_hours']:g} hours one after another"]
+    lines += ["", rows.to_string(index=False, float_format="{:.2f}".format, na_rep="?", justify="left")]
+    lines += ["", "Missing on this machine:", *(f"- {each}" for each in found["missing"] or ["nothing"])]
+    lines += ["", "The estimates rest on:", *(f"- {each}" for each in found["assumptions"])]
+    return "\n".join(lines)
