@@ -11,7 +11,10 @@ from chexreason import answers
 from chexreason.labels import CHEXPERT14
 
 TRACES = "curate/traces.parquet"
-MAX_WORDS = 75
+MAX_WORDS = {"only_label": 0, "free_reasoning": 75, "reasoning_narrative": 120, "reasoning_a": 110}
+"""How long the reasoning of each SFT format may be."""
+
+FORMATS = tuple(MAX_WORDS)
 TERSE = 0.1
 """Share of traces that leave out the survey and most negatives, as some readers do."""
 
@@ -132,6 +135,29 @@ NEGATIVES = {
 }
 """Pertinent negatives, each with the labels that would make it untrue."""
 
+STRIKING = ("What strikes me first:", "My eye goes first to this:")
+BALANCE = ("Against more than that:", "On the other side:")
+CONFIDENT = ("Taken together I am fairly sure of this:", "The pieces add up to one picture:")
+"""How the narrative names what is striking, what speaks against more, and what it all adds up to."""
+
+LUNGS = ("Lung Opacity", "Lung Lesion", "Consolidation", "Pneumonia", "Atelectasis")
+PLEURA = ("Pneumothorax", "Pleural Effusion", "Pleural Other")
+STEPS = (
+    ("Quality", (), ""),
+    ("Devices", ("Support Devices",), "none"),
+    ("Airways", (), "midline"),
+    ("Mediastinum", ("Enlarged Cardiomediastinum",), "not wide"),
+    ("Heart", ("Cardiomegaly",), "normal size"),
+    ("Hila and vessels", ("Edema",), "normal"),
+    ("Right lung", LUNGS, "clear"),
+    ("Left lung", LUNGS, "clear"),
+    ("Pleura", PLEURA, "free"),
+    ("Diaphragm", (), "sharp"),
+    ("Bones and soft tissues", ("Fracture",), "intact"),
+    ("Synthesis", (), ""),
+)
+"""The twelve steps of Reasoning A: what each looks at, the labels it may find, and what it says where none is there."""
+
 _ANSWER = r"(?:findings?|diagnos[ei]s|conclusions?|answers?|abnormalit(?:y|ies)|information|list|text)"
 GIVEAWAYS = re.compile(
     "|".join(
@@ -150,47 +176,122 @@ GIVEAWAYS = re.compile(
 """Words by which a trace would own that it knew the answer beforehand, in a text of lower case."""
 
 
-def write_trace(labels: Collection[str], boxes: Sequence, view: str, rng: np.random.Generator) -> str:
-    """The reasoning for one film: opening, each positive label in CheXpert's order, negatives, impression.
+def write_trace(
+    labels: Collection[str], boxes: Sequence, view: str, rng: np.random.Generator, format: str = "free_reasoning"
+) -> str:
+    """The reasoning for one film, as an SFT format wants it (Tables 2 and 3); "" for `only_label`.
 
     `labels` are the settled positives, `boxes` what is drawn on the film (`Box`: finding, side, zone, strength), `view`
     "PA", "AP", "lateral" or "unknown".  A label without a box (the labeller's false positive, or a real film) is said
     without place and degree; what is on the film or among the labels is never denied.  At most `MAX_WORDS` words; about
-    nine in ten have 250 characters.
-    Raises ValueError for a label outside the fourteen.
+    nine in ten free ones have 250 characters.
+    Raises ValueError for a label outside the fourteen, or another format.
     """
     unknown = set(labels) - set(CHEXPERT14)
     if unknown:
         raise ValueError(f"no such label: {', '.join(sorted(unknown))}; the labels are {', '.join(CHEXPERT14)}")
-    names = [name for name in CHEXPERT14 if name in labels]
+    if format not in FORMATS:
+        raise ValueError(f"no such format: {format!r}; choose one of {', '.join(FORMATS)}")
+    if format == "only_label":
+        return ""
+    write = {"free_reasoning": _free, "reasoning_narrative": _narrative, "reasoning_a": _steps}[format]
+    return write([name for name in CHEXPERT14 if name in labels], boxes, view, rng)
+
+
+def _free(names: list[str], boxes: Sequence, view: str, rng: np.random.Generator) -> str:
+    """Opening, each positive label in CheXpert's order, negatives, impression."""
     terse = rng.random() < TERSE
-    opening = [_pick(OPENINGS.get(view, OPENINGS["unknown"]), rng)] + ([] if terse else [_pick(SURVEYS, rng)])
+    opening = [_opening(view, rng)] + ([] if terse else [_pick(SURVEYS, rng)])
     closing = _impression(names, rng)
-    findings = _findings(names, boxes, MAX_WORDS - _words([*opening, closing]), rng)
-    shown = set(labels) | {box.finding for box in boxes}
+    findings = _findings(names, boxes, MAX_WORDS["free_reasoning"] - _words([*opening, closing]), rng)
     length = rng.integers(170, 250) if terse else rng.integers(265, 340)
-    negatives = _negatives(shown, length - _characters(opening + findings + [closing]), rng)
+    negatives = _negatives(_shown(names, boxes), length - _characters(opening + findings + [closing]), rng)
     return " ".join([*opening, *findings, *negatives, closing])
 
 
-def traces(films: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """A trace for every film: film, reasoning, labels (positives), text (as published), check ("" when fine).
+def _narrative(names: list[str], boxes: Sequence, view: str, rng: np.random.Generator) -> str:
+    """What strikes first, further evidence for it, what speaks against more, and what it adds up to."""
+    strength = {box.finding: box.strength for box in sorted(boxes, key=lambda box: box.strength)}
+    by_weight = sorted(names, key=lambda name: -strength.get(name, 0.0))
+    opening, closing = _opening(view, rng), f"{_pick(CONFIDENT, rng)} {_named(names)}."
+    room = MAX_WORDS["reasoning_narrative"] - _words([opening, closing]) - 30
+    first, *more = _findings(by_weight, boxes, room, rng) or ["Nothing abnormal stands out."]
+    negatives = _negatives(_shown(names, boxes), 110, rng)
+    against = [_pick(BALANCE, rng), *negatives] if negatives else []
+    return " ".join([opening, _pick(STRIKING, rng), first, *more, *against, closing])
+
+
+def _steps(names: list[str], boxes: Sequence, view: str, rng: np.random.Generator) -> str:
+    """The twelve numbered lines of Reasoning A."""
+    said = {"Quality": _opening(view, rng).rstrip("."), "Synthesis": _named(names)}
+    lines = [said.get(step) or _step(step, findings, normal, names, boxes) for step, findings, normal in STEPS]
+    steps = [step for step, _, _ in STEPS]
+    return "\n".join(
+        f"{number}. {step}: {line}." for number, (step, line) in enumerate(zip(steps, lines, strict=True), 1)
+    )
+
+
+def _step(step: str, findings: Sequence[str], normal: str, names: list[str], boxes: Sequence) -> str:
+    """What one step finds; what is on the film without being among the labels is neither named nor denied."""
+    side = {"Right lung": "right", "Left lung": "left"}.get(step)
+    there = [box for box in boxes if box.finding in findings and (not side or box.side in (side, "both"))]
+    placed = {box.finding for box in boxes}
+    here = {box.finding for box in there}
+    found = [name for name in names if name in findings and (name in here or name not in placed)]
+    if found == ["Support Devices"]:
+        return "in place"
+    said = [
+        _degree(seen).strip() + (" " if seen else "") + SHORT[name] + _where(seen, side)
+        for name in found
+        for seen in [[box for box in there if box.finding == name]]
+    ]
+    return ", ".join(said) or (normal if not here else "hard to judge")
+
+
+def _where(boxes: Sequence, side: str | None) -> str:
+    """The zone in a lung whose side is being looked at; otherwise as `_place` has it."""
+    zones = {box.zone for box in boxes}
+    if not side:
+        return _place(boxes)
+    return f" in the {zones.pop()} zone" if len(zones) == 1 and "" not in zones else ""
+
+
+def _shown(names: list[str], boxes: Sequence) -> set[str]:
+    """What must not be denied: what is on the film or among the labels."""
+    return set(names) | {box.finding for box in boxes}
+
+
+def _opening(view: str, rng: np.random.Generator) -> str:
+    return _pick(OPENINGS.get(view, OPENINGS["unknown"]), rng)
+
+
+def traces(films: pd.DataFrame, seed: int, format: str = "free_reasoning") -> pd.DataFrame:
+    """A trace for every film: film, format, reasoning, labels (positives), text (as published), check ("" when fine).
 
     `films` has film (str), view, labels (positive names) and boxes (a list of `Box`) a row, as `curate.dataset` gives
-    them.  The words of a film depend on `seed` and the film's name only, not on the other films.
+    them.  The words of a film depend on `seed`, the format and the film's name only, not on the other films.
     """
     rows = []
     for film in films.itertuples():
         labels = tuple(film.labels)
-        reasoning = write_trace(labels, film.boxes, film.view, _generator(film.film, seed))
-        text = answers.write(answers.Answer(reasoning, labels))
-        rows.append((film.film, reasoning, list(labels), text, check(text, labels)))
-    return pd.DataFrame(rows, columns=["film", "reasoning", "labels", "text", "check"])
+        reasoning = write_trace(labels, film.boxes, film.view, _generator(film.film, seed), format)
+        text = answers.write(answers.Answer(reasoning, labels), format)
+        rows.append((film.film, format, reasoning, list(labels), text, check(text, labels, format)))
+    return pd.DataFrame(rows, columns=["film", "format", "reasoning", "labels", "text", "check"])
 
 
-def check(text: str, truth: Collection[str], min_words: int = 0, max_words: int = MAX_WORDS) -> str:
-    """What is wrong with a trace in its published form, the kind of fault before a colon; "" when nothing is."""
-    answer = answers.read_strict(text)
+def check(
+    text: str,
+    truth: Collection[str],
+    format: str = "free_reasoning",
+    min_words: int = 0,
+    max_words: int | None = None,
+) -> str:
+    """What is wrong with a trace of `format`, the kind of fault before a colon; "" when nothing is.
+
+    `max_words` is that of the rule-based teacher where not given.
+    """
+    answer = answers.read_strict(text, format)
     if answer is None:
         return "not of the published form"
     if set(answer.labels) != set(truth):
@@ -198,19 +299,20 @@ def check(text: str, truth: Collection[str], min_words: int = 0, max_words: int 
     giveaway = GIVEAWAYS.search(" ".join(answer.reasoning.lower().split()))
     if giveaway:
         return f"gives the answer away: {giveaway[0]!r}"
-    words = len(answer.reasoning.split())
+    words, most = len(answer.reasoning.split()), MAX_WORDS[format] if max_words is None else max_words
     if words < min_words:
         return f"too short: {words} words, at least {min_words} are needed"
-    return f"too long: {words} words, at most {max_words} are allowed" if words > max_words else ""
+    return f"too long: {words} words, at most {most} are allowed" if words > most else ""
 
 
 def summary(traces: pd.DataFrame, min_length: int) -> str:
-    """What was written, in two sentences; `min_length` in characters is what the hard reward asks for."""
-    lengths, words = traces["reasoning"].str.len(), traces["reasoning"].str.lower().str.findall(r"[a-z-]+")
-    faulty, vocabulary, long = traces["check"].ne("").sum(), words.explode().nunique(), (lengths >= min_length).mean()
-    return (
-        f"{len(traces):,} traces, {faulty} of them faulty, in {vocabulary} different words.\n"
-        f"Median length {lengths.median():.0f} characters; {long:.0%} have {min_length} or more."
+    """What was written, a line a format; `min_length` in characters is what the hard reward asks for."""
+    told = traces.assign(length=traces["text"].str.len(), words=traces["reasoning"].str.lower().str.findall("[a-z-]+"))
+    return "\n".join(
+        f"{format}: {len(rows):,} traces in {rows['words'].explode().nunique()} different words, median length "
+        f"{rows['length'].median():.0f} characters; {(rows['length'] >= min_length).mean():.0%} have {min_length} or "
+        "more."
+        for format, rows in told.groupby("format", sort=False)
     )
 
 
@@ -242,8 +344,13 @@ def _impression(names: list[str], rng: np.random.Generator) -> str:
     lead = _pick(("Impression:", "In summary,", "Overall,"), rng)
     if len(names) > 3:
         return f"{lead} several abnormal findings."
+    return f"{lead} {_named(names)}."
+
+
+def _named(names: list[str]) -> str:
+    """The findings in a few words, joined as in a sentence."""
     said = [SHORT[name] for name in names] or ["no clear finding"]
-    return f"{lead} {' and '.join([', '.join(said[:-1]), said[-1]] if len(said) > 1 else said)}."
+    return " and ".join([", ".join(said[:-1]), said[-1]] if len(said) > 1 else said)
 
 
 def _degree(boxes: Sequence) -> str:

@@ -290,11 +290,12 @@ def test_compare_scores_every_checkpoint_seed_data_set_and_label_set(compared):
     study, tables = compared
     overall = tables["overall"]
     sets = sum(map(len, score.datasets(study).values()))
-    assert len(overall) == 5 * sets and len(tables["scores"]) > 9 * 5 * sets
+    assert len(overall) == 7 * sets and len(tables["scores"]) > 9 * 7 * sets
     assert set(overall["model"]) == {
         "stand-in-medgemma/untuned",
         "stand-in-medgemma/sft/free_reasoning",
         "stand-in-medgemma/grpo/hard",
+        "stand-in-medgemma/grpo/hard-best",
     }
     sft = overall[overall["model"].str.contains("/sft/")]
     assert (sft[["micro_f1", "macro_f1", "macro_f1_low", "macro_f1_high"]] == 1).all(axis=None)
@@ -329,7 +330,11 @@ def test_paired_rows_are_the_steps_of_training(compared):
     assert sorted(steps) == sorted(
         [name(first), name(second), seed]
         for seed in (0, 1)
-        for first, second in (("untuned", "sft/free_reasoning"), ("sft/free_reasoning", "grpo/hard"))
+        for first, second in (
+            ("untuned", "sft/free_reasoning"),
+            ("sft/free_reasoning", "grpo/hard"),
+            ("sft/free_reasoning", "grpo/hard-best"),
+        )
     )
     rewards = paired[paired["metric"] == "reward"]
     assert set(rewards["dataset"]) == {"a-validation", "b-test"}  # elsewhere labels are unknown
@@ -339,6 +344,7 @@ def test_paired_rows_are_the_steps_of_training(compared):
     assert set(gains["step"]) == {
         "stand-in-medgemma/untuned → sft/free_reasoning",
         "stand-in-medgemma/sft/free_reasoning → grpo/hard",
+        "stand-in-medgemma/sft/free_reasoning → grpo/hard-best",
     }
     assert all(
         ("gained" in text) == ("/sft/free_reasoning gained" in text) and "cannot" not in text
@@ -371,7 +377,7 @@ def test_films_without_a_single_positive_are_compared_without_a_score(study):
     tables = score.compare(study)
     assert tables["overall"]["macro_f1"].isna().all() and tables["scores"]["f1"].isna().all()
     assert set(tables["paired"]["metric"]) == {"reward"}
-    assert score.in_short(score.gains(tables["paired"])) == []
+    assert score.in_short(score.gains(tables["paired"])) == [score.UNTRAINED]
     for name, one in tables.items():
         records.save(one, study.folder / f"{name}.parquet", records.origin(study))
         assert records.load(study.folder / f"{name}.parquet").dtypes.equals(one.dtypes)
@@ -394,7 +400,7 @@ def test_results_are_json_with_the_promised_keys(study):
     score.save(study, score.compare(study))
     rows = json.loads(json.dumps(score.results(study), allow_nan=False))
     assert all(list(row) == RESULT_KEYS for row in rows)
-    assert len(rows) == 5 * sum(map(len, score.datasets(study).values()))
+    assert len(rows) == 7 * sum(map(len, score.datasets(study).values()))
     assert all(row["phantom"] is True and row["params_hash"] == study.hash and row["n"] == 60 for row in rows)
     inputs = records.load(study.folder / "compare" / "paired.parquet").attrs["origin"]["inputs"]
     assert len(inputs) == 1 + len(study.checkpoints())

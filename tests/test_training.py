@@ -3,6 +3,7 @@
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -72,14 +73,14 @@ def test_the_reward_function_logs_malformed_answers_and_scores_the_rest(smoke):
     logged = {}
     settings = params.Reward(min_length=10, length_unit="characters", length_penalty=0.1)
     texts = ["<think>a long enough thought</think><solution>Edema, Fracture</solution>", "no tags at all"]
-    scores = grpo.reward(settings)(
+    scores = grpo.hard_reward(settings)(
         completions=[[{"role": "assistant", "content": text}] for text in texts],
         truth=[["Edema"], ["Edema"]],
         completion_ids=[[1], [2]],
         log_metric=logged.__setitem__,
     )
     assert scores == [0.5, 0.0]
-    assert logged == {"format_failures": 0.5}
+    assert logged == {"format_failures": 0.5, "commonest_label": 0.5}
 
 
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
@@ -90,20 +91,26 @@ def test_a_run_that_was_cut_off_ends_in_the_same_adapter(copy, stage, monkeypatc
             sft.folder(copy, "medgemma", "free_reasoning", 0),
         ),
         "grpo": (
-            lambda: grpo.train(copy, "medgemma", "free_reasoning", "hard", 0),
-            grpo.folder(copy, "medgemma", "hard", 0),
+            lambda: grpo.train(copy, "medgemma", "free_reasoning", "nuanced", 0),  # its window must go on, too
+            grpo.folder(copy, "medgemma", "nuanced", 0),
         ),
     }
     train, place = stages[stage]
     train()
     whole = (place / "adapter" / "adapter_model.safetensors").read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(training, "keep", lambda *_: pytest.fail("reached the end"))
+        for name in ("keep", "keep_checkpoints"):
+            patched.setattr(training, name, lambda *_: pytest.fail("reached the end"))
         patched.setattr(training, "progress", cut_off_after_a_checkpoint)
         with pytest.raises(KeyboardInterrupt):
             train()
     assert training.newest(training.checkpoints(place, copy))
-    train()
+    logged = train()
+    if stage == "grpo":
+        parts = logged[[f"nuanced_{name}" for name in ("match", "partial", "false_positives", "collapse", "format")]]
+        total = parts.iloc[:, :2].sum(axis=1) - parts.iloc[:, 2:].sum(axis=1)
+        fresh = logged["reward"].notna()
+        assert np.allclose(total[fresh] / copy.grpo.reward.nuanced.scale, logged["reward"][fresh])
     assert (place / "adapter" / "adapter_model.safetensors").read_bytes() == whole
 
 
@@ -154,3 +161,46 @@ def test_the_stand_in_qwen_is_trained_and_asked_like_the_other(copy):
     assert len(predict.answer(*asked, films["image"], study.predict)) == 2
     held = log[log["split"] == "eval"]["loss"]
     assert held.iloc[-1] < held.iloc[0]
+
+
+CALM = {"entropy": 0.5, "kl": 0.01, "completion_length": 40.0, "commonest_label": 0.4}
+CALM |= {"groups_without_contrast": 0.2, "cut_off": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("falls", "told"),
+    [
+        ({}, ""),
+        ({"entropy": 0.001}, "entropy"),
+        ({"kl": 3.0}, "KL"),
+        ({"completion_length": 10.0}, "length"),
+        ({"commonest_label": 1.0, "groups_without_contrast": 1.0}, "commonest label, groups without contrast"),
+        ({"cut_off": 0.9}, "cut off"),
+    ],
+)
+def test_a_collapse_is_told_by_what_has_collapsed(falls, told):
+    settings = load("params/mini.yaml").grpo.collapse
+    calm, fallen = [CALM] * settings.rollouts, [CALM | falls] * settings.rollouts
+    said = grpo.collapsed(pd.DataFrame(calm + fallen), settings)
+    assert said[: settings.rollouts] == [""] * settings.rollouts and said[-1] == told
+
+
+def test_a_collapse_is_seen_where_half_the_steps_bring_no_fresh_answers():
+    settings = load("params/mini.yaml").grpo.collapse
+    reused = dict.fromkeys(("completion_length", "commonest_label", "groups_without_contrast", "cut_off"), np.nan)
+    steps = [CALM | {"commonest_label": 1.0}, CALM | reused] * settings.rollouts
+    assert grpo.collapsed(pd.DataFrame(steps), settings)[-1] == "commonest label"
+
+
+def test_the_best_checkpoint_is_the_earliest_of_the_highest_f1():
+    assert grpo.best({2: 0.3, 4: 0.5, 6: 0.5, 8: float("nan")}) == 4
+    assert grpo.best({2: float("nan"), 4: float("nan")}) == 2
+
+
+def test_the_last_and_the_best_checkpoint_are_both_kept_and_the_f1_of_each_is_in_the_log(smoke):
+    place = grpo.folder(smoke, "medgemma", "hard", 0)
+    f1 = records.load(place / "log.parquet").set_index("step")["validation_f1"].dropna()
+    assert list(f1.index) == list(range(smoke.grpo.save_every, smoke.grpo.steps + 1, smoke.grpo.save_every))
+    files = [place / name / "adapter_model.safetensors" for name in ("adapter", "best")]
+    same = files[0].read_bytes() == files[1].read_bytes()
+    assert same == (grpo.best(f1.to_dict()) == smoke.grpo.steps)
