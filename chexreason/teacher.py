@@ -11,7 +11,7 @@ from chexreason import answers
 from chexreason.labels import CHEXPERT14
 
 TRACES = "curate/traces.parquet"
-MAX_WORDS = {"only_label": 0, "free_reasoning": 75, "reasoning_narrative": 120, "reasoning_a": 110}
+MAX_WORDS = {"only_label": 0, "free_reasoning": 75, "reasoning_narrative": 120, "reasoning_a": 160}
 """How long the reasoning of each SFT format may be."""
 
 FORMATS = tuple(MAX_WORDS)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexreason import answers, teacher
+from chexreason import answers, prompts, teacher
 from chexreason.labels import CHEXPERT14
 
 
@@ -231,8 +231,48 @@ def test_a_film_keeps_its_trace_when_other_films_come_and_go():
     assert teacher.traces(table, seed=6)["text"].ne(whole["text"].tolist()).any()
 
 
-def test_the_summary_counts_traces_faults_words_and_lengths():
-    table = pd.DataFrame({"reasoning": ["The heart. The lungs.", "the " * 100], "check": ["", "too long"]})
-    said = teacher.summary(table, 250)
-    assert said.startswith("2 traces, 1 of them faulty, in 3 different words.")
-    assert "50% have 250 or more" in said
+def test_the_summary_counts_traces_words_and_lengths_of_each_format():
+    rows = [
+        ("free_reasoning", "The heart. The lungs.", "x" * 260),
+        ("free_reasoning", "the " * 9, "y"),
+        ("only_label", "", "z"),
+    ]
+    said = teacher.summary(pd.DataFrame(rows, columns=["format", "reasoning", "text"]), 250).split("\n")
+    assert said[0].startswith("free_reasoning: 2 traces in 3 different words") and "50% have 250 or more" in said[0]
+    assert said[1].startswith("only_label: 1 traces in 0 different words")
+
+
+@pytest.mark.parametrize("format", teacher.FORMATS)
+def test_every_format_passes_its_own_check_and_names_what_is_there(format):
+    for seed, (labels, boxes, view) in enumerate(films(300)):
+        reasoning = teacher.write_trace(labels, boxes, view, np.random.default_rng(seed), format)
+        ordered = tuple(name for name in CHEXPERT14 if name in labels)
+        text = answers.write(answers.Answer(reasoning, ordered), format)
+        assert teacher.check(text, labels, format) == ""
+        if format not in ("only_label", "free_reasoning"):
+            told = reasoning.splitlines()[-1] if format == "reasoning_a" else reasoning
+            assert all(teacher.SHORT[name] in told for name in labels)
+
+
+def test_reasoning_a_takes_the_twelve_steps_of_its_prompt_in_order():
+    asked = re.findall(r"^(\d+)\. ([^:]+):", prompts.load("reasoning_a"), re.MULTILINE)
+    for seed, (labels, boxes, view) in enumerate(films(50)):
+        trace = teacher.write_trace(labels, boxes, view, np.random.default_rng(seed), "reasoning_a")
+        assert re.findall(r"^(\d+)\. ([^:]+):", trace, re.MULTILINE) == asked
+
+
+def test_a_step_denies_nothing_that_is_on_the_film_or_among_the_labels():
+    seen = Box("Consolidation", "right", "mid", 0.9)
+    trace = teacher.write_trace(["Cardiomegaly"], [seen], "PA", np.random.default_rng(0), "reasoning_a").splitlines()
+    assert trace[4] == "5. Heart: large heart." and trace[6] == "7. Right lung: hard to judge."
+    assert trace[7] == "8. Left lung: clear."
+    placed = teacher.write_trace(["Consolidation"], [seen], "PA", np.random.default_rng(0), "reasoning_a").splitlines()
+    assert (
+        placed[6] == "7. Right lung: marked dense consolidation in the mid zone."
+        and placed[7] == "8. Left lung: clear."
+    )
+
+
+def test_an_unknown_format_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match=r"'haiku'; choose one of only_label, free_reasoning"):
+        teacher.write_trace(["Edema"], [], "PA", np.random.default_rng(0), "haiku")
