@@ -163,7 +163,7 @@ for model, form, reward, seed in grpo_runs:
             notebook=executed("4_grpo", model, reward, f"seed{seed}"),
         params:
             given=given(model=model, format=form, reward=reward, seed=seed),
-            used=used("lora", "predict", grpo={**values["grpo"], "runs": None}, model=values["models"][model]),
+            used=used("lora", most=study.predict.max_new_tokens, grpo={**values["grpo"], "runs": None}, model=values["models"][model]),
         priority: 2
         shell:
             RUN
