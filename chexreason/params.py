@@ -188,12 +188,13 @@ class Rules(Section):
 class Asked(Section):
     """Base of the teachers that are language models.
 
-    `prompt` is a file of `prompts/teacher/` without `.txt`, or a path beside the params file; a trace may have
-    `min_words` to `max_words`, is asked for once and `retries` times more.  `show_film` sends the image along.
+    `prompts` gives a format another prompt than `prompts/teacher/<format>.txt`: the name of a file there, without
+    `.txt`, or a path beside the params file.  A trace may have `min_words` to `max_words`, is asked for once and
+    `retries` times more.  `show_film` sends the image along.
     """
 
     model: str
-    prompt: str = "free_reasoning"
+    prompts: dict[str, str] = {}
     show_film: bool = True
     min_words: Count = 30
     max_words: Count = 350
@@ -438,6 +439,8 @@ class Study(Section):
                 _known(f"tests.{name}.label_sets", label_set, LABEL_SETS)
         for run in [*self.sft.runs, *self.grpo.runs]:
             _known("runs: model", run.model, self.models)
+        for format in getattr(self.teacher, "prompts", {}):
+            _known("teacher.prompts: format", format, self.formats)
         self._keep_apart()
         self._keep_home()
         trained = {(run.model, run.format): None for run in self.sft.runs}
@@ -478,6 +481,11 @@ class Study(Section):
     def phantom(self) -> bool:
         """Whether any film of this study is drawn rather than taken of a patient."""
         return any(source.kind == "phantom" for source in self.sources.values())
+
+    @property
+    def formats(self) -> list[str]:
+        """The formats that SFT trains, each once, in the order of its runs: the teacher writes traces of each."""
+        return list(dict.fromkeys(run.format for run in self.sft.runs)) or ["free_reasoning"]
 
     @property
     def left_out(self) -> list[str]:

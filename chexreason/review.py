@@ -1,4 +1,4 @@
-"""A sheet of random traces for a radiologist, film beside trace, and the radiologist's verdicts read back."""
+"""A sheet of random traces of one format, film beside trace, and a radiologist's verdicts on them read back."""
 
 import base64
 import hashlib
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from chexreason import asked, curate, params, records, teacher
+from chexreason import answers, asked, curate, params, records, teacher
 
 COUNT = 100
 """Traces on a sheet, as in the paper."""
@@ -24,25 +24,32 @@ class ReviewError(ValueError):
     """Verdicts cannot be read, or would be lost; the message names the file, the row and what would be right."""
 
 
-def drawn(study: params.Study, count: int = COUNT) -> pd.DataFrame:
+def drawn(study: params.Study, count: int = COUNT, format: str | None = None) -> pd.DataFrame:
     """The traces on the sheet, drawn at random with the teacher's seed: number, film, labels, reasoning, trace, image.
 
-    `trace` is a hash of film and text, by which a changed trace is told; `image` is a path.
+    They are of one format: the study's first that has a reasoning, unless told otherwise.  `trace` is a hash of film
+    and text, by which a changed trace is told; `image` is a path.
+    Raises ReviewError where there is no trace of that format.
     """
-    traces = _traces(study)
+    written, format = _traces(study), _format(study, format)
+    traces = written[written["format"] == format]
+    if traces.empty:
+        there = ", ".join(written["format"].unique())
+        raise ReviewError(f"{teacher.TRACES} holds no trace of {format}; it has {there}")
     order = np.argsort(curate.unit(traces["film"], f"{study.teacher.seed}/review"))[:count]
     films = records.load(study.folder / curate.MANIFEST)[["film", "path", "source"]]
     some = traces.iloc[order].merge(films, on="film", validate="one_to_one")
     return some.assign(number=range(1, len(some) + 1), image=[study.folder / path for path in some["path"]])
 
 
-def write(study: params.Study, count: int = COUNT) -> Path:
-    """Write `sheet.html` and `verdicts.csv` (to be filled in) to `runs/<study>/review`, and return that folder.
+def write(study: params.Study, count: int = COUNT, format: str | None = None) -> Path:
+    """Write `sheet.html` and `verdicts.csv` (to be filled in) to `runs/<study>/review/<format>`; return that folder.
 
-    The page holds everything it shows.  It stays there: films may not be for everyone, so no book takes it in.
+    The format is as in `drawn`.  The page holds everything it shows.  It stays there: films may not be for everyone, so
+    no book takes it in.
     Raises ReviewError rather than write over verdicts.
     """
-    folder, some = study.folder / "review", drawn(study, count)
+    folder, some = study.folder / "review" / _format(study, format), drawn(study, count, format)
     sheet, verdicts = folder / "sheet.html", folder / "verdicts.csv"
     if verdicts.exists() and (_rows(verdicts)[["verdict", "comment"]] != "").any(axis=None):
         raise ReviewError(f"{verdicts}: holds verdicts; move it away before a new sheet is drawn")
@@ -56,6 +63,8 @@ def write(study: params.Study, count: int = COUNT) -> Path:
 def read(study: params.Study, file: str | Path) -> pd.DataFrame:
     """The verdicts in a filled-in `verdicts.csv`: film, verdict, comment; rows without a verdict are left out.
 
+    A trace is known by its hash, so the file may be of any format's sheet.
+
     Raises ReviewError for a missing column, an unknown verdict or film, a film given twice, a trace that has changed
     since the sheet was drawn, or no verdict at all.
     """
@@ -63,7 +72,7 @@ def read(study: params.Study, file: str | Path) -> pd.DataFrame:
     rows = rows[rows["verdict"] != ""]
     if rows.empty:
         raise ReviewError(f"{file}: holds no verdict yet; write {', '.join(VERDICTS)} into the column verdict")
-    traces = _traces(study).set_index("film")["trace"]
+    traces = _traces(study).groupby("film")["trace"].agg(set)
     judged = rows["film"].duplicated()
     for row in rows.assign(again=judged).itertuples():
         where = f"{file}, row {row.Index + HEADING}"
@@ -71,7 +80,7 @@ def read(study: params.Study, file: str | Path) -> pd.DataFrame:
             raise ReviewError(f"{where}: unknown verdict {row.verdict!r}; choose one of {', '.join(VERDICTS)}")
         if row.film not in traces.index:
             raise ReviewError(f"{where}: no trace of film {row.film!r} in {teacher.TRACES}")
-        if row.trace != traces[row.film]:
+        if row.trace not in traces[row.film]:
             raise ReviewError(f"{where}: the trace of film {row.film} is another one now; draw a new sheet")
         if row.again:
             raise ReviewError(f"{where}: film {row.film} has a verdict already, in a row above")
@@ -104,8 +113,16 @@ def told(verdicts: pd.DataFrame) -> str:
     return "\n".join([f"{len(verdicts)} traces judged; shares with 95 % intervals", *lines, *comments])
 
 
+def _format(study: params.Study, format: str | None) -> str:
+    """`format`, or the study's first that has a reasoning; ReviewError where none has."""
+    format = format or next((each for each in study.formats if each != answers.ONLY_LABEL), None)
+    if format is None:
+        raise ReviewError(f"{study.file.name}: sft.runs: all are {answers.ONLY_LABEL}, so there is no reasoning")
+    return format
+
+
 def _traces(study: params.Study) -> pd.DataFrame:
-    """The traces of the study, with `trace`: a letter first, or a spreadsheet would read some hashes as numbers."""
+    """The traces of all formats, with `trace`: a letter first, or a spreadsheet would read some hashes as numbers."""
     traces = records.load(study.folder / teacher.TRACES)
     told = [f"{film}\n{text}".encode() for film, text in zip(traces["film"], traces["text"], strict=True)]
     return traces.assign(trace=["t" + hashlib.sha256(each).hexdigest()[:12] for each in told])
@@ -139,7 +156,7 @@ h2 {{ grid-column: 1 / -1; font-size: 1.1rem; border-top: 1px solid; padding-top
 img {{ width: 100%; }}
 .reasoning {{ white-space: pre-wrap; }}
 </style></head><body><h1>{title}</h1>
-<p>{count} traces, drawn at random with seed {seed}.
+<p>{count} traces of the format {format}, drawn at random with seed {seed}.
 Judge each by the film beside it: write {verdicts} into the column verdict of verdicts.csv, and what should be different
 into the column comment.</p>
 <p>{notice}</p>
@@ -164,6 +181,7 @@ def _page(study: params.Study, some: pd.DataFrame) -> str:
         origin=escape(json.dumps(records.origin(study, seed, [study.folder / teacher.TRACES]), sort_keys=True)),
         title=escape(f"Traces of {study.title}"),
         count=len(some),
+        format=escape(some["format"].iloc[0]),
         seed=seed,
         verdicts=f"{', '.join(VERDICTS[:-1])} or {VERDICTS[-1]}",
         notice=escape(" ".join(filter(None, notices))),

@@ -13,8 +13,15 @@ def folder(study: params.Study, model: str, format: str, seed: int) -> Path:
 
 
 def data(study: params.Study, split: str, format: str):
-    """The films of `split` that have a trace, as a trl data set of prompt, image and completion."""
-    traces = records.load(study.folder / teacher.TRACES).set_index("film")["text"]
+    """The films of `split` that have a trace of `format`, as a trl data set of prompt, image and completion.
+
+    Raises RecordError where the teacher wrote no trace of that format.
+    """
+    written = records.load(study.folder / teacher.TRACES)
+    traces = written[written["format"] == format].set_index("film")["text"]
+    if traces.empty:
+        there = ", ".join(written["format"].unique()) or "none"
+        raise records.RecordError(f"{teacher.TRACES} holds no trace of {format}; it has {there}: curate again")
     films = curate.dataset(study, split)
     films = films[films["film"].isin(traces.index)]
     completions = [[{"role": "assistant", "content": traces[film]}] for film in films["film"]]

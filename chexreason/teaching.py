@@ -1,4 +1,4 @@
-"""The study's teacher at work: it writes a trace for every film, is asked again for a faulty one, and is paid once.
+"""The study's teacher at work: it writes traces of each format, is asked again for a faulty one, and is paid once.
 
 A finished reply is a line of `runs/<study>/curate/teacher/replies.jsonl`, on disk before it is used.  A run that was
 cut off, or that is repeated, asks only for what is not there; delete the file to have everything asked again.
@@ -35,9 +35,10 @@ DECISIVE = ("kind", "model", "dtype", "max_new_tokens", "temperature")
 class Written(NamedTuple):
     """What the teacher wrote.
 
-    `traces`: film, reasoning, labels (positives), text (as published), check (always ""), in the order of the films.
-    `aside`: film, reason, attempts, for the films without a trace.
-    `requests`: film, attempt (from 1), fault, tokens_in, tokens_out, cost, cached (asked by an earlier run).
+    `traces`: film, format, reasoning, labels (positives), text (as published), check (always ""), format by format, in
+    the order of the films.
+    `aside`: film, format, reason, attempts, for the films without a trace of that format.
+    `requests`: film, format, attempt (from 1), fault, tokens_in, tokens_out, cost, cached (asked by an earlier run).
     """
 
     traces: pd.DataFrame
@@ -55,7 +56,7 @@ class Judged(NamedTuple):
 
 @dataclass
 class Case:
-    """A film on its way to a trace.
+    """A film on its way to a trace of one format; `wording` is the format's prompt.
 
     `question` is the one now asked and `request` its hash; `unanswered` says why there was no reply to it.
     """
@@ -63,6 +64,8 @@ class Case:
     film: str
     labels: tuple[str, ...]
     image: Path
+    format: str
+    wording: str
     question: Question | None = None
     request: str = ""
     judged: list[Judged] = field(default_factory=list)
@@ -84,7 +87,7 @@ class Case:
         """The trace, when the last reply was fine."""
         if not self.judged or self.fault:
             return None
-        reasoning, labels = answers.read_strict(self.judged[-1].reply.text)
+        reasoning, labels = answers.read_strict(self.judged[-1].reply.text, self.format)
         return answers.Answer(reasoning.strip(), labels)
 
     @property
@@ -94,72 +97,78 @@ class Case:
 
 
 def write(study: params.Study, films: pd.DataFrame) -> Written:
-    """A trace for every film, by whichever teacher the params file names.
+    """A trace of each of the study's formats for every film, by whichever teacher the params file names.
 
     `films` has film (str), view, labels (positive names), boxes and image (path) a row, as `curate.dataset` gives them.
-    Only traces that pass `teacher.check` are kept.  The same replies give the same traces, in whatever order they came.
+    Only Label has nothing to think of: no teacher is asked for it.  Only traces that pass `teacher.check` are kept.
+    The same replies give the same traces, in whatever order they came.
     Raises TeacherError when the teacher cannot work as it is set up; what it answered until then is kept.
     """
-    if study.teacher.kind == "rules":
-        table = teacher.traces(films, study.teacher.seed)
-        aside = table.loc[table["check"] != "", ["film", "check"]].rename(columns={"check": "reason"})
-        return Written(table[table["check"] == ""], aside.assign(attempts=1), _requests([], study.teacher))
-    cases = [Case(film.film, tuple(film.labels), Path(film.image)) for film in films.itertuples()]
-    _ask(study, cases)
-    settled = [(case, case.answer) for case in cases]
-    kept = [(case.film, *answer, answers.write(answer), "") for case, answer in settled if answer]
-    traces = pd.DataFrame(kept, columns=["film", "reasoning", "labels", "text", "check"])
-    failed = [case for case, answer in settled if not answer]
-    aside = [(case.film, case.unanswered or case.fault, len(case.judged) + bool(case.unanswered)) for case in failed]
+    wordings = {format: prompt(study, format) for format in _asked_for(study)}
+    cases = {format: _cases(films, format, wording) for format, wording in wordings.items()}
+    if cases:
+        _ask(study, cases)
+    seed = study.teacher.seed
+    tables = [
+        _settled(cases[format]) if format in cases else teacher.traces(films, seed, format).assign(attempts=1)
+        for format in study.formats
+    ]
+    table = pd.concat(tables, ignore_index=True)
+    failed = table["check"] != ""
+    traces, aside = table[~failed].drop(columns="attempts"), table[failed].rename(columns={"check": "reason"})
     return Written(
-        traces.assign(labels=traces["labels"].map(list)),
-        pd.DataFrame(aside, columns=["film", "reason", "attempts"]).astype({"film": str, "reason": str}),
-        _requests(cases, study.teacher),
+        traces.reset_index(drop=True),
+        aside[["film", "format", "reason", "attempts"]].reset_index(drop=True),
+        _requests([case for some in cases.values() for case in some], study.teacher),
     )
 
 
 def origin(study: params.Study) -> dict:
-    """Who wrote the traces, for the origin of their record: kind, model, the prompt's hash, and the agreement.
+    """Who wrote the traces, for the origin of their record: kind, model, each prompt's hash, and the agreement.
 
     The agreement is the user's statement that credentialed films may be sent to this endpoint.
     """
     settings = study.teacher
     if settings.kind == "rules":
         return {"kind": settings.kind}
-    text = hashlib.sha256(prompt(study).encode()).hexdigest()
+    hashes = {format: hashlib.sha256(prompt(study, format).encode()).hexdigest() for format in _asked_for(study)}
     agreement = getattr(settings, "agreement", None)
-    return {"kind": settings.kind, "model": settings.model, "prompt": text, "agreement": agreement}
+    return {"kind": settings.kind, "model": settings.model, "prompts": hashes, "agreement": agreement}
 
 
 def summary(written: Written) -> str:
-    """How many films have a trace, why the others have none, and what all requests cost, whenever they were made.
+    """How many films have a trace of each format, why the others have none, and what all requests cost.
 
-    No film is named.
+    Requests count whenever they were made.  No film is named.
     """
     traces, aside, requests = written
-    lines = [f"{len(traces):,} traces; {len(aside):,} films set aside."]
-    lines += [f"- {kind}: {count:,}." for kind, count in aside["reason"].str.split(":").str[0].value_counts().items()]
+    lines = []
+    for format in dict.fromkeys([*traces["format"], *aside["format"]]):
+        reasons = aside.loc[aside["format"] == format, "reason"].str.split(":").str[0].value_counts()
+        kept, lost = (traces["format"] == format).sum(), reasons.sum()
+        lines.append(f"{format}: {kept:,} traces; {lost:,} films set aside.")
+        lines += [f"- {kind}: {count:,}." for kind, count in reasons.items()]
     if len(requests):
         tokens = f"{requests['tokens_in'].sum():,} tokens in, {requests['tokens_out'].sum():,} tokens out"
         lines.append(f"{len(requests):,} requests: {tokens}, cost {requests['cost'].sum():,.2f}.")
     return "\n".join(lines)
 
 
-def prompt(study: params.Study) -> str:
-    """The text of the teacher's prompt: a file of `prompts/teacher/` by name, or a path beside the params file.
+def prompt(study: params.Study, format: str) -> str:
+    """The text of the teacher's prompt for `format`: a file of `prompts/teacher/` by name, or one beside the params.
 
     Raises TeacherError when neither is there, or when the text has no place for the labels.
     """
-    name, packaged = study.teacher.prompt, prompts.names("teacher")
-    beside = study.file.parent / name
+    name, packaged = study.teacher.prompts.get(format, format), prompts.names("teacher")
+    key, beside = f"teacher.prompts.{format}", study.file.parent / name
     if name not in packaged and not beside.is_file():
         raise TeacherError(
-            f"{study.file.name}: teacher.prompt: {name!r} is neither a prompt of prompts/teacher "
+            f"{study.file.name}: {key}: {name!r} is neither a prompt of prompts/teacher "
             f"({', '.join(packaged)}) nor a file beside the params file"
         )
     text = prompts.load(f"teacher/{name}") if name in packaged else beside.read_text(encoding="utf-8").rstrip("\n")
     if "{labels}" not in text:
-        raise TeacherError(f"teacher.prompt: {name} does not say {{labels}}, so the teacher would not be told them")
+        raise TeacherError(f"{key}: {name} does not say {{labels}}, so the teacher would not be told them")
     return text
 
 
@@ -206,13 +215,17 @@ _WHEN = {False: "asked", True: "from earlier runs"}
 
 
 class Meter:
-    """A progress bar over films that also shows what was asked and its cost, this run's and earlier runs' apart."""
+    """A progress bar over traces that also shows what was asked and its cost, this run's and earlier runs' apart."""
 
-    def __init__(self, films: int, settings: params.Asked):
+    def __init__(self, traces: int, settings: params.Asked):
         from tqdm.std import tqdm
 
-        self.bar = tqdm(total=films, desc="traces", unit="film", mininterval=5, file=sys.stderr)
+        self.bar = tqdm(total=traces, desc="traces", unit="trace", mininterval=5, file=sys.stderr)
         self._settings, self._counts, self._costs = settings, {True: 0, False: 0}, {True: 0.0, False: 0.0}
+
+    def turn_to(self, format: str) -> None:
+        """Say which format's traces are written now."""
+        self.bar.set_description_str(f"traces, {format}")
 
     def count(self, reply: Reply, cached: bool) -> None:
         """Take one finished request into account."""
@@ -232,27 +245,58 @@ def cost(reply: Reply, settings: params.Asked) -> float:
     return (reply.tokens_in * prices[0] + reply.tokens_out * prices[1]) / 1e6
 
 
-def _ask(study: params.Study, cases: list[Case]) -> None:
-    """Ask for every case once, then again for those whose reply was faulty, until the retries are used up."""
-    settings, wording, again = study.teacher, prompt(study), prompts.load("teacher/again")
+def _asked_for(study: params.Study) -> list[str]:
+    """The formats for which a model is asked."""
+    return [] if study.teacher.kind == "rules" else [each for each in study.formats if each != answers.ONLY_LABEL]
+
+
+def _cases(films: pd.DataFrame, format: str, wording: str) -> list[Case]:
+    return [Case(film.film, tuple(film.labels), Path(film.image), format, wording) for film in films.itertuples()]
+
+
+def _settled(cases: list[Case]) -> pd.DataFrame:
+    """What came of `cases`: the columns of `teacher.traces`, and attempts."""
+    rows = []
+    for case in cases:
+        answer = case.answer
+        text = answers.write(answer, case.format) if answer else ""
+        reasoning, labels = answer or ("", ())
+        attempts = len(case.judged) + bool(case.unanswered)
+        rows.append((case.film, case.format, reasoning, list(labels), text, case.unanswered or case.fault, attempts))
+    return pd.DataFrame(rows, columns=["film", "format", "reasoning", "labels", "text", "check", "attempts"])
+
+
+def _ask(study: params.Study, cases: dict[str, list[Case]]) -> None:
+    """Ask for all cases, format by format."""
+    settings = study.teacher
     asker = cache(lambda: asked.asker(settings))  # made when first needed: what is on disk needs no key and no GPU
     path = study.folder / REPLIES
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as file, closing(Meter(len(cases), settings)) as meter:
+    with open(path, "a+b") as file, closing(Meter(sum(map(len, cases.values())), settings)) as meter:
         replies = Replies(file)
-        for attempt in range(settings.retries + 1):
-            waiting = [case for case in cases if case.waits]
-            for case in waiting:
-                case.question = _question(case, attempt, wording, again, settings)
-                case.request = _request(case, attempt, settings)
-            for case, reply, cached in _answered(waiting, replies, asker):
-                if isinstance(reply, NoReply):
-                    case.unanswered = f"no reply: {reply}"
-                else:
-                    case.judged.append(Judged(reply, _fault(reply, case, settings), cached))
-                    meter.count(reply, cached)
-                meter.bar.update(not case.waits)
-        meter.bar.update(sum(case.waits for case in cases))
+        for format, some in cases.items():
+            meter.turn_to(format)
+            _settle(some, settings, replies, asker, meter)
+
+
+def _settle(
+    cases: list[Case], settings: params.Asked, replies: Replies, asker: Callable[[], Asker], meter: Meter
+) -> None:
+    """Ask for every case once, then again for those whose reply was faulty, until the retries are used up."""
+    again = prompts.load("teacher/again")
+    for attempt in range(settings.retries + 1):
+        waiting = [case for case in cases if case.waits]
+        for case in waiting:
+            case.question = _question(case, attempt, again, settings)
+            case.request = _request(case, attempt, settings)
+        for case, reply, cached in _answered(waiting, replies, asker):
+            if isinstance(reply, NoReply):
+                case.unanswered = f"no reply: {reply}"
+            else:
+                case.judged.append(Judged(reply, _fault(reply, case, settings), cached))
+                meter.count(reply, cached)
+            meter.bar.update(not case.waits)
+    meter.bar.update(sum(case.waits for case in cases))
 
 
 def _answered(waiting: list[Case], replies: Replies, asker: Callable[[], Asker]) -> Iterator[tuple]:
@@ -294,12 +338,12 @@ def _side_by_side(cases: list[Case], replies: Replies, asker: Asker) -> Iterator
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _question(case: Case, attempt: int, wording: str, again: str, settings: params.Asked) -> Question:
-    """The prompt with the film's labels, and with what was wrong with the last reply.
+def _question(case: Case, attempt: int, again: str, settings: params.Asked) -> Question:
+    """The format's prompt with the film's labels, and with what was wrong with the last reply.
 
     The seed comes from the image, which is sent anyway, so that no name can be guessed from it.
     """
-    text = wording.replace("{labels}", ", ".join(case.labels) or "none")
+    text = case.wording.replace("{labels}", ", ".join(case.labels) or "none")
     text = text.replace("{min_words}", str(settings.min_words)).replace("{max_words}", str(settings.max_words))
     if case.fault:
         text += "\n\n" + again.replace("{fault}", case.fault)
@@ -308,10 +352,10 @@ def _question(case: Case, attempt: int, wording: str, again: str, settings: para
 
 
 def _request(case: Case, attempt: int, settings: params.Asked) -> str:
-    """The hash of all that a reply depends on."""
+    """The hash of all that a reply depends on, and of the format, so that two formats of one prompt stay apart."""
     image = case.sha256 if settings.show_film else None
     decisive = [getattr(settings, name, None) for name in DECISIVE]
-    return _hash(case.question.text, case.labels, image, attempt, case.question.seed, decisive)
+    return _hash(case.format, case.question.text, case.labels, image, attempt, case.question.seed, decisive)
 
 
 def _hash(*parts) -> str:
@@ -319,14 +363,14 @@ def _hash(*parts) -> str:
 
 
 def _fault(reply: Reply, case: Case, settings: params.Asked) -> str:
-    return reply.fault or teacher.check(reply.text, case.labels, settings.min_words, settings.max_words)
+    return reply.fault or teacher.check(reply.text, case.labels, case.format, settings.min_words, settings.max_words)
 
 
 def _requests(cases: list[Case], settings: params.Teacher) -> pd.DataFrame:
     """The table of requests, from the replies to each case."""
-    columns = ["film", "attempt", "fault", "tokens_in", "tokens_out", "cost", "cached"]
+    columns = ["film", "format", "attempt", "fault", "tokens_in", "tokens_out", "cost", "cached"]
     rows = [
-        (case.film, attempt, fault, reply.tokens_in, reply.tokens_out, cost(reply, settings), cached)
+        (case.film, case.format, attempt, fault, reply.tokens_in, reply.tokens_out, cost(reply, settings), cached)
         for case in cases
         for attempt, (reply, fault, cached) in enumerate(case.judged, 1)
     ]

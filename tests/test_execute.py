@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from chexreason import prompts
 from chexreason.execute import PACKAGE, NotebookError, Relay, execute, modules
 
 BODY = """import os, sys, time
@@ -125,7 +126,9 @@ def test_a_bar_that_redraws_itself_is_shown_now_and_then():
 def test_code_is_followed_through_imports_at_any_depth(tmp_path):
     notebook = write(tmp_path, "%matplotlib inline\nfrom chexreason import prompts\nimport pandas, os.path")
     found = {path.relative_to(PACKAGE).as_posix() for path in modules(notebook)}
-    assert found == {"__init__.py", "prompts/__init__.py", "prompts/free_reasoning.txt"}
+    texts = {f"prompts/{name}.txt" for name in prompts.names()}
+    texts |= {f"prompts/teacher/{name}.txt" for name in prompts.names("teacher")}
+    assert found == {"__init__.py", "prompts/__init__.py", *texts}
 
 
 def test_a_stage_depends_on_the_modules_it_uses_and_on_no_schema():

@@ -80,6 +80,14 @@ def rename(where: str, new: str):
         (put("sources.c", {"kind": "own", "root": "x"}), ["sources.c", "either table", "or read"]),
         (put("sources.a", {"kind": "mimic", "root": "x", "splits": ["test"]}), ["MIMIC's own test split"]),
         (put("teacher", {"kind": "oracle", "seed": 0}), ["teacher", "'rules'", "'openai'"]),
+        (
+            put("teacher", {"kind": "gemini", "model": "m", "seed": 0, "prompts": {"reasoning_z": "a"}}),
+            ["teacher.prompts", "'reasoning_z'", "choose one of", "free_reasoning"],
+        ),
+        (
+            put("teacher", {"kind": "gemini", "model": "m", "seed": 0, "prompt": "a"}),
+            ["teacher.prompt", "did you mean 'prompts'?"],
+        ),
     ],
 )
 def test_a_wrong_key_or_value_is_refused_with_its_name_and_the_right_one(tmp_path, change, told):
@@ -128,6 +136,20 @@ def test_the_hash_follows_values_and_not_comments(tmp_path):
     assert load(file).hash == same
     file.write_text(yaml.safe_dump(mini(put("compare.draws", 7))), encoding="utf-8")
     assert load(file).hash != same
+
+
+def test_formats_are_those_that_sft_trains_each_once_in_order(tmp_path):
+    def formats(*runs, full=True):
+        values = mini(put("sft.runs", [{"model": "medgemma", "format": each, "full": more} for each, more in runs]))
+        values["grpo"]["runs"] = []
+        file = tmp_path / "mine.yaml"
+        file.write_text(yaml.safe_dump(values), encoding="utf-8")
+        return load(file, full).formats
+
+    runs = [("reasoning_a", False), ("only_label", True), ("reasoning_a", True), ("free_reasoning", False)]
+    assert formats(*runs) == ["reasoning_a", "only_label", "free_reasoning"]
+    assert formats(*runs, full=False) == ["reasoning_a", "free_reasoning"]
+    assert formats() == ["free_reasoning"]
 
 
 def test_checkpoints_are_listed_in_reading_order():

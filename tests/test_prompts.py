@@ -7,19 +7,38 @@ import pytest
 from chexreason import prompts
 from chexreason.labels import CHEXPERT14
 
+TAUGHT = ["free_reasoning", "reasoning_a", "reasoning_narrative"]
+"""The formats for which a teacher is asked; Only Label has no reasoning to write."""
+
 
 def test_the_teachers_prompts_are_not_among_those_a_model_answers():
     assert "free_reasoning" in prompts.names()
     assert not {"again", "teacher"} & set(prompts.names())
-    assert prompts.names("teacher") == ["again", "free_reasoning"]
+    assert prompts.names("teacher") == ["again", *TAUGHT]
 
 
-def test_the_teacher_is_told_labels_length_form_and_all_names_and_to_keep_quiet_about_it():
-    text = prompts.load("teacher/free_reasoning")
+@pytest.mark.parametrize("name", TAUGHT)
+def test_the_teacher_is_told_labels_length_form_and_all_names_and_to_keep_quiet_about_it(name):
+    text = prompts.load(f"teacher/{name}")
     assert all(text.count(f"{{{place}}}") == 1 for place in ("labels", "min_words", "max_words"))
     assert all(name in text for name in (*CHEXPERT14, "<think>", "</think>", "<solution>", "</solution>"))
     assert "does not know how it ends" in text
+    assert "Never say or hint" in text
+    assert set(re.findall("{[a-z_]*}", text)) == {"{labels}", "{min_words}", "{max_words}"}
+
+
+def test_the_teacher_is_told_what_was_wrong():
     assert prompts.load("teacher/again").count("{fault}") == 1
+
+
+def test_the_teacher_knows_the_format_as_the_model_does():
+    steps = re.findall(r"^\d+\. .*", prompts.load("reasoning_a"), re.MULTILINE)
+    assert re.findall(r"^\d+\. .*", prompts.load("teacher/reasoning_a"), re.MULTILINE) == steps
+    for name, ideas in {
+        "reasoning_a": ["twelve steps", "mandatory", "keep their order", "one line", "begins with its number"],
+        "reasoning_narrative": ["radiologist", "prose", "no headings", "strikes you first", "evidence", "add up"],
+    }.items():
+        assert [idea for idea in ideas if idea not in prompts.load(f"teacher/{name}")] == []
 
 
 @pytest.mark.parametrize("name", ["free", "teacher/free", "../labels", "teacher/"])

@@ -32,7 +32,8 @@ def study(tmp_path, monkeypatch) -> params.Study:
         Image.fromarray(np.full((4, 4), number, np.uint8)).save(path, pnginfo=about)
     manifest = pd.DataFrame({"film": names, "path": [f"curate/films/{name}.png" for name in names], "source": "a"})
     records.save(manifest[::-1], given.folder / curate.MANIFEST, records.origin(given))
-    save(given, pd.DataFrame({"film": names, "reasoning": NASTY, "labels": [["Cardiomegaly"]] * 130, "text": names}))
+    traces = {"reasoning": NASTY, "labels": [["Cardiomegaly"]] * 130, "text": names}
+    save(given, pd.DataFrame({"film": names, "format": "free_reasoning", **traces}))
     return given
 
 
@@ -71,7 +72,7 @@ def test_the_sheet_shows_each_film_beside_its_own_trace_and_nothing_of_the_patie
         *("h1", "p", "section", "h2", "img", "div", "b")
     }
     assert not re.search(r"https?://|src=\"(?!data:)", (folder / "sheet.html").read_text(encoding="utf-8"))
-    assert "100 traces, drawn at random with seed 0." in page.text
+    assert "100 traces of the format free_reasoning, drawn at random with seed 0." in page.text
     assert "phantoms: drawn, not taken of a patient" in page.text
 
 
@@ -82,6 +83,43 @@ def test_the_same_seed_draws_the_same_traces_in_a_random_order_and_another_seed_
     text = study.file.read_text().replace("teacher: {kind: rules, seed: 0}", "teacher: {kind: rules, seed: 1}")
     study.file.write_text(text)
     assert set(review.drawn(params.load(study.file))["film"]) != set(first["film"])
+
+
+def of_formats(study, *formats: str) -> params.Study:
+    """The study with SFT of these formats, and traces that say which they are of."""
+    written = records.load(study.folder / teacher.TRACES)
+    each = [
+        written.assign(format=format, reasoning=f"In {format}.", text=format + written["text"]) for format in formats
+    ]
+    save(study, pd.concat(each, ignore_index=True))
+    runs = [params.SftRun(model="medgemma", format=format) for format in formats]
+    return study.model_copy(update={"sft": study.sft.model_copy(update={"runs": runs})})
+
+
+def test_a_sheet_shows_one_format_the_first_with_a_reasoning_unless_told(study):
+    several = of_formats(study, "only_label", "reasoning_a", "free_reasoning")
+    for told, shown in ((None, "reasoning_a"), ("free_reasoning", "free_reasoning")):
+        folder = review.write(several, format=told)
+        assert folder == study.folder / "review" / shown
+        page = Page((folder / "sheet.html").read_text(encoding="utf-8")).text
+        assert page.count(f"In {shown}.") == 100
+        assert f"100 traces of the format {shown}," in page
+    assert review.drawn(several)["film"].equals(review.drawn(several, format="free_reasoning")["film"])
+
+
+def test_verdicts_are_read_whichever_format_their_sheet_shows(study):
+    several = of_formats(study, "free_reasoning", "reasoning_a")
+    for format in several.formats:
+        path = review.write(several, format=format) / "verdicts.csv"
+        pd.read_csv(path, dtype=str).assign(verdict="accept").to_csv(path, index=False)
+        assert len(review.read(several, path)) == 100
+
+
+def test_a_format_without_traces_or_without_reasoning_is_told(study):
+    with pytest.raises(ReviewError, match="no trace of reasoning_a; it has free_reasoning"):
+        review.write(study, format="reasoning_a")
+    with pytest.raises(ReviewError, match="all are only_label, so there is no reasoning"):
+        review.write(of_formats(study, "only_label"))
 
 
 def test_the_sheet_of_films_under_an_agreement_says_so(study):
@@ -164,7 +202,7 @@ def test_rows_without_a_verdict_are_left_out_and_do_not_shift_the_others(study):
 
     with pytest.raises(ReviewError, match=r"row 62: unknown verdict '\?'"):
         review.read(study, fill(study, half))
-    (study.folder / "review" / "verdicts.csv").unlink()
+    (study.folder / "review" / "free_reasoning" / "verdicts.csv").unlink()
     assert len(review.read(study, fill(study, put(slice(0, 49), verdict="")))) == 50
 
 
@@ -185,7 +223,7 @@ def test_a_file_that_is_no_csv_in_utf_8_is_told(study, tmp_path):
 
 def test_the_command_draws_the_sheet_and_prints_the_verdicts(study, capsys):
     assert main(["review", "params/smoke.yaml"]) == 0
-    assert capsys.readouterr().out.strip() == str(study.folder / "review")
+    assert capsys.readouterr().out.strip() == str(study.folder / "review" / "free_reasoning")
     path = fill(study)
     assert main(["review", "params/smoke.yaml", "--verdicts", str(path)]) == 0
     told = capsys.readouterr().out.splitlines()

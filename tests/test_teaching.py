@@ -1,5 +1,7 @@
 """The teacher at work: every film ends with a checked trace or in the report, and no reply is asked for twice."""
 
+import hashlib
+import itertools
 import json
 import random
 import signal
@@ -12,13 +14,17 @@ from collections import Counter, defaultdict
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, study_folder
+import yaml
+from conftest import ROOT
 from endpoint import READING, Endpoint, Sent, completion, fine, trace
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from chexreason import answers, asked, params, prompts, teacher, teaching
+from chexreason import answers, asked, curate, params, prompts, records, sft, teacher, teaching
 from chexreason.asked import TeacherError
+
+FORMATS = ("only_label", "free_reasoning", "reasoning_narrative", "reasoning_a")
+"""The four that the paper trains."""
 
 LABELS = (["Cardiomegaly"], ["Edema", "Pleural Effusion"], ["No Finding"], ["Fracture", "Support Devices"])
 
@@ -30,11 +36,23 @@ def impatient(monkeypatch):
     monkeypatch.setattr(asked, "PATIENCE", 2)
 
 
-def study(folder, url="http://127.0.0.1:9/v1", **settings) -> params.Study:
-    """The smoke study with a teacher at `url`."""
-    section = {"kind": "openai", "base_url": url, "model": "m", "seed": 0, **settings}
-    study_folder(folder, **{f"teacher: {json.dumps(section)}": "teacher: {kind: rules, seed: 0}"})
-    return params.load(folder / "params" / "smoke.yaml")
+NOWHERE = "http://127.0.0.1:9/v1"
+
+
+def study(folder, url=NOWHERE, formats=("free_reasoning",), **settings) -> params.Study:
+    """The smoke study with SFT of `formats` and a teacher at `url`."""
+    return taught(folder, {"kind": "openai", "base_url": url, "model": "m", "seed": 0, **settings}, formats)
+
+
+def taught(folder, teacher: dict, formats=("free_reasoning",)) -> params.Study:
+    """The smoke study with SFT of `formats` and this teacher."""
+    values = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text(encoding="utf-8")) | {"teacher": teacher}
+    values["sft"]["runs"] = [{"model": "medgemma", "format": format} for format in formats]
+    values["grpo"]["runs"] = []
+    file = folder / "params" / "smoke.yaml"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return params.load(file)
 
 
 def films(folder, number: int) -> pd.DataFrame:
@@ -115,7 +133,7 @@ def test_every_film_ends_with_a_valid_trace_or_in_the_report(misbehaved):
     assert written.traces["film"].tolist() == [f"p1000-{each}" for each in range(17) if each not in lost]
     truth = table.set_index("film")["labels"]
     for row in written.traces.itertuples():
-        assert teacher.check(row.text, truth[row.film], 30, 350) == row.check == ""
+        assert teacher.check(row.text, truth[row.film], row.format, 30, 350) == row.check == ""
         assert answers.read_strict(row.text) == (row.reasoning, tuple(row.labels)) == (READING, tuple(truth[row.film]))
     assert written.aside["film"].tolist() == [f"p1000-{each}" for each in lost]
     wrong, down, filtered, refused, strange = written.aside["reason"]
@@ -126,7 +144,7 @@ def test_every_film_ends_with_a_valid_trace_or_in_the_report(misbehaved):
     assert strange.startswith(f"no reply: {endpoint.url}: ")
     assert written.aside["attempts"].tolist() == [4, 1, 4, 1, 1]
     told = teaching.summary(written).splitlines()
-    assert told[0] == "12 traces; 5 films set aside."
+    assert told[0] == "free_reasoning: 12 traces; 5 films set aside."
     assert {"- no reply: 3.", "- wrong labels: 1.", "- the endpoint refused to answer: 1."} == set(told[1:4])
 
 
@@ -372,7 +390,7 @@ def test_tokens_and_cost_are_summed_with_those_of_earlier_runs_apart(tmp_path, c
     assert "2 asked, cost 0.01; 4 from earlier runs, cost 0.02" in capsys.readouterr().err
     assert written.requests["cost"].sum() == pytest.approx(4 * (1000 * 2 + 100 * 30) / 1e6)
     assert teaching.summary(written).splitlines() == [
-        "3 traces; 0 films set aside.",
+        "free_reasoning: 3 traces; 0 films set aside.",
         "4 requests: 4,000 tokens in, 400 tokens out, cost 0.02.",
     ]
     assert more.requests.groupby("cached")["tokens_in"].sum().to_dict() == {False: 2000, True: 4000}
@@ -415,15 +433,15 @@ def test_another_image_or_other_labels_are_asked_again_but_not_other_metadata(tm
 
 def test_a_prompt_may_lie_beside_the_params_file(tmp_path):
     with Endpoint() as endpoint:
-        given = study(tmp_path, endpoint.url, prompt="mine.txt")
+        given = study(tmp_path, endpoint.url, prompts={"free_reasoning": "mine.txt"})
         (given.file.parent / "mine.txt").write_text("Mine. In {max_words} words, exactly these labels: {labels}\n")
         teaching.write(given, films(tmp_path, 1))
     assert endpoint.seen[0].text == "Mine. In 350 words, exactly these labels: Cardiomegaly"
 
 
 def test_a_prompt_that_is_not_there_or_has_no_place_for_labels_is_refused(tmp_path):
-    given = study(tmp_path, prompt="mine.txt")
-    with pytest.raises(TeacherError, match=r"smoke\.yaml: teacher\.prompt: 'mine\.txt' .*free_reasoning"):
+    given = study(tmp_path, formats=FORMATS, prompts={"reasoning_a": "mine.txt"})
+    with pytest.raises(TeacherError, match=r"smoke\.yaml: teacher\.prompts\.reasoning_a: 'mine\.txt' .*free_reasoning"):
         teaching.write(given, films(tmp_path, 1))
     (given.file.parent / "mine.txt").write_text("No place.")
     with pytest.raises(TeacherError, match=r"does not say \{labels\}"):
@@ -432,9 +450,8 @@ def test_a_prompt_that_is_not_there_or_has_no_place_for_labels_is_refused(tmp_pa
 
 def test_a_local_model_teaches_and_is_not_loaded_when_nothing_is_left_to_ask(tmp_path, monkeypatch):
     section = {"kind": "transformers", "model": "stand-in:medgemma", "dtype": "float32", "seed": 0, "batch": 2}
-    section |= {"prompt": "mine.txt", "min_words": 3, "max_new_tokens": 40, "retries": 1, "temperature": 0.0}
-    study_folder(tmp_path, **{f"teacher: {json.dumps(section)}": "teacher: {kind: rules, seed: 0}"})
-    given, table = params.load(tmp_path / "params" / "smoke.yaml"), films(tmp_path, 3)
+    section |= {"prompts": {"free_reasoning": "mine.txt"}, "min_words": 3, "max_new_tokens": 40, "retries": 1}
+    given, table = taught(tmp_path, section | {"temperature": 0.0}), films(tmp_path, 3)
     (given.file.parent / "mine.txt").write_text("{labels}\n" + prompts.load("free_reasoning"))
     table["labels"] = [["Lung Opacity"], ["Lung Opacity"], ["Fracture"]]
     written = teaching.write(given, table)
@@ -445,16 +462,118 @@ def test_a_local_model_teaches_and_is_not_loaded_when_nothing_is_left_to_ask(tmp
     assert teaching.write(given, table).traces.equals(written.traces)
 
 
-def test_the_rule_based_teacher_writes_the_same_table(tmp_path):
-    given, table = params.load(study_folder(tmp_path) / "params" / "smoke.yaml"), films(tmp_path, 5)
+def test_every_film_gets_a_trace_of_every_format_and_only_label_costs_nothing(tmp_path, capsys):
+    table = films(tmp_path, 3)
+    with Endpoint() as endpoint:
+        given = study(tmp_path, endpoint.url, FORMATS, price_in=2.0)
+        written = teaching.write(given, table)
+        assert len(endpoint.seen) == 9
+        assert teaching.write(given, table).traces.equals(written.traces)
+        assert len(endpoint.seen) == 9
+    assert list(written.traces) == ["film", "format", "reasoning", "labels", "text", "check"]
+    asked_for = [(format, film) for format in FORMATS for film in table["film"]]
+    assert list(zip(written.traces["format"], written.traces["film"], strict=True)) == asked_for
+    for row in written.traces.itertuples():
+        told = "" if row.format == "only_label" else READING
+        assert answers.read_strict(row.text, row.format) == (row.reasoning, tuple(row.labels))
+        assert (row.reasoning, row.labels) == (told, table.set_index("film")["labels"][row.film])
+    assert list(zip(written.requests["format"], written.requests["film"], strict=True)) == asked_for[3:]
+    assert teaching.summary(written).splitlines() == [
+        *(f"{format}: 3 traces; 0 films set aside." for format in FORMATS),
+        "9 requests: 9,000 tokens in, 900 tokens out, cost 0.02.",
+    ]
+    shown = capsys.readouterr().err
+    assert all(f"traces, {format}:" in shown for format in FORMATS[1:])
+
+
+def test_each_format_is_asked_for_in_the_words_of_its_prompt(tmp_path):
+    with Endpoint() as endpoint:
+        given = study(tmp_path, endpoint.url, FORMATS, prompts={"reasoning_a": "free_reasoning"})
+        teaching.write(given, films(tmp_path, 1))
+    openings = [prompts.load(f"teacher/{name}").split("{min_words}")[0] for name in (*FORMATS[1:3], FORMATS[1])]
+    asked_in = [request.text.partition("30 to 350 words")[0] for request in endpoint.seen]
+    assert asked_in == [opening.replace("{labels}", "Cardiomegaly") for opening in openings]
+
+
+def test_a_format_that_fails_is_set_aside_and_the_others_are_kept(tmp_path):
+    def wrong_in_steps(request):
+        return WRONG if "twelve steps" in request.text else fine(request)
+
+    with Endpoint(wrong_in_steps) as endpoint:
+        written = teaching.write(study(tmp_path, endpoint.url, FORMATS, retries=1), films(tmp_path, 2))
+    assert written.traces["format"].tolist() == [format for format in FORMATS[:3] for _ in range(2)]
+    assert list(written.aside) == ["film", "format", "reason", "attempts"]
+    assert list(zip(written.aside["film"], written.aside["format"], written.aside["attempts"], strict=True)) == [
+        (f"p1000-{each}", "reasoning_a", 2) for each in range(2)
+    ]
+    assert written.requests["format"].value_counts()["reasoning_a"] == 4
+    told = teaching.summary(written)
+    assert "reasoning_a: 0 traces; 2 films set aside.\n- wrong labels: 2." in told
+    assert "p1000" not in told
+
+
+def test_two_formats_of_one_prompt_keep_their_own_replies(tmp_path):
+    numbers = itertools.count()
+    with Endpoint(lambda request: saying(f"{READING} {next(numbers)}")(request)) as endpoint:
+        same = {"reasoning_a": "free_reasoning"}
+        given = study(tmp_path, endpoint.url, ("free_reasoning", "reasoning_a"), prompts=same)
+        table = films(tmp_path, 2)
+        written = teaching.write(given, table)
+    assert len(set(written.traces["text"])) == 4
+    assert teaching.write(given, table).traces.equals(written.traces)  # nobody is asked: the endpoint is gone
+
+
+def test_another_format_of_a_study_asks_for_that_format_only(tmp_path):
+    table = films(tmp_path, 2)
+    with Endpoint() as endpoint:
+        teaching.write(study(tmp_path, endpoint.url, ["reasoning_a"]), table)
+        teaching.write(study(tmp_path, endpoint.url, ["only_label", "reasoning_narrative", "reasoning_a"]), table)
+    assert ["twelve steps" in request.text for request in endpoint.seen] == [True] * 2 + [False] * 2
+
+
+def test_only_label_alone_asks_nobody(tmp_path):
+    table, given = films(tmp_path, 4), study(tmp_path, formats=["only_label"], key="NOT_SET")
     written = teaching.write(given, table)
-    assert written.traces.equals(teacher.traces(table, 0))
+    assert written.traces["text"].tolist() == [f"<solution>{', '.join(labels)}</solution>" for labels in LABELS]
     assert len(written.aside) == len(written.requests) == 0
-    assert teaching.summary(written) == "5 traces; 0 films set aside."
+    assert not (given.folder / teaching.REPLIES).exists()
+    assert teaching.origin(given)["prompts"] == {}
+
+
+def test_the_rule_based_teacher_writes_the_same_table(tmp_path):
+    given, table = taught(tmp_path, {"kind": "rules", "seed": 3}, FORMATS), films(tmp_path, 5)
+    written = teaching.write(given, table)
+    tables = [teacher.traces(table, 3, format) for format in FORMATS]
+    assert written.traces.equals(pd.concat(tables, ignore_index=True))
+    assert len(written.aside) == len(written.requests) == 0
+    assert teaching.summary(written).splitlines() == [f"{format}: 5 traces; 0 films set aside." for format in FORMATS]
     assert teaching.origin(given) == {"kind": "rules"}
 
 
-def test_the_origin_of_traces_tells_model_prompt_and_agreement(tmp_path):
-    told = teaching.origin(study(tmp_path, "https://example.org/v1", agreement="Our DUA, section 4"))
+def test_sft_learns_the_films_that_have_a_trace_of_its_format(tmp_path, monkeypatch):
+    given, table = taught(tmp_path, {"kind": "rules", "seed": 0}, FORMATS), films(tmp_path, 3)
+    traces = teaching.write(given, table).traces
+    lost = (traces["format"] == "reasoning_a") & (traces["film"] == "p1000-1")
+    kept = traces[~lost & (traces["format"] != "reasoning_narrative")]
+    records.save(kept, given.folder / teacher.TRACES, records.origin(given))
+    monkeypatch.setattr(curate, "dataset", lambda study, split: table)
+    for format, numbers in {"only_label": [0, 1, 2], "free_reasoning": [0, 1, 2], "reasoning_a": [0, 2]}.items():
+        learned = sft.data(given, "sft", format)
+        texts = traces[traces["format"] == format].set_index("film")["text"]
+        assert [row[0]["content"] for row in learned["completion"]] == [texts[f"p1000-{each}"] for each in numbers]
+        assert [image.getpixel((0, 0)) for image in learned["image"]] == numbers
+        assert {row[0]["content"] for row in learned["prompt"]} == {prompts.load(format)}
+    with pytest.raises(
+        records.RecordError, match="no trace of reasoning_narrative; it has only_label, free_reasoning, "
+    ):
+        sft.data(given, "sft", "reasoning_narrative")
+
+
+def test_the_origin_of_traces_tells_model_prompts_and_agreement(tmp_path):
+    own = {"reasoning_a": "mine.txt"}
+    given = study(tmp_path, "https://example.org/v1", FORMATS, agreement="Our DUA, section 4", prompts=own)
+    (given.file.parent / "mine.txt").write_text("{labels}")
+    told = teaching.origin(given)
     assert (told["kind"], told["model"], told["agreement"]) == ("openai", "m", "Our DUA, section 4")
-    assert len(told["prompt"]) == 64
+    texts = {format: prompts.load(f"teacher/{format}") for format in FORMATS[1:3]} | {"reasoning_a": "{labels}"}
+    assert told["prompts"] == {format: hashlib.sha256(text.encode()).hexdigest() for format, text in texts.items()}
