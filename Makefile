@@ -4,10 +4,13 @@ CORES ?= 2
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: book test bench setup lock lint lab clean
+.PHONY: book full test bench setup lock lint lab clean
 
 book: .venv/done
 	$(BIN)/chexreason run $(PARAMS) --cores $(CORES)
+
+full: .venv/done
+	$(BIN)/chexreason run --full $(PARAMS) --cores $(CORES)
 
 test: .venv/done
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --cov=chexreason --cov-report=term

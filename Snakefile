@@ -84,10 +84,12 @@ grpo_runs = [(run.model, run.format, run.reward, seed) for run in study.grpo.run
 chapters = [
     executed("index"),
     executed("1_curate"),
+    *([executed("2_prompts")] if study.prompts else []),
     *(executed("3_sft", model, form, f"seed{seed}") for model, form, seed in sft_runs),
     *(executed("4_grpo", model, reward, f"seed{seed}") for model, _, reward, seed in grpo_runs),
     *(executed("5_predict", model, checkpoint, f"seed{seed}") for model, checkpoint, seed in study.checkpoints()),
     executed("6_compare"),
+    *([executed("7_variants")] if study.sft.runs else []),
 ]
 
 
@@ -105,6 +107,22 @@ rule book:
         "chexreason book {params.file} {input.chapters:q}"
 
 
+rule prompts:
+    input:
+        manifest,
+        weights(study.prompts.model) if study.prompts else [],
+        notebook=source("notebooks/2_prompts.ipynb"),
+        code=code("notebooks/2_prompts.ipynb"),
+    output:
+        f"{runs}/prompts/answers.parquet",
+        notebook=executed("2_prompts"),
+    params:
+        given=given(),
+        used=used("prompts", "models", "compare", most=study.predict.max_new_tokens),
+    shell:
+        RUN
+
+
 rule curate:
     input:
         notebook=source("notebooks/1_curate.ipynb"),
@@ -117,7 +135,7 @@ rule curate:
         notebook=executed("1_curate"),
     params:
         given=given(),
-        used=used("sources", "curate", "tests", "teacher"),
+        used=used("sources", "curate", "tests", "teacher", formats=load(study.file).formats),
     shell:
         RUN
 
@@ -199,6 +217,22 @@ rule compare:
     output:
         compared,
         notebook=executed("6_compare"),
+    params:
+        given=given(full=FULL),
+        used=used(full=FULL, study=study.hash),
+    shell:
+        RUN
+
+
+rule variants:
+    input:
+        compared,
+        [f"{folder(model, f'sft/{form}', seed)}/log.parquet" for model, form, seed in sft_runs],
+        [f"{folder(model, f'grpo/{reward}', seed)}/log.parquet" for model, _, reward, seed in grpo_runs],
+        notebook=source("notebooks/7_variants.ipynb"),
+        code=code("notebooks/7_variants.ipynb"),
+    output:
+        notebook=executed("7_variants"),
     params:
         given=given(full=FULL),
         used=used(full=FULL, study=study.hash),

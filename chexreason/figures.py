@@ -141,6 +141,34 @@ def learning(log: pd.DataFrame, axes: Iterable, *, phantom: bool):
     return axes
 
 
+def formats(logs: pd.DataFrame, axes: Iterable, *, phantom: bool):
+    """Held-out loss and token accuracy by epoch, one line a model, format and seed, from `sft.logs`."""
+    axes, held = list(axes), logs[logs["split"] == "eval"]
+    for ax, column in zip(axes, ("loss", "token_accuracy"), strict=True):
+        _lines(held, ax, by=["model", "format", "seed"], x="epoch", y=column, phantom=phantom)
+    _legend(axes[0])
+    return axes
+
+
+def courses(logs: pd.DataFrame, axes: Iterable, *, phantom: bool):
+    """Reward, KL and validation macro-F1 by step, one line a run, from `grpo.logs`; EMA 0.95 bold, as published."""
+    axes = list(axes)
+    for _, log in logs.groupby("run", sort=False):
+        for ax, column in zip(axes, ("reward", "kl"), strict=False):
+            curve(log, ax, y=column, phantom=phantom, span=39, label=log["run"].iloc[0])
+    _lines(logs.dropna(subset=["validation_f1"]), axes[2], by=["run"], x="step", y="validation_f1", phantom=phantom)
+    _legend(axes[2])
+    return axes
+
+
+def _lines(table: pd.DataFrame, ax, *, by: list[str], x: str, y: str, phantom: bool) -> None:
+    """A line with its own marker for each group of `table`."""
+    for number, (names, rows) in enumerate(table.groupby(by, sort=False)):
+        ax.plot(rows[x], rows[y], marker=MARKERS[number % len(MARKERS)], label=", ".join(map(str, names)))
+    ax.set(xlabel=_words(x), ylabel=_words(y))
+    ax.set_title(entitled(_words(y), phantom))
+
+
 def seeing(log: pd.DataFrame, ax, *, phantom: bool):
     """Area under the ROC curve by epoch, one line a label, from the log of `forge.train_vision`."""
     import seaborn as sns

@@ -222,6 +222,19 @@ def watch(settings: params.Collapse):
     return Watch()
 
 
+def logs(study: params.Study) -> pd.DataFrame:
+    """The logs of all GRPO runs of the study, one below the other, with `run` (reward and seed)."""
+    empty = pd.DataFrame(columns=["step", "reward", "kl", "validation_f1", "run"])
+    tables = [
+        records.load(folder(study, run.model, run.reward, seed) / "log.parquet").assign(
+            run=f"{run.reward}, seed {seed}"
+        )
+        for run in study.grpo.runs
+        for seed in study.seeds
+    ]
+    return pd.concat(tables, ignore_index=True) if tables else empty
+
+
 def summary(table: pd.DataFrame) -> str:
     """What a log shows, a sentence a line: first tenth of the steps against the last, best checkpoint, collapse."""
     tenth = max(1, len(table) // 10)

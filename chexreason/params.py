@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
+from chexreason import prompts
 from chexreason.labels import CHEXPERT14, LABEL_SETS
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -251,11 +252,12 @@ Teacher = Annotated[Rules | LocalTeacher | Endpoint | Gemini, Field(discriminato
 
 
 class Model(Section):
-    """A base model: where it is loaded from, and what the results call it."""
+    """A base model: where it is loaded from, and what the results call it; `full` as in an SFT run."""
 
     name: str
     path: str
     dtype: Literal["float32", "bfloat16"]
+    full: bool = False
 
 
 class Lora(Section):
@@ -264,6 +266,15 @@ class Lora(Section):
     r: Count
     alpha: Count
     dropout: Share
+
+
+class Prompts(Section):
+    """The prompts that are tried on an untuned model, on the first `films` validation films (PROTOCOL: Table 1)."""
+
+    model: str
+    variants: Annotated[list[str], Field(min_length=1)]
+    films: Count
+    full: bool = False
 
 
 class SftRun(Section):
@@ -420,6 +431,7 @@ class Study(Section):
     tests: dict[str, Test]
     teacher: Teacher
     models: dict[str, Model]
+    prompts: Prompts | None = None
     lora: Lora
     sft: Sft
     grpo: Grpo
@@ -439,6 +451,12 @@ class Study(Section):
                 _known(f"tests.{name}.label_sets", label_set, LABEL_SETS)
         for run in [*self.sft.runs, *self.grpo.runs]:
             _known("runs: model", run.model, self.models)
+        if self.prompts:
+            _known("prompts.model", self.prompts.model, self.models)
+        tried = self.prompts.variants if self.prompts else []
+        for name in [self.predict.prompt, *tried, *(run.format for run in self.sft.runs)]:
+            if name not in prompts.names():
+                raise ValueError(f"no prompt {name!r}; chexreason/prompts has {', '.join(prompts.names())}")
         for format in getattr(self.teacher, "prompts", {}):
             _known("teacher.prompts: format", format, self.formats)
         self._keep_apart()
@@ -498,9 +516,13 @@ class Study(Section):
             stage: getattr(self, stage).model_copy(update={"runs": [run for run in runs if not run.full]})
             for stage, runs in (("sft", self.sft.runs), ("grpo", self.grpo.runs))
         }
-        study = self.model_copy(update=kept)
+        kept["models"] = {name: model for name, model in self.models.items() if not model.full}
+        trying = self.prompts is not None and self.prompts.full
+        study = self.model_copy(update=kept | ({"prompts": None} if trying else {}))
         study.__dict__["hash"] = self.hash
         study._left_out = [
+            *(f"the {len(self.prompts.variants)} prompts of Table 1" for _ in [0] if trying),
+            *(f"untuned {name}" for name, model in self.models.items() if model.full),
             *(f"SFT of {run.model}, {run.format}" for run in self.sft.runs if run.full),
             *(f"GRPO of {run.model}, {run.reward} reward" for run in self.grpo.runs if run.full),
         ]

@@ -134,6 +134,30 @@ def predict(study: params.Study, model: str, checkpoint: str, seed: int) -> pd.D
     return table
 
 
+def try_prompts(study: params.Study) -> pd.DataFrame:
+    """The untuned model's answers under each prompt of `study.prompts`, as `read` has them, with a `prompt` column.
+
+    Also written as `prompts/answers.parquet`; each prompt's answers are kept as they are made, so that a run that was
+    cut off goes on.
+    """
+    training.steady_threads()
+    trial, settings = study.prompts, study.models[study.prompts.model]
+    films = curate.dataset(study, study.home).head(trial.films)
+    origin = records.origin(study, study.seeds[0], [study.folder / curate.MANIFEST])
+    loaded, tables = None, []
+    for name in trial.variants:
+        kept = study.folder / "prompts" / study.hash / f"{name}.parquet"
+        if not kept.exists():
+            loaded = loaded or (models.load_base(settings), models.load_processor(settings.path))
+            protocol = study.predict.model_copy(update={"prompt": name})
+            texts = answer(*loaded, films["image"], protocol, f"{trial.model}, {name}")
+            records.save(read(study, study.home, films, texts, loaded[1]).assign(prompt=name), kept, origin)
+        tables.append(records.load(kept))
+    table = pd.concat(tables, ignore_index=True)
+    records.save(table, study.folder / "prompts" / "answers.parquet", origin)
+    return table
+
+
 def read(study: params.Study, dataset: str, films: pd.DataFrame, texts: list[str], processor) -> pd.DataFrame:
     """Read replies about `films`: labels, failure, and the hard reward where every label of the film is known."""
     from chexreason.labels import CHEXPERT14

@@ -256,6 +256,52 @@ def score_answers(study, films: pd.DataFrame, answers: pd.DataFrame, dataset: st
     )
 
 
+def prompts(study, answers: pd.DataFrame) -> pd.DataFrame:
+    """Scores of `predict.try_prompts` over all labels of validation: a row a prompt, as in Table 1, with intervals."""
+    label_set = study.curate.label_sets[0]
+    films = settled_films(study)
+    films = films[films.index.isin(answers["film"])]
+    columns = ["micro_f1", "macro_f1", "macro_f1_low", "macro_f1_high", "fail_rate"]
+    rows = [
+        {"prompt": name} | score_answers(study, films, rows, study.home, label_set).overall
+        for name, rows in answers.groupby("prompt", sort=False)
+    ]
+    return pd.DataFrame(rows)[["prompt", *columns]]
+
+
+def spread(table: pd.DataFrame) -> str:
+    """What the table of `prompts` shows, in two sentences."""
+    best, worst = table.loc[table["macro_f1"].idxmax()], table.loc[table["macro_f1"].idxmin()]
+    apart = "apart" if best["macro_f1_low"] > worst["macro_f1_high"] else "not clearly apart"
+    return (
+        f"Macro-F1 runs from {worst['macro_f1']:.3f} ({worst['prompt']}) to {best['macro_f1']:.3f} ({best['prompt']}), "
+        f"and the intervals of the two lie {apart}.\n"
+        f"Unreadable answers run from {table['fail_rate'].min():.1%} to {table['fail_rate'].max():.1%}."
+    )
+
+
+def best_of(table: pd.DataFrame, kind: str) -> str:
+    """Which row of `at_home` scores highest, and whether its interval stands clear of the next one's value."""
+    if table["macro_f1"].isna().all():
+        return f"- No {kind} was scored in this run."
+    ranked = table.sort_values("macro_f1", ascending=False, kind="stable")
+    first = ranked.iloc[0]
+    told = f"- Highest macro-F1 of a {kind}: {first['model']}, {first['macro_f1']:.3f}"
+    if len(ranked) == 1:
+        return f"{told}, the only one in this run."
+    second = ranked.iloc[1]
+    clear = "clear of" if first["macro_f1_low"] > second["macro_f1"] else "not clear of"
+    return f"{told}; its interval is {clear} the next, {second['model']} at {second['macro_f1']:.3f}."
+
+
+def at_home(study, overall: pd.DataFrame, stage: str) -> pd.DataFrame:
+    """Rows of the `overall` record about validation films, over all labels, of one stage ("sft" or "grpo")."""
+    rows = overall[(overall["dataset"] == study.home) & (overall["label_set"] == study.curate.label_sets[0])]
+    rows = rows[rows["model"].str.contains(f"/{stage}/")]
+    rates = [f"{mean}_{rate}" for mean in ("micro", "macro") for rate in RATES]
+    return rows[["model", "seed", *rates, "macro_f1_low", "macro_f1_high", "fail_rate"]].reset_index(drop=True)
+
+
 def _replies(answers: pd.DataFrame) -> list[set[str]]:
     """The labels of each answer; a failed one counts as empty."""
     given = zip(answers["labels"], answers["failed"], strict=True)

@@ -135,6 +135,20 @@ def trainable(study: params.Study, model: str) -> pd.DataFrame:
     return table.groupby(["part", "projection"]).agg(matrices=("name", "size"), weights=("weights", "sum"))
 
 
+def logs(study: params.Study) -> pd.DataFrame:
+    """The logs of all SFT runs of the study, one below the other, with model, format and seed."""
+    return pd.concat(
+        [
+            records.load(folder(study, run.model, run.format, seed) / "log.parquet").assign(
+                model=study.models[run.model].name, format=run.format, seed=seed
+            )
+            for run in study.sft.runs
+            for seed in study.seeds
+        ],
+        ignore_index=True,
+    )
+
+
 def summary(table: pd.DataFrame) -> str:
     """What a log shows, in a sentence: the best held-out loss and where the run stood at its end."""
     held = table[table["split"] == "eval"]

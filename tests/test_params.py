@@ -72,6 +72,10 @@ def rename(where: str, new: str):
         (put("curate.train", "z"), ["curate.train", "'z'", "choose one of a, b, c"]),
         (put("tests.c-test.label_sets", ["nih8"]), ["tests.c-test.label_sets", "'nih8'", "nih9"]),
         (put("sft.runs.0.model", "medgema"), ["model", "'medgema'", "medgemma"]),
+        (put("prompts.variants", ["reasoning_z"]), ["'reasoning_z'", "reasoning_a"]),
+        (put("prompts.model", "gemma"), ["prompts.model", "'gemma'", "medgemma"]),
+        (put("grpo.save_every", 25), ["grpo", "save_every (25)", "updates_per_rollout (2)"]),
+        (put("grpo.reward.nuanced.frequency", {"Oedema": 0.1}), ["frequency", "Oedema"]),
         (put("curate.label_sets", ["nih8"]), ["curate.label_sets", "'nih8'", "nih9"]),
         (put("sources.c", {"kind": "nih", "root": "x"}), ["the key 'sources.c.splits' is missing"]),
         (put("sources.c", {"kind": "nih", "root": "x", "splits": ["valid"]}), ["sources.c.splits.0", "'valid'"]),
@@ -153,13 +157,30 @@ def test_formats_are_those_that_sft_trains_each_once_in_order(tmp_path):
 
 
 def test_checkpoints_are_listed_in_reading_order():
-    study = load(ROOT / "params" / "mini.yaml")
+    study = load(ROOT / "params" / "mini.yaml", full=False)
     assert [checkpoint for _, checkpoint, _ in study.checkpoints()] == [
         "untuned",
         "sft/free_reasoning",
         "grpo/hard",
         "grpo/hard-best",
     ]
+
+
+def test_a_short_study_leaves_out_what_is_marked_full_and_says_so():
+    whole, short = (load(ROOT / "params" / "mini.yaml", full) for full in (True, False))
+    assert short.hash == whole.hash and short.folder == whole.folder
+    assert len(whole.checkpoints()) - len(short.checkpoints()) == 1 + 7 + 2  # untuned Qwen, seven formats, one reward
+    assert short.prompts is None and len(whole.prompts.variants) == 9
+    assert whole.left_out == [] and "GRPO of medgemma, nuanced reward" in short.left_out
+
+
+def test_only_the_format_that_goes_on_to_grpo_is_asked_about_the_test_sets():
+    study = load(ROOT / "params" / "mini.yaml")
+    assert study.datasets("sft/reasoning_a") == ["a-validation"]
+    for checkpoint in ("untuned", "sft/free_reasoning", "grpo/hard-best"):
+        assert study.datasets(checkpoint) == ["a-validation", "b-test", "c-test", "b-large", "c-large"]
+    asked = {checkpoint: study.prompt("medgemma", checkpoint) for checkpoint in ("sft/only_label", "grpo/nuanced-best")}
+    assert asked == {"sft/only_label": "only_label", "grpo/nuanced-best": "free_reasoning"}
 
 
 def keys(values) -> object:

@@ -65,3 +65,19 @@ def test_every_table_names_its_source():
 def test_the_overview_sets_the_printed_means_beside_the_shared_ones():
     chexreason = published.overview().set_index("model").loc["ChexReason"].round(3)
     assert chexreason.tolist() == [0.346, 0.274, 0.243]
+
+
+def test_the_validation_tables_hold_what_the_paper_says_of_them():
+    prompts, medgemma, qwen, rewards = (published.validation(number) for number in (1, 2, 3, 4))
+    assert len(prompts) == 9 and prompts["fail_rate"].max() == 0.482
+    assert medgemma.loc[medgemma["macro_f1"].idxmax(), "variant"] == "Free Reasoning"
+    assert qwen.loc[qwen["macro_f1"].idxmax(), "variant"] == "Reasoning A"  # finding 3: structure helps this model
+    best = rewards[rewards["checkpoint"] == "Best F1-Score"].set_index("reward")["macro_f1"]
+    assert best.to_dict() == {"Nuanced": 0.257, "Hard": 0.258}  # finding 4: level
+
+
+@pytest.mark.parametrize("number", [2, 3, 4])
+def test_printed_micro_f1_follows_from_printed_precision_and_recall(number):
+    table = published.validation(number)
+    f1 = 2 * table["micro_precision"] * table["micro_recall"] / (table["micro_precision"] + table["micro_recall"])
+    assert (f1 - table["micro_f1"]).abs().max() < 0.0015

@@ -56,9 +56,8 @@ def test_every_sft_film_has_a_trace_that_ends_in_its_labels(smoke):
     manifest, traces = record(smoke, "curate/manifest"), record(smoke, "curate/traces")
     assert set(traces["film"]) == set(manifest.loc[manifest["split"].isin(["sft", "sft-holdout"]), "film"])
     assert (traces["check"] == "").all()
-    assert [list(answers.read_strict(text).labels) for text in traces["text"]] == [
-        list(names) for names in traces["labels"]
-    ]
+    read = [answers.read_strict(trace.text, trace.format) for trace in traces.itertuples()]
+    assert [list(answer.labels) for answer in read] == [list(names) for names in traces["labels"]]
 
 
 def test_sft_and_grpo_log_what_they_did(smoke):
@@ -111,7 +110,7 @@ def test_the_command_line_prints_one_result_per_model_data_set_and_label_set(smo
 
 def test_executed_notebooks_hold_no_error_and_nothing_of_this_machine(smoke):
     executed = sorted((smoke.folder / "notebooks").glob("*.ipynb"))
-    assert len(executed) == 9
+    assert len(executed) == 11
     for path in executed:
         cells = nbformat.read(path, as_version=4).cells
         outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]

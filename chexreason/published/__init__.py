@@ -1,4 +1,4 @@
-"""The paper's printed tables 5 and 6 as data, and what follows from them by arithmetic alone.
+"""The paper's printed tables as data, and what follows from tables 5 and 6 by arithmetic alone.
 
 Source: Berger et al., "Benchmark Success, Clinical Failure", arXiv 2512.23090v2 (CC BY 4.0).  The CSV files beside this
 one hold the figures as printed.
@@ -15,12 +15,29 @@ SOURCE = "Berger et al., arXiv 2512.23090v2"
 TABLES = {"CheXpert": "table5_chexpert_f1.csv", "NIH": "table6_nih_f1.csv"}
 """The data set of each table; the models are its columns."""
 
+VALIDATION = {
+    1: "table1_prompts_medgemma.csv",
+    2: "table2_sft_medgemma.csv",
+    3: "table3_sft_qwen.csv",
+    4: "table4_grpo.csv",
+}
+"""The tables of scores on validation films."""
+
 _PRINTED_MACRO = "Macro F1 as printed"
 
 
+def validation(number: int) -> pd.DataFrame:
+    """Table 1 (prompts), 2 or 3 (SFT formats of MedGemma, of Qwen) or 4 (rewards), as printed."""
+    return _read(VALIDATION[number])
+
+
 def _table(dataset: str) -> pd.DataFrame:
-    with files(__name__).joinpath(TABLES[dataset]).open(encoding="utf-8") as file:
-        return pd.read_csv(file, comment="#", index_col="label")
+    return _read(TABLES[dataset]).set_index("label")
+
+
+def _read(name: str) -> pd.DataFrame:
+    with files(__name__).joinpath(name).open(encoding="utf-8") as file:
+        return pd.read_csv(file, comment="#")
 
 
 def f1(dataset: str) -> pd.DataFrame:
