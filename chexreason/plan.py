@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ FILM_SECONDS = 0.04  # measured: one core of an AMD EPYC server makes MedGemma's
 TOKENS_A_WORD = 1.5  # assumed: of an answer
 CHARACTERS_A_TOKEN = 4  # assumed: of a prompt
 LABEL_TOKENS = 80  # assumed: the <solution> block and the chat template's own tokens
-WIDTH = 0.82  # fact: a film's width over its height, as of most of MIMIC's (2544 x 3056 pixels)
+WIDTH = 0.82  # assumed: a film's width over its height, as of 2500 x 3050 pixels
 
 HIDDEN_BYTES, INNER_BYTES = 75, 14
 """Counted on the meta device: what autograd keeps of a token in a layer with LoRA, for each number of the hidden state
@@ -35,10 +36,12 @@ VISION_BYTES = 40  # the same for a patch in a layer of the vision encoder, with
 ADAPTER_BYTES = 16  # fact: float32 weight and gradient, and AdamW's two moments
 SLACK, CONTEXT = 1.2, 2e9  # assumed: fragmentation; bytes of CUDA's context and of one tile of logits
 
-STAND_IN_SECONDS = {"sft": 0.03, "grpo": 0.03, "predict": 0.015}
-"""Measured: a film trained on, a completion sampled and trained on, a film answered."""
-STAND_IN_BYTES = 1e9  # measured: the peak of any stage, with the interpreter and its libraries
-STAND_IN_CONDITIONS = "one thread of an AMD EPYC server, films of 128 x 128 pixels, params/mini.yaml"
+STAND_IN_SECONDS = {"learn": 4.8e-4, "watch": 2.0e-4, "sample": 1.0e-3, "answer": 1.5e-4}
+"""Measured: seconds a token of film, prompt and answer, to learn from in SFT, to watch the loss of, to sample and learn
+from in GRPO, and to answer.  Learning and answering hold within a quarter for both stand-ins, from 90 to 680 tokens;
+watching and sampling were measured at 94."""
+STAND_IN_BYTES = 1.4e9  # measured: the peak of any stage, with the interpreter and its libraries
+STAND_IN_CONDITIONS = "one thread of an AMD EPYC server with 2 cores, 128 x 128 pixels, params/mini.yaml's batches"
 
 
 class Cost(NamedTuple):
@@ -50,7 +53,7 @@ class Cost(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One run of the grid.  `variant` is an SFT format, a GRPO reward or, of a prediction, the checkpoint asked."""
+    """One run of the grid: `variant` is a prompt, an SFT format, a GRPO reward or the checkpoint that is asked."""
 
     stage: str
     model: str
@@ -62,53 +65,60 @@ class Run(NamedTuple):
 
 
 def plan(study: params.Study) -> dict:
-    """Runs, what is missing, total hours, the highest peak memory (10^9 bytes) and what the estimates assume.
+    """Runs, what is missing, hours and the highest peak memory (10^9 bytes), and what the estimates assume.
 
-    Can be written as JSON: what is not known is None.
+    `short_hours` is without the runs that the params file marks `full`.  Can be written as JSON: what is not known is
+    None.
     """
-    table = runs(study)
-    known = [run for run in table if not math.isnan(run.hours)]
+    table, short = runs(study), {run[:4] for run in runs(study.short())}
+    known = [run for run in table if run.hours == run.hours]
     peak = max((run.memory for run in known if not _stand_in(study, run.model)), default=0.0)
     return {
         "study": study.study,
         "runs": [{name: None if value != value else value for name, value in run._asdict().items()} for run in table],
         "missing": missing(study, peak),
         "total_hours": round(sum(run.hours for run in known), 2),
+        "short_hours": round(sum(run.hours for run in known if run[:4] in short), 2),
         "peak_memory": peak,
         "assumptions": assumptions(study),
     }
 
 
 def runs(study: params.Study) -> list[Run]:
-    """Every run of the grid, in the order they depend on each other."""
-    table = [
-        Run("sft", run.model, run.format, seed, *_cost(study, "sft", run.model, run.format))
-        for run in study.sft.runs
-        for seed in study.seeds
+    """Every run of the grid, stage by stage."""
+    tried = study.prompts.variants if study.prompts else []
+    grid = [
+        *(("prompts", study.prompts.model, name, name, study.seeds[0]) for name in tried),
+        *(("sft", run.model, run.format, run.format, seed) for run in study.sft.runs for seed in study.seeds),
+        *(("grpo", run.model, run.reward, run.format, seed) for run in study.grpo.runs for seed in study.seeds),
+        *(
+            ("predict", model, checkpoint, study.prompt(model, checkpoint), seed)
+            for model, checkpoint, seed in study.checkpoints()
+        ),
     ]
-    table += [
-        Run("grpo", run.model, run.reward, seed, *_cost(study, "grpo", run.model, run.format))
-        for run in study.grpo.runs
-        for seed in study.seeds
+    return [
+        Run(stage, model, variant, seed, *_cost(study, stage, model, variant, prompt))
+        for stage, model, variant, prompt, seed in grid
     ]
-    table += [
-        Run("predict", model, checkpoint, seed, *_cost(study, "predict", model, checkpoint))
-        for model, checkpoint, seed in study.checkpoints()
-    ]
-    return table
 
 
 def _stand_in(study: params.Study, model: str) -> bool:
     return study.models[model].path.startswith(models.STAND_IN)
 
 
-def _cost(study: params.Study, stage: str, model: str, what: str) -> Cost:
-    """What one run costs; `what` is its format or, of a prediction, its checkpoint."""
+def _cost(study: params.Study, stage: str, model: str, variant: str, prompt: str) -> Cost:
+    """What one run costs, asked or trained with `prompt`."""
     try:
-        measure = _measured if _stand_in(study, model) else {"sft": _sft, "grpo": _grpo, "predict": _predict}[stage]
-        return measure(study, stage, model, what)
-    except ValueError as error:  # a shape that is not known, a prompt that is not there: told, and the rest goes on
+        if _stand_in(study, model):
+            return _measured(study, stage, model, variant, prompt)
+        shape = _shape(study, model)
+    except models.ModelError as error:  # told, and the rest of the plan goes on
         return Cost(math.nan, math.nan, str(error))
+    if stage == "sft":
+        return _sft(study, shape, study.models[model], prompt)
+    if stage == "grpo":
+        return _grpo(study, shape, study.models[model], prompt)
+    return _predict(study, shape, study.models[model], prompt, _answered(study, stage, variant))
 
 
 # What is done: films, steps and answers, by the params file.
@@ -128,31 +138,31 @@ def _sampled(study: params.Study) -> tuple[int, int]:
     return settings.steps * settings.films_per_step * settings.completions, validated
 
 
-def _answered(study: params.Study, checkpoint: str) -> int:
-    """How many films a checkpoint is asked about."""
+def _answered(study: params.Study, stage: str, variant: str) -> int:
+    """How many films a prompt is tried on, or a checkpoint is asked about."""
+    if stage == "prompts":
+        return min(study.prompts.films, study.curate.validation)
     films = {study.home: study.curate.validation} | {name: test.films for name, test in study.tests.items()}
-    return sum(films[dataset] for dataset in study.datasets(checkpoint))
+    return sum(films[dataset] for dataset in study.datasets(variant))
 
 
 # The published models: counted operations and bytes.
 
 
-def _sft(study: params.Study, stage: str, model: str, format: str) -> Cost:
-    shape, settings = _shape(study, model), study.sft
-    learnt, watched = _trained(study)
+def _sft(study: params.Study, shape: shapes.Shape, model: params.Model, format: str) -> Cost:
+    settings, (learnt, watched) = study.sft, _trained(study)
     prompt, answer = _prompt(shape, format), _answer(study, format)
     forward, film = reading(shape, prompt + answer, answer), seeing(shape)
     operations = learnt * (_passes(settings) * forward + _vision_passes(settings) * film) + watched * (forward + film)
     seconds = operations / (FLOPS * UTILISATION) + (learnt + watched) * FILM_SECONDS
-    size = _weights(study, model, shape) + ADAPTER_BYTES * shape.lora
+    size = _weights(model, shape) + ADAPTER_BYTES * shape.lora
     size += activations(shape, settings.batch, prompt + answer, settings.checkpointing)
     how = f"{learnt:,} films learnt from, {prompt + answer:,} tokens each, {watched:,} watched: {operations:.1e} FLOP"
     return Cost(seconds / 3600, _peak(size), how)
 
 
-def _grpo(study: params.Study, stage: str, model: str, format: str) -> Cost:
-    shape, settings = _shape(study, model), study.grpo
-    sampled, validated = _sampled(study)
+def _grpo(study: params.Study, shape: shapes.Shape, model: params.Model, format: str) -> Cost:
+    settings, (sampled, validated) = study.grpo, _sampled(study)
     rollouts, batch = math.ceil(settings.steps / settings.updates_per_rollout), sampled // settings.steps
     prompt, answer = _prompt(shape, format), settings.max_completion_tokens
     once_more = (settings.updates_per_rollout > 1) + (settings.beta > 0)  # under the old policy, under the reference
@@ -162,37 +172,54 @@ def _grpo(study: params.Study, stage: str, model: str, format: str) -> Cost:
     asked = batch * settings.updates_per_rollout
     seconds = operations / (FLOPS * UTILISATION) + rollouts * writing(shape, asked, prompt, answer, ADAPTED)
     seconds += 2 * sampled * FILM_SECONDS + _answering(shape, study.predict, validated, prompt)  # trl prepares twice
-    size = _weights(study, model, shape) + (ADAPTER_BYTES + 4) * shape.lora  # and the reference's adapter
+    size = _weights(model, shape) + (ADAPTER_BYTES + 4) * shape.lora  # and the reference's adapter
     working = activations(shape, batch, prompt + answer, settings.checkpointing)
     how = (
         f"{sampled:,} completions of {answer} tokens in {rollouts:,} rollouts, {operations:.1e} FLOP; "
         f"{validated:,} films validated"
     )
-    return Cost(seconds / 3600, _peak(size + max(working, cached(shape, asked, prompt + answer))), how)
+    return Cost(seconds / 3600, _peak(size + max(working, held(shape, asked, prompt + answer))), how)
 
 
-def _predict(study: params.Study, stage: str, model: str, checkpoint: str) -> Cost:
-    shape, settings = _shape(study, model), study.predict
-    films, prompt = _answered(study, checkpoint), _prompt(shape, study.prompt(model, checkpoint))
-    size = _weights(study, model, shape) + cached(shape, settings.batch, prompt + settings.max_new_tokens)
+def _predict(study: params.Study, shape: shapes.Shape, model: params.Model, prompt: str, films: int) -> Cost:
+    settings, tokens = study.predict, _prompt(shape, prompt)
+    size = _weights(model, shape) + held(shape, settings.batch, tokens + settings.max_new_tokens)
     how = f"{films:,} films, {settings.batch} at once, {settings.max_new_tokens} tokens each"
-    return Cost(_answering(shape, settings, films, prompt) / 3600, _peak(size), how)
+    return Cost(_answering(shape, settings, films, tokens) / 3600, _peak(size), how)
 
 
-def _measured(study: params.Study, stage: str, model: str, what: str) -> Cost:
+def _measured(study: params.Study, stage: str, model: str, variant: str, prompt: str) -> Cost:
     """What a run of a stand-in takes, by what was measured."""
+    size = study.sources[study.curate.train].size
+    tokens = _spoken(study.models[model].path, prompt) + shapes.visual_tokens(study.models[model].path, size, size)
     if stage == "sft":
         learnt, watched = _trained(study)
-        seconds = (learnt + watched / 3) * STAND_IN_SECONDS["sft"]  # watching is a third of learning
-        how = f"{learnt:,} films learnt from, {watched:,} watched"
+        done, how = {"learn": learnt, "watch": watched}, f"{learnt:,} films learnt from, {watched:,} watched"
     elif stage == "grpo":
         sampled, validated = _sampled(study)
-        seconds = sampled * STAND_IN_SECONDS["grpo"] + validated * STAND_IN_SECONDS["predict"]
+        done = {"sample": sampled, "answer": validated}
         how = f"{sampled:,} completions, {validated:,} films validated"
     else:
-        films = _answered(study, what)
-        seconds, how = films * STAND_IN_SECONDS["predict"], f"{films:,} films"
-    return Cost(seconds / 3600, STAND_IN_BYTES / 1e9, f"{how}, as measured")
+        films = _answered(study, stage, variant)
+        done, how = {"answer": films}, f"{films:,} films"
+    seconds = tokens * sum(count * STAND_IN_SECONDS[what] for what, count in done.items())
+    return Cost(seconds / 3600, STAND_IN_BYTES / 1e9, f"{how}, about {tokens} tokens each; as measured")
+
+
+@cache
+def _spoken(path: str, prompt: str) -> int:
+    """Tokens of a prompt and of an answer as the rules write it, by a stand-in's own tokenizer."""
+    from numpy.random import default_rng
+
+    from chexreason import teacher
+
+    labels, form = ("Cardiomegaly", "Edema"), prompt if prompt in teacher.FORMATS else "free_reasoning"
+    trace = teacher.write_trace(labels, [], "AP", default_rng(0), form)
+    words = models.load_processor(path).tokenizer
+    return sum(
+        len(words(text).input_ids)
+        for text in (prompts.load(prompt), answers.write(answers.Answer(trace, labels), form))
+    )
 
 
 def reading(shape: shapes.Shape, tokens: int, scored: int) -> float:
@@ -215,6 +242,11 @@ def writing(shape: shapes.Shape, batch: int, prompt: int, answer: int, slower: i
 def cached(shape: shapes.Shape, batch: int, tokens: int) -> int:
     """Bytes of the keys and values of `batch` sequences, in bfloat16."""
     return 2 * shape.key_values * batch * tokens
+
+
+def held(shape: shapes.Shape, batch: int, tokens: int) -> int:
+    """Bytes that writing `batch` answers side by side takes: keys and values, and the films while they are seen."""
+    return cached(shape, batch, tokens) + VISION_BYTES * batch * shape.patches * shape.vision_hidden
 
 
 def activations(shape: shapes.Shape, batch: int, tokens: int, checkpointing: bool) -> int:
@@ -255,13 +287,15 @@ def _prompt(shape: shapes.Shape, prompt: str) -> int:
 
 
 def _answer(study: params.Study, format: str) -> int:
-    """Tokens of the longest answer that is learnt from; the rules write no more than a hundred words."""
-    words = 0 if format == answers.ONLY_LABEL else getattr(study.teacher, "max_words", 100)
-    return LABEL_TOKENS + round(TOKENS_A_WORD * words)
+    """Tokens of the longest answer that is learnt from."""
+    from chexreason.teacher import MAX_WORDS
+
+    words = getattr(study.teacher, "max_words", MAX_WORDS.get(format, 0))
+    return LABEL_TOKENS + (0 if format == answers.ONLY_LABEL else round(TOKENS_A_WORD * words))
 
 
-def _weights(study: params.Study, model: str, shape: shapes.Shape) -> int:
-    return shape.weights * {"float32": 4, "bfloat16": 2}[study.models[model].dtype]
+def _weights(model: params.Model, shape: shapes.Shape) -> int:
+    return shape.weights * {"float32": 4, "bfloat16": 2}[model.dtype]
 
 
 def _peak(size: float) -> float:
@@ -277,7 +311,6 @@ def missing(study: params.Study, memory: float = 0.0) -> list[str]:
         *_data(study),
         *_teacher(study),
         *(f"models.{name}: {told}" for name, model in study.models.items() if (told := access(model.path))),
-        *_prompts(study),
         *_gpu(study, memory),
         *_disk(study),
     ]
@@ -299,14 +332,6 @@ def _teacher(study: params.Study) -> Iterator[str]:
         yield f"teacher.key: set the environment variable {key}"
     if isinstance(teacher, params.LocalTeacher) and (told := access(teacher.model)):
         yield f"teacher.model: {told}"
-
-
-def _prompts(study: params.Study) -> Iterator[str]:
-    for name in sorted({study.prompt(model, checkpoint) for model, checkpoint, _ in study.checkpoints()}):
-        try:
-            prompts.load(name)
-        except ValueError as error:
-            yield str(error)
 
 
 def access(path: str) -> str:
@@ -410,8 +435,8 @@ def assumptions(study: params.Study) -> list[str]:
     if any(stand_ins):
         rates = ", ".join(f"{stage} {seconds:g}" for stage, seconds in STAND_IN_SECONDS.items())
         told.append(
-            f"Stand-ins, measured: seconds a film or completion {rates}, on {STAND_IN_CONDITIONS}; "
-            "two runs side by side take about half."
+            f"Stand-ins, measured: seconds a token to {rates}, on {STAND_IN_CONDITIONS}; two runs side by side take "
+            "about half.  Curation and the book are not in the hours."
         )
     return told
 
@@ -420,10 +445,24 @@ def table(found: dict) -> str:
     """A plan as a person reads it."""
     import pandas as pd
 
-    rows = pd.DataFrame(found["runs"], columns=Run._fields).rename(columns={"memory": "GB", "how": "from"})
-    rows["from"] = rows["from"].str.ljust(rows["from"].str.len().max() if len(rows) else 0)
-    lines = [f"Study {found['study']}: {len(rows)} runs, about {found['total_hours']:g} hours one after another"]
-    lines += ["", rows.to_string(index=False, float_format="{:.2f}".format, na_rep="?", justify="left")]
+    rows = pd.DataFrame(found["runs"], columns=Run._fields)
+    shown = rows[["stage", "model", "variant", "seed"]].assign(
+        **{"h:mm": rows["hours"].map(_clock), "GB": rows["memory"].map("{:.0f}".format), "from": rows["how"]}
+    )
+    for name in ("stage", "model", "variant", "from"):
+        shown[name] = shown[name].str.ljust(shown[name].str.len().max())
+    lines = [f"Study {found['study']}: {len(rows)} runs, about {_clock(found['total_hours'])} h one after another"]
+    if found["short_hours"] != found["total_hours"]:
+        lines += [f"({_clock(found['short_hours'])} h without those that the params file marks `full`)"]
+    lines += ["", shown.to_string(index=False, justify="left")]
     lines += ["", "Missing on this machine:", *(f"- {each}" for each in found["missing"] or ["nothing"])]
     lines += ["", "The estimates rest on:", *(f"- {each}" for each in found["assumptions"])]
     return "\n".join(lines)
+
+
+def _clock(hours: float) -> str:
+    """Hours as h:mm, or "?"."""
+    if hours != hours:
+        return "?"
+    whole, minutes = divmod(round(60 * hours), 60)
+    return f"{whole}:{minutes:02d}"
