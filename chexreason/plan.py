@@ -424,7 +424,7 @@ def assumptions(study: params.Study) -> list[str]:
             f"{STREAMING:.0%} of the bandwidth, and no layer takes less than {LAYER_SECONDS * 1e3:g} ms a token, "
             f"or {ADAPTED * LAYER_SECONDS * 1e3:g} ms with LoRA beside it.",
             "Operations: two a weight and token and pass; a pass forward, one back to the adapters and, with "
-            "checkpointing, one forward again and the same three for the frozen vision encoder, as transformers has it.  "
+            "checkpointing, one forward again and the same three for the frozen vision encoder too.  "
             "Weights are counted on the models' true shape, without loading them.",
             f"Measured: {FILM_SECONDS:g} s a film for its pixels, on one CPU core, while the GPU waits.",
             f"Lengths, assumed: {TOKENS_A_WORD} tokens a word, {CHARACTERS_A_TOKEN} characters a token of a prompt.",
