@@ -13,7 +13,7 @@ full: .venv/done
 	$(BIN)/chexreason run --full $(PARAMS) --cores $(CORES)
 
 test: .venv/done
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --cov=chexreason --cov-report=term
+	$(BIN)/python -m pytest -n 2 --cov=chexreason --cov-report=term
 
 bench: .venv/done
 	$(BIN)/python tests/bench.py

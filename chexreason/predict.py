@@ -1,5 +1,7 @@
 """One protocol for every model and every data set: the same prompt, greedy decoding, the same reading."""
 
+import hashlib
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -146,7 +148,13 @@ def try_prompts(study: params.Study) -> pd.DataFrame:
     origin = records.origin(study, study.seeds[0], [study.folder / curate.MANIFEST])
     loaded, tables = None, []
     for name in trial.variants:
-        kept = study.folder / "prompts" / study.hash / f"{name}.parquet"
+        decisive = [prompts.load(name), *films["sha256"], settings.path, study.predict.max_new_tokens]
+        kept = (
+            study.folder
+            / "prompts"
+            / name
+            / f"{hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]}.parquet"
+        )
         if not kept.exists():
             loaded = loaded or (models.load_base(settings), models.load_processor(settings.path))
             protocol = study.predict.model_copy(update={"prompt": name})

@@ -149,3 +149,12 @@ def test_who_learnt_from_films_is_said_to_make_no_diagnosis(unmade):
     assert "phantoms" in predict.caution(real, "medgemma")  # a stand-in never learnt from films
     hub = params.Model(name="x", path="google/medgemma-4b-it", dtype="bfloat16")
     assert "no diagnosis" in predict.caution(real.model_copy(update={"models": {"medgemma": hub}}), "medgemma")
+
+
+def test_prompts_asked_before_are_not_asked_again(smoke, monkeypatch):
+    before = records.load(smoke.folder / "prompts" / "answers.parquet")
+    monkeypatch.setattr(predict, "answer", lambda *_: pytest.fail("asked again"))
+    again = predict.try_prompts(smoke)
+    assert again.drop(columns="labels").equals(before.drop(columns="labels"))
+    assert list(again["prompt"].unique()) == smoke.prompts.variants
+    assert len(again) == len(smoke.prompts.variants) * smoke.prompts.films

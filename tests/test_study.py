@@ -135,8 +135,8 @@ RL = ["grpo_medgemma_hard_seed0", *PREDICT[2:]]
 @pytest.mark.parametrize(
     ("new", "old", "stale"),
     [
-        ("draws: 51", "draws: 50", []),
-        ("max_new_tokens: 150", "max_new_tokens: 160", [*RL, *PREDICT]),  # GRPO asks its checkpoints too
+        ("draws: 51", "draws: 50", ["prompts"]),
+        ("max_new_tokens: 150", "max_new_tokens: 160", ["prompts", *RL, *PREDICT]),  # GRPO asks its checkpoints too
         ("temperature: 0.7", "temperature: 0.8", RL),
     ],
 )
@@ -146,7 +146,7 @@ def test_a_changed_value_runs_again_just_what_depends_on_it(smoke, new, old, sta
         would = jobs(command(folder, "run", "params/smoke.yaml", "--dry-run"))
     finally:
         study_folder(folder)
-    assert would == {*stale, "compare", "index", "book"}
+    assert would == {*stale, "compare", "variants", "index", "book"}
 
 
 def test_the_same_params_give_the_same_answers_byte_for_byte(smoke):
