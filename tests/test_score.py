@@ -416,3 +416,19 @@ def test_an_undefined_score_is_null_in_results(study):
 def test_results_before_comparing_say_what_to_run(study):
     with pytest.raises(records.RecordError, match=r"compare/overall\.parquet: no such record; run the notebook"):
         score.results(study)
+
+
+def test_predictions_are_closed_upwards_where_a_test_set_asks_for_it(study):
+    path = score.answers_path(study, "medgemma", "untuned", 0)
+    answers = records.load(path)
+    answers["labels"], answers["failed"] = [["Edema", "Cardiomegaly"]] * len(answers), False
+    records.save(answers, path, records.origin(study))
+    films = score.settled_films(study)
+    closing = study.tests["b-test"].model_copy(update={"close_predictions": True})
+    closed = study.model_copy(update={"tests": study.tests | {"b-test": closing}})
+    given = {}
+    for name, each in (("as given", study), ("closed", closed)):
+        table = score.score_answers(each, films, answers, "b-test", "chexpert14").labels.set_index("label")
+        given[name] = set(table.index[(table["tp"] + table["fp"]) > 0])
+    assert given["as given"] == {"Edema", "Cardiomegaly"}
+    assert given["closed"] == {"Edema", "Cardiomegaly", "Lung Opacity", "Enlarged Cardiomediastinum"}
