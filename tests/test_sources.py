@@ -10,6 +10,7 @@ import test_nih
 from chexreason import sources
 from chexreason.cli import main
 from chexreason.labels import CHEXPERT14
+from chexreason.sources import mimic
 
 nih_folder = pytest.fixture(name="nih_folder")(test_nih.make)
 mimic_folder = pytest.fixture(name="mimic_folder")(test_mimic.make)
@@ -111,3 +112,10 @@ def test_every_film_table_has_the_same_columns(nih_folder, mimic_folder, chexper
         assert list(table.columns.drop("native", errors="ignore")) == sources.COLUMNS
         assert table[["film", "path", "patient", "study", "view", "split"]].notna().all(axis=None)
         assert set(table["view"]) <= set(sources.VIEWS)
+
+
+def test_films_without_any_label_are_counted(mimic_folder, nih_folder, capsys):
+    assert found(capsys, "nih", nih_folder)["unlabelled"] == 0
+    table = mimic.read(mimic_folder).table
+    expected = int(table[list(CHEXPERT14)].isna().all(axis=1).sum())
+    assert found(capsys, "mimic", mimic_folder)["unlabelled"] == expected > 0

@@ -152,7 +152,7 @@ def present(films: Films | pd.DataFrame, root: Path) -> pd.Series:
 def overview(films: Films, root: Path) -> dict:
     """What was found, ready for JSON: counts of films, patients, studies, views, splits, labels and images.
 
-    A label is None where this source has no word for it.  `native` counts the source's own labels, if it has any.
+    A label is None where this source has no word for it; `unlabelled` films have none stated.  `native` counts the source's own labels, if it has any.
     `aside` tells of each reason how many films were set aside, and the first of them.
     """
     table, images = films.table, int(present(films, root).sum())
@@ -163,6 +163,7 @@ def overview(films: Films, root: Path) -> dict:
         "studies": table["study"].nunique(),
         "views": table["view"].value_counts().to_dict(),
         "splits": table["split"].replace("", "unknown").value_counts().to_dict(),
+        "unlabelled": int(table[LABELS].isna().all(axis=1).sum()),
         "images": images,
         "note": "" if images else "no image of these films is in this folder: this is read from the tables alone",
         "positives": _counts(films, 1.0),
@@ -174,7 +175,7 @@ def overview(films: Films, root: Path) -> dict:
 
 def told(found: dict) -> str:
     """An `overview` as tables for a person."""
-    lines = [f"{name:9} {found[name]:>9,}" for name in ("films", "patients", "studies", "images")]
+    lines = [f"{name:11} {found[name]:>9,}" for name in ("films", "patients", "studies", "unlabelled", "images")]
     for name in ("views", "splits"):
         lines += ["", name, *(f"  {key:20} {count:>9,}" for key, count in found[name].items())]
     lines += ["", f"{'labels':28} {'present':>9} {'uncertain':>9}"]
