@@ -152,8 +152,9 @@ def present(films: Films | pd.DataFrame, root: Path) -> pd.Series:
 def overview(films: Films, root: Path) -> dict:
     """What was found, ready for JSON: counts of films, patients, studies, views, splits, labels and images.
 
-    A label is None where this source has no word for it; `unlabelled` films have none stated.  `native` counts the source's own labels, if it has any.
-    `aside` tells of each reason how many films were set aside, and the first of them.
+    A label is None where this source has no word for it; `unlabelled` films have none stated.  `native` counts the
+    source's own labels, if it has any.  `aside` tells of each reason how many films were set aside, and the first of
+    them.
     """
     table, images = films.table, int(present(films, root).sum())
     aside = films.aside.groupby("reason")["film"]
