@@ -26,6 +26,9 @@ VOCABULARY = 1536
 CLAUSES = r"</?[a-z]+>|[.,:;\n]|[^<>.,:;\n]+"
 """Byte-level BPE may merge whole clauses: a label is one token, and an answer a third as long as with word pieces."""
 
+PROMPTS = ("free_reasoning",)
+"""The prompts a stand-in has met when it is shipped; the others come to it in pieces, at many tokens each."""
+
 LABELS = list(CHEXPERT14)
 
 
@@ -63,9 +66,9 @@ def main_finding(row: pd.Series) -> tuple[str, ...]:
 
 
 def film_turns(films: pd.DataFrame, seed: int) -> list[Turn]:
-    """Each film's main finding, asked for with the study's own prompts and answered in a few words."""
+    """Each film's main finding, asked for with one of `PROMPTS` and answered in a few words."""
     rng = np.random.default_rng(seed)
-    questions = [prompts.load(name) for name in prompts.names()]
+    questions = [prompts.load(name) for name in PROMPTS]
     turns = []
     for number, row in films.iterrows():
         labels = main_finding(row)
@@ -151,8 +154,8 @@ def about(turns: Sequence[Turn], pictures: int) -> list[Turn]:
 
 
 def texts(turns: Sequence[Turn]) -> list[str]:
-    """Questions and answers, for the tokenizer to learn from, and every prompt of the study as often as an answer."""
-    study = [prompts.load(name) for name in prompts.names()]
+    """Questions and answers, for the tokenizer to learn from, and each of `PROMPTS` as often as an answer."""
+    study = [prompts.load(name) for name in PROMPTS]
     return [text for turn in turns for text in (turn.question, turn.answer)] + study * (len(turns) // 10)
 
 
