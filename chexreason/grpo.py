@@ -1,6 +1,5 @@
 """Group-relative policy optimisation from the SFT checkpoint: trl's GRPOTrainer as published (PROTOCOL: GRPO)."""
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -161,15 +160,14 @@ def validate(study: params.Study, model: str, format: str, checkpoint: Path) -> 
     """
     kept = checkpoint / "validation.json"
     if kept.exists():
-        return json.loads(kept.read_text())
+        return records.load_json(kept)
     films = curate.dataset(study, study.home).head(study.grpo.validation_films)
     protocol = study.predict.model_copy(update={"prompt": format})
     asked = models.load_trained(study.models[model], checkpoint), models.load_processor(study.models[model].path)
     texts = predict.answer(*asked, films["image"], protocol, f"validation of {checkpoint.name}")
     given = [[label in answers.read(text).labels for label in curate.LABELS] for text in texts]
     value = float(score.macro(score.tally(films[curate.LABELS].to_numpy(), given).sum(axis=0))[2])
-    with records.replacing(kept) as temporary:
-        temporary.write_text(json.dumps(value))
+    records.save_json(value, kept, records.origin(study))
     return value
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import settings
 
 from chexreason import params
@@ -53,6 +54,21 @@ def study_folder(folder: Path, **changes: str) -> Path:
     (folder / "params").mkdir(exist_ok=True)
     (folder / "params" / "smoke.yaml").write_text(text, encoding="utf-8")
     return folder
+
+
+def changed_study(folder: Path, name: str, changes: dict) -> params.Study:
+    """The study of `params/<name>.yaml` with its records under `folder`; `changes` are "section.key": value."""
+    values = yaml.safe_load((ROOT / "params" / f"{name}.yaml").read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        section = values
+        for each in sections:
+            section = section[each]
+        section[last] = value
+    file = folder / "params" / f"{name}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    return params.load(file)
 
 
 @pytest.fixture(scope="session")

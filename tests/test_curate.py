@@ -7,10 +7,10 @@ from math import ceil
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
+from conftest import changed_study
 from PIL import Image
 
-from chexreason import curate, params, prepare, records
+from chexreason import curate, prepare, records
 from chexreason.labels import CHEXPERT14
 from chexreason.sources import phantom
 
@@ -19,7 +19,6 @@ NAN = float("nan")
 
 def tiny(folder, **changes):
     """A study of a few hundred films whose records lie under `folder`; `changes` are "section.key": value."""
-    values = yaml.safe_load(params.find("params/mini.yaml").read_text())
     sizes = {
         "sources.a.films": 3000,
         "sources.b.films": 150,
@@ -32,16 +31,7 @@ def tiny(folder, **changes):
         "tests.c-test.films": 17,
         "tests.c-large.films": 40,
     }
-    for key, value in (sizes | changes).items():
-        *sections, name = key.split(".")
-        section = values
-        for each in sections:
-            section = section[each]
-        section[name] = value
-    file = folder / "params" / "tiny.yaml"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(values, sort_keys=False))
-    return params.load(file)
+    return changed_study(folder, "mini", sizes | changes)
 
 
 @pytest.fixture(scope="module")

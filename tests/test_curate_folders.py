@@ -7,8 +7,7 @@ import shutil
 
 import pandas as pd
 import pytest
-import yaml
-from conftest import ROOT
+from conftest import changed_study
 from PIL import Image
 
 from chexreason import curate, params, records
@@ -54,20 +53,10 @@ def copy(nih, tmp_path):
 
 def sample(folder, root, changes=()):
     """The NIH sample study on the films in `root`, its records under `folder`; `changes` are ("section.key", value)."""
-    values = yaml.safe_load((ROOT / "params" / "nih_sample.yaml").read_text())
     sizes = {"sources.home.root": str(root), "sources.away.root": str(root), "sources.home.size": 128}
     sizes |= {"curate.sft": 40, "curate.rl": 15, "curate.validation": 25, "tests.nih-test.films": 20}
     sizes |= {"curate.floor": 0.0, "curate.seed": 3}
-    for key, value in [*sizes.items(), *changes]:
-        *sections, name = key.split(".")
-        section = values
-        for each in sections:
-            section = section[each]
-        section[name] = value
-    file = folder / "params" / "sample.yaml"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(values, sort_keys=False))
-    return params.load(file)
+    return changed_study(folder, "nih_sample", sizes | dict(changes))
 
 
 def kept(study) -> pd.DataFrame:

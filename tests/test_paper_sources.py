@@ -12,17 +12,17 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
-from conftest import ROOT
+from conftest import ROOT, changed_study
 from PIL import Image
 from test_curate_folders import write_nih
 
-from chexreason import curate, params, records, teacher
+from chexreason import curate, records, teacher
 from chexreason.execute import execute
 from chexreason.labels import CHEXPERT14
 from chexreason.sources import mimic, phantom
 
-SIZES = {"sft": 40, "rl": 20, "validation": 20, "floor": 0.0}
+SMALLER = {"curate.sft": 40, "curate.rl": 20, "curate.validation": 20, "curate.floor": 0.0}
+SMALLER |= {"tests.chexpert-test.films": 30, "tests.nih-test.films": 20, "teacher": {"kind": "rules", "seed": 0}}
 
 
 @pytest.fixture(scope="module")
@@ -60,20 +60,13 @@ def study(tmp_path_factory, pictures):
     write_mimic(folder / "mimic", pictures)
     write_chexpert(folder / "chexpert", pictures)
     write_nih(folder / "nih")
-    values = yaml.safe_load((ROOT / "params" / "paper.yaml").read_text(encoding="utf-8"))
-    values["curate"] |= SIZES
-    values["teacher"] = {"kind": "rules", "seed": 0}
-    for name, films in (("chexpert-test", 30), ("nih-test", 20)):
-        values["tests"][name]["films"] = films
-    file = folder / "params" / "paper.yaml"
-    file.parent.mkdir()
-    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    study = changed_study(folder, "paper", SMALLER)
     with pytest.MonkeyPatch.context() as patched:
         for variable, name in (("MIMIC_CXR_JPG", "mimic"), ("CHEXPERT", "chexpert"), ("NIH_CXR14", "nih")):
             patched.setenv(variable, str(folder / name))
         patched.chdir(folder)
         execute(ROOT / "notebooks" / "1_curate.ipynb", folder / "out.ipynb", {"params": "params/paper.yaml"})
-        yield params.load(file)
+        yield study
 
 
 def test_every_split_is_filled_from_the_set_it_belongs_to(study):
