@@ -79,8 +79,8 @@ def executed(notebook, *run):
     return f"{runs}/notebooks/{'-'.join([notebook, *run]).replace('/', '-')}.ipynb"
 
 
-sft_runs = [(run.model, run.format, seed) for run in study.sft.runs for seed in study.seeds]
-grpo_runs = [(run.model, run.format, run.reward, seed) for run in study.grpo.runs for seed in study.seeds]
+sft_runs = [(run.model, run.format, seed) for run, seed in study.runs("sft")]
+grpo_runs = [(run.model, run.format, run.reward, seed) for run, seed in study.runs("grpo")]
 chapters = [
     executed("index"),
     executed("1_curate"),

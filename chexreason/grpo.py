@@ -227,8 +227,7 @@ def logs(study: params.Study) -> pd.DataFrame:
         records.load(folder(study, run.model, run.reward, seed) / "log.parquet").assign(
             run=f"{run.reward}, seed {seed}"
         )
-        for run in study.grpo.runs
-        for seed in study.seeds
+        for run, seed in study.runs("grpo")
     ]
     return pd.concat(tables, ignore_index=True) if tables else empty
 

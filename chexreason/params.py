@@ -419,13 +419,15 @@ class Compare(Section):
 class Study(Section):
     """A whole study.  `folder` is where its records lie: `runs/<study>` beside the folder of the params file.
 
-    `notice` stands at the head of every page of its book.
+    `notice` stands at the head of every page of its book.  Every run is made with each of `seeds`, and those that are
+    not marked `full` with each of `more_seeds` too, which are left to `make full`.
     """
 
     study: str
     title: str
     notice: str = ""
-    seeds: list[int]
+    seeds: Annotated[list[int], Field(min_length=1)]
+    more_seeds: list[int] = []
     sources: dict[str, Source]
     curate: Curate
     tests: dict[str, Test]
@@ -464,6 +466,8 @@ class Study(Section):
         trained = {(run.model, run.format): None for run in self.sft.runs}
         for run in self.grpo.runs:
             _known("grpo.runs: model and format", (run.model, run.format), trained)
+        if twice := set(self.seeds) & set(self.more_seeds):
+            raise ValueError(f"more_seeds: {min(twice)} stands under seeds already")
         return self
 
     def _keep_apart(self) -> None:
@@ -516,6 +520,7 @@ class Study(Section):
             stage: getattr(self, stage).model_copy(update={"runs": [run for run in runs if not run.full]})
             for stage, runs in (("sft", self.sft.runs), ("grpo", self.grpo.runs))
         }
+        kept["more_seeds"] = []
         kept["models"] = {name: model for name, model in self.models.items() if not model.full}
         trying = self.prompts is not None and self.prompts.full
         study = self.model_copy(update=kept | ({"prompts": None} if trying else {}))
@@ -525,6 +530,7 @@ class Study(Section):
             *(f"untuned {name}" for name, model in self.models.items() if model.full),
             *(f"SFT of {run.model}, {run.format}" for run in self.sft.runs if run.full),
             *(f"GRPO of {run.model}, {run.reward} reward" for run in self.grpo.runs if run.full),
+            *(f"seed {seed}" for seed in self.more_seeds),
         ]
         return study
 
@@ -533,6 +539,14 @@ class Study(Section):
         """Twelve hexadecimal digits that change when any value of the params file does."""
         return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()[:12]
 
+    def runs(self, stage: Literal["sft", "grpo"]) -> list[tuple[SftRun | GrpoRun, int]]:
+        """Every training run of a stage, with its seed."""
+        return [
+            (run, seed)
+            for run in getattr(self, stage).runs
+            for seed in (self.seeds if run.full else [*self.seeds, *self.more_seeds])
+        ]
+
     def checkpoints(self) -> list[tuple[str, str, int]]:
         """Every (model, checkpoint, seed) that is asked.
 
@@ -540,12 +554,9 @@ class Study(Section):
         best macro-F1 on validation films).
         """
         untuned = [(model, "untuned", self.seeds[0]) for model in self.models]
-        sft = [(run.model, f"sft/{run.format}", seed) for run in self.sft.runs for seed in self.seeds]
+        sft = [(run.model, f"sft/{run.format}", seed) for run, seed in self.runs("sft")]
         grpo = [
-            (run.model, f"grpo/{run.reward}{which}", seed)
-            for run in self.grpo.runs
-            for seed in self.seeds
-            for which in ("", "-best")
+            (run.model, f"grpo/{run.reward}{which}", seed) for run, seed in self.runs("grpo") for which in ("", "-best")
         ]
         return untuned + sft + grpo
 

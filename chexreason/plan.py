@@ -89,8 +89,8 @@ def runs(study: params.Study) -> list[Run]:
     tried = study.prompts.variants if study.prompts else []
     grid = [
         *(("prompts", study.prompts.model, name, name, study.seeds[0]) for name in tried),
-        *(("sft", run.model, run.format, run.format, seed) for run in study.sft.runs for seed in study.seeds),
-        *(("grpo", run.model, run.reward, run.format, seed) for run in study.grpo.runs for seed in study.seeds),
+        *(("sft", run.model, run.format, run.format, seed) for run, seed in study.runs("sft")),
+        *(("grpo", run.model, run.reward, run.format, seed) for run, seed in study.runs("grpo")),
         *(
             ("predict", model, checkpoint, study.prompt(model, checkpoint), seed)
             for model, checkpoint, seed in study.checkpoints()
@@ -392,12 +392,12 @@ def needed(study: params.Study) -> float:
     curated = study.curate
     size = (curated.sft + curated.rl + curated.validation) * study.sources[curated.train].size ** 2
     size += sum(test.films * study.sources[test.source].size ** 2 for test in study.tests.values())
-    saved = [(run.model, 2) for run in study.sft.runs]
-    saved += [(run.model, study.grpo.steps // study.grpo.save_every) for run in study.grpo.runs]
+    saved = [(run.model, 2) for run, _ in study.runs("sft")]
+    saved += [(run.model, study.grpo.steps // study.grpo.save_every) for run, _ in study.runs("grpo")]
     for model, checkpoints in saved:
         if _stand_in(study, model):
             continue
-        size += len(study.seeds) * checkpoints * ADAPTER_BYTES * _known(study, model).lora
+        size += checkpoints * ADAPTER_BYTES * _known(study, model).lora
     return size + sum(2 * _known(study, name).weights for name, model in study.models.items() if access(model.path))
 
 

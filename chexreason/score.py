@@ -310,14 +310,16 @@ def _replies(answers: pd.DataFrame) -> list[set[str]]:
 
 def steps(study) -> list[tuple[tuple, tuple]]:
     """The steps of training as pairs of (model, checkpoint, seed): untuned to SFT, and SFT to GRPO."""
-    pairs = []
-    for seed in study.seeds:
-        for run in study.sft.runs:
-            pairs.append(((run.model, "untuned", study.seeds[0]), (run.model, f"sft/{run.format}", seed)))
-        for run in study.grpo.runs:
-            for checkpoint in (f"grpo/{run.reward}", f"grpo/{run.reward}-best"):
-                pairs.append(((run.model, f"sft/{run.format}", seed), (run.model, checkpoint, seed)))
-    return pairs
+    fine_tuned = [
+        ((run.model, "untuned", study.seeds[0]), (run.model, f"sft/{run.format}", seed))
+        for run, seed in study.runs("sft")
+    ]
+    rewarded = [
+        ((run.model, f"sft/{run.format}", seed), (run.model, f"grpo/{run.reward}{which}", seed))
+        for run, seed in study.runs("grpo")
+        for which in ("", "-best")
+    ]
+    return fine_tuned + rewarded
 
 
 def compare(study) -> dict[str, pd.DataFrame]:

@@ -142,8 +142,7 @@ def logs(study: params.Study) -> pd.DataFrame:
             records.load(folder(study, run.model, run.format, seed) / "log.parquet").assign(
                 model=study.models[run.model].name, format=run.format, seed=seed
             )
-            for run in study.sft.runs
-            for seed in study.seeds
+            for run, seed in study.runs("sft")
         ],
         ignore_index=True,
     )

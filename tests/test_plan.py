@@ -48,7 +48,7 @@ def test_every_run_of_the_grid_is_there_once_for_each_seed(file):
     assert [(run.model, run.variant, run.seed) for run in runs if run.stage == "predict"] == study.checkpoints()
     assert [run.variant for run in runs if run.stage == "prompts"] == study.prompts.variants
     for stage, name in (("sft", "format"), ("grpo", "reward")):
-        grid = {(run.model, getattr(run, name), seed) for run in getattr(study, stage).runs for seed in study.seeds}
+        grid = {(run.model, getattr(run, name), seed) for run, seed in study.runs(stage)}
         found = [(run.model, run.variant, run.seed) for run in runs if run.stage == stage]
         assert set(found) == grid
         assert len(found) == len(grid)
