@@ -71,9 +71,9 @@ def run(given: argparse.Namespace) -> None:
 
 def results(given: argparse.Namespace) -> None:
     """Print the study's scores, one row per model, dataset and label set."""
-    from chexreason import score
+    from chexreason import compare
 
-    rows = score.results(_study(given.params))
+    rows = compare.results(_study(given.params))
     if given.json:
         print("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]")
     else:

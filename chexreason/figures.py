@@ -76,7 +76,7 @@ def intervals(overall: pd.DataFrame, ax, *, phantom: bool, metric: str = "macro_
 
 
 def tension(gains: pd.DataFrame, ax, *, phantom: bool):
-    """What each step of training gained or lost on each data set, with 95 % intervals, from `score.gains`."""
+    """What each step of training gained or lost on each data set, with 95 % intervals, from `compare.gains`."""
     steps = gains.assign(step=gains["step"].str.replace("/", "\n", n=1))
     dots(steps, ax, y="step", hue="dataset", value="difference", low="low", high="high")
     ax.axvline(0, color="black", linewidth=1)

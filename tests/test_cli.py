@@ -96,6 +96,6 @@ def test_a_run_is_handed_to_snakemake_in_the_folder_of_the_study(tmp_path, monke
 
 
 def test_what_is_a_fault_of_ours_keeps_its_traceback(scored, monkeypatch):
-    monkeypatch.setattr("chexreason.score.results", lambda study: 1 / 0)
+    monkeypatch.setattr("chexreason.compare.results", lambda study: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["results", "params/smoke.yaml"])

@@ -133,5 +133,5 @@ def test_code_is_followed_through_imports_at_any_depth(tmp_path):
 
 def test_a_stage_depends_on_the_modules_it_uses_and_on_no_schema():
     found = {path.name for path in modules(ROOT / "notebooks" / "6_compare.ipynb")}
-    assert {"score.py", "records.py", "labels.py"} <= found
+    assert {"compare.py", "score.py", "records.py", "labels.py"} <= found
     assert not {"params.py", "cli.py", "sft.py"} & found

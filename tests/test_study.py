@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from conftest import command, study_folder
 
-from chexreason import answers, labels, records, score
+from chexreason import answers, compare, labels, records
 from chexreason.execute import PACKAGE
 
 SFT = "sft/medgemma/free_reasoning/seed0"
@@ -79,9 +79,9 @@ def test_training_changed_the_adapter(smoke):
 
 def test_every_checkpoint_answers_every_film_and_the_text_is_what_was_parsed(smoke):
     manifest = record(smoke, "curate/manifest")
-    asked = manifest[manifest["split"].isin(score.datasets(smoke))]
+    asked = manifest[manifest["split"].isin(compare.datasets(smoke))]
     for checkpoint in smoke.checkpoints():
-        given = records.load(score.answers_path(smoke, *checkpoint))
+        given = records.load(compare.answers_path(smoke, *checkpoint))
         assert set(zip(given["dataset"], given["film"], strict=True)) == set(
             zip(asked["split"], asked["film"], strict=True)
         )
@@ -100,8 +100,8 @@ def test_records_say_where_they_come_from(smoke):
 def test_the_command_line_prints_one_result_per_model_data_set_and_label_set(smoke):
     said = command(smoke.folder.parents[1], "results", "params/smoke.yaml", "--json")
     rows = json.loads(said.stdout)
-    sets = [(dataset, name) for dataset, names in score.datasets(smoke).items() for name in names]
-    models = [score.model_name(smoke, model, checkpoint) for model, checkpoint, _ in smoke.checkpoints()]
+    sets = [(dataset, name) for dataset, names in compare.datasets(smoke).items() for name in names]
+    models = [compare.model_name(smoke, model, checkpoint) for model, checkpoint, _ in smoke.checkpoints()]
     assert [(row["model"], row["dataset"], row["label_set"]) for row in rows] == [
         (model, *where) for model in models for where in sets
     ]
@@ -150,7 +150,7 @@ def test_a_changed_value_runs_again_just_what_depends_on_it(smoke, new, old, sta
 
 
 def test_the_same_params_give_the_same_answers_byte_for_byte(smoke):
-    answered = score.answers_path(smoke, "medgemma", "grpo/hard", 0)
+    answered = compare.answers_path(smoke, "medgemma", "grpo/hard", 0)
     before = answered.read_bytes()
     answered.unlink()
     folder = smoke.folder.parents[1]
