@@ -126,7 +126,7 @@ def _load(settings: params.LocalTeacher):
     place = models.folder(settings.model)
     if hasattr(AutoConfig.from_pretrained(place), "vision_config"):
         model = params.Model(name="teacher", path=settings.model, dtype=settings.dtype)
-        return models.load_base(model), models.load_processor(settings.model)
+        return models.load_base(model), models.load_processor(model)
     if settings.show_film:
         raise TeacherError(f"teacher.model: {settings.model} cannot look at films; set teacher.show_film: false")
     words = AutoModelForCausalLM.from_pretrained(

@@ -122,7 +122,7 @@ def trainer(study: params.Study, model: str, format: str, reward_name: str, seed
     )
     runner = GRPOTrainer(
         model=policy(study, model, format, seed),
-        processing_class=models.load_processor(study.models[model].path),
+        processing_class=models.load_processor(study.models[model]),
         args=arguments,
         reward_funcs=reward,
         train_dataset=training.examples(films, format, truth=list(films["labels"])),
@@ -163,7 +163,7 @@ def validate(study: params.Study, model: str, format: str, checkpoint: Path) -> 
         return records.load_json(kept)
     films = curate.dataset(study, study.home).head(study.grpo.validation_films)
     protocol = study.predict.model_copy(update={"prompt": format})
-    asked = models.load_trained(study.models[model], checkpoint), models.load_processor(study.models[model].path)
+    asked = models.load_trained(study.models[model], checkpoint), models.load_processor(study.models[model])
     texts = predict.answer(*asked, films["image"], protocol, f"validation of {checkpoint.name}")
     given = [[label in answers.read(text).labels for label in curate.LABELS] for text in texts]
     value = float(score.macro(score.tally(films[curate.LABELS].to_numpy(), given).sum(axis=0))[2])

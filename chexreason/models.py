@@ -25,22 +25,38 @@ def folder(path: str) -> str:
     return str(place)
 
 
-def load_processor(path: str):
+def load_processor(model: params.Model):
     """The processor of a model: image processor, tokenizer and chat template, padding on the left.
 
     Qwen2.5-VL's processor demands a video processor, which demands torchvision; without torchvision the image-only
-    subclass of this module reads the same folder.
+    subclass of this module reads the same folder.  Raises ModelError where `visual_tokens` is given to a model whose
+    number of tokens is fixed.
     """
     from transformers import AutoConfig, AutoProcessor
     from transformers.utils import is_torchvision_available
 
-    place = folder(path)
+    place = folder(model.path)
     if AutoConfig.from_pretrained(place).model_type == "qwen2_5_vl" and not is_torchvision_available():
         processor = image_only_qwen().from_pretrained(place)
     else:
         processor = AutoProcessor.from_pretrained(place)
     processor.tokenizer.padding_side = "left"
+    if model.visual_tokens:
+        bound(processor.image_processor, model)
     return processor
+
+
+def bound(image_processor, model: params.Model) -> None:
+    """Have Qwen2.5-VL's image processor make between `model.visual_tokens` tokens of a film, of whatever size it is.
+
+    The processor counts in pixels: a token is a square of `merge_size` x `merge_size` patches, 28 x 28 pixels of the
+    published model.
+    """
+    if "shortest_edge" not in image_processor.size:
+        raise ModelError(f"{model.path}: visual_tokens: this model's number of tokens is fixed; leave the key out")
+    token = (image_processor.patch_size * image_processor.merge_size) ** 2
+    fewest, most = (tokens * token for tokens in model.visual_tokens)
+    image_processor.size = {"shortest_edge": fewest, "longest_edge": most}
 
 
 def image_only_qwen():

@@ -252,12 +252,23 @@ Teacher = Annotated[Rules | LocalTeacher | Endpoint | Gemini, Field(discriminato
 
 
 class Model(Section):
-    """A base model: where it is loaded from, and what the results call it; `full` as in an SFT run."""
+    """A base model: where it is loaded from, and what the results call it; `full` as in an SFT run.
+
+    `visual_tokens` bounds what Qwen2.5-VL makes of a film, whatever its size (PROTOCOL: Models); without it the bounds
+    that the model came with hold.
+    """
 
     name: str
     path: str
     dtype: Literal["float32", "bfloat16"]
+    visual_tokens: Annotated[tuple[Count, Count], Field(strict=False)] | None = None
     full: bool = False
+
+    @model_validator(mode="after")
+    def _fewest_first(self):
+        if self.visual_tokens and self.visual_tokens[0] > self.visual_tokens[1]:
+            raise ValueError("visual_tokens must be [fewest, most], the fewest first")
+        return self
 
 
 class Lora(Section):

@@ -191,7 +191,8 @@ def _predict(study: params.Study, shape: shapes.Shape, model: params.Model, prom
 def _measured(study: params.Study, stage: str, model: str, variant: str, prompt: str) -> Cost:
     """What a run of a stand-in takes, by what was measured."""
     size = study.sources[study.curate.train].size
-    tokens = _spoken(study.models[model].path, prompt) + shapes.visual_tokens(study.models[model].path, size, size)
+    asked = study.models[model]
+    tokens = _spoken(asked, prompt) + shapes.visual_tokens(asked, size, size)
     if stage == "sft":
         learnt, watched = _trained(study)
         done, how = {"learn": learnt, "watch": watched}, f"{learnt:,} films learnt from, {watched:,} watched"
@@ -207,7 +208,7 @@ def _measured(study: params.Study, stage: str, model: str, variant: str, prompt:
 
 
 @cache
-def _spoken(path: str, prompt: str) -> int:
+def _spoken(model: params.Model, prompt: str) -> int:
     """Tokens of a prompt and of an answer as the rules write it, by a stand-in's own tokenizer."""
     from numpy.random import default_rng
 
@@ -215,7 +216,7 @@ def _spoken(path: str, prompt: str) -> int:
 
     labels, form = ("Cardiomegaly", "Edema"), prompt if prompt in teacher.FORMATS else "free_reasoning"
     trace = teacher.write_trace(labels, [], "AP", default_rng(0), form)
-    words = models.load_processor(path).tokenizer
+    words = models.load_processor(model).tokenizer
     return sum(
         len(words(text).input_ids)
         for text in (prompts.load(prompt), answers.write(answers.Answer(trace, labels), form))
@@ -279,7 +280,7 @@ def _answering(shape: shapes.Shape, protocol: params.Predict, films: int, prompt
 
 def _shape(study: params.Study, model: str) -> shapes.Shape:
     height = study.sources[study.curate.train].size
-    return shapes.shape(study.models[model].path, study.lora, round(WIDTH * height), height)
+    return shapes.shape(study.models[model], study.lora, round(WIDTH * height), height)
 
 
 def _prompt(shape: shapes.Shape, prompt: str) -> int:
@@ -407,7 +408,8 @@ def _known(study: params.Study, model: str) -> shapes.Shape:
         return _shape(study, model)
     except models.ModelError:
         height = study.sources[study.curate.train].size
-        return shapes.shape(next(iter(shapes.PUBLISHED)), study.lora, height, height)
+        gemma = params.Model(name="Gemma 3", path=next(iter(shapes.PUBLISHED)), dtype="bfloat16")
+        return shapes.shape(gemma, study.lora, height, height)
 
 
 # What the estimates rest on, in words.

@@ -62,7 +62,7 @@ def load(study: params.Study, model: str, checkpoint: str, seed: int) -> tuple:
     settings, trained = study.models[model], adapter(study, model, checkpoint, seed)
     loaded = models.load_trained(settings, trained) if trained else models.load_base(settings)
     protocol = study.predict.model_copy(update={"prompt": study.prompt(model, checkpoint)})
-    return loaded, models.load_processor(settings.path), protocol
+    return loaded, models.load_processor(settings), protocol
 
 
 def own(study: params.Study, model: str, checkpoint: str, seed: int, paths: Sequence[str | Path]) -> list[str]:
@@ -156,7 +156,7 @@ def try_prompts(study: params.Study) -> pd.DataFrame:
             / f"{hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]}.parquet"
         )
         if not kept.exists():
-            loaded = loaded or (models.load_base(settings), models.load_processor(settings.path))
+            loaded = loaded or (models.load_base(settings), models.load_processor(settings))
             protocol = study.predict.model_copy(update={"prompt": name})
             texts = answer(*loaded, films["image"], protocol, f"{trial.model}, {name}")
             records.save(read(study, study.home, films, texts, loaded[1]).assign(prompt=name), kept, origin)

@@ -79,7 +79,7 @@ def trainer(study: params.Study, model: str, format: str, seed: int):
     )
     runner = SFTTrainer(
         model=models.load_base(study.models[model]),
-        processing_class=models.load_processor(study.models[model].path),
+        processing_class=models.load_processor(study.models[model]),
         args=arguments,
         train_dataset=train,
         eval_dataset=data(study, "sft-holdout", format),

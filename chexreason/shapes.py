@@ -77,9 +77,6 @@ PUBLISHED = {
 }
 """Hub id to architecture."""
 
-QWEN_TOKENS = (256, 512)
-"""The fewest and the most tokens of a film for Qwen2.5-VL (PROTOCOL: Models); the hub's own bounds are far wider."""
-
 
 class Shape(NamedTuple):
     """What the cost of a model follows from.  Weights are counted once where two parts share them.
@@ -155,53 +152,52 @@ def adapted(model, lora: params.Lora) -> dict[str, int]:
     return dict(count)
 
 
-def image_processor(path: str):
-    """The image processor of a model; of a published one with the paper's bounds, and without asking the hub."""
-    if path not in PUBLISHED:
-        return models.load_processor(path).image_processor
-    vision = PUBLISHED[path]["vision_config"]
-    if PUBLISHED[path]["model_type"] == "gemma3":
+def image_processor(model: params.Model):
+    """The image processor of a model; of a published one without asking the hub."""
+    if model.path not in PUBLISHED:
+        return models.load_processor(model).image_processor
+    vision = PUBLISHED[model.path]["vision_config"]
+    if PUBLISHED[model.path]["model_type"] == "gemma3":
         from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
         return Gemma3ImageProcessorPil(size={"height": vision["image_size"], "width": vision["image_size"]})
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    merge = vision["spatial_merge_size"]
-    fewest, most = (tokens * (vision["patch_size"] * merge) ** 2 for tokens in QWEN_TOKENS)
-    return Qwen2VLImageProcessorPil(
-        patch_size=vision["patch_size"], merge_size=merge, min_pixels=fewest, max_pixels=most
-    )
+    processor = Qwen2VLImageProcessorPil(patch_size=vision["patch_size"], merge_size=vision["spatial_merge_size"])
+    if model.visual_tokens:
+        models.bound(processor, model)
+    return processor
 
 
-def patches(path: str, width: int, height: int) -> int:
+def patches(model: params.Model, width: int, height: int) -> int:
     """How many patches the vision encoder sees of a film of `width` x `height` pixels."""
-    processor = image_processor(path)
+    processor = image_processor(model)
     if hasattr(processor, "get_number_of_image_patches"):
         return processor.get_number_of_image_patches(height, width, {})
-    patch = config(path).vision_config.patch_size
+    patch = config(model.path).vision_config.patch_size
     return (processor.size["height"] // patch) * (processor.size["width"] // patch)
 
 
-def visual_tokens(path: str, width: int, height: int) -> int:
+def visual_tokens(model: params.Model, width: int, height: int) -> int:
     """How many tokens the language model gets of a film of `width` x `height` pixels."""
-    settings = config(path)
+    settings = config(model.path)
     if settings.model_type == "gemma3":
         return settings.mm_tokens_per_image
-    return patches(path, width, height) // settings.vision_config.spatial_merge_size**2
+    return patches(model, width, height) // settings.vision_config.spatial_merge_size**2
 
 
 @cache
-def shape(path: str, lora: params.Lora, width: int, height: int) -> Shape:
+def shape(model: params.Model, lora: params.Lora, width: int, height: int) -> Shape:
     """The shape of a model with LoRA, shown films of `width` x `height` pixels."""
-    settings, model = config(path), empty(path)
-    text, vision, count = settings.text_config, settings.vision_config, parts(model)
+    settings, built = config(model.path), empty(model.path)
+    text, vision, count = settings.text_config, settings.vision_config, parts(built)
     layers = vision.depth if hasattr(vision, "depth") else vision.num_hidden_layers
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return Shape(
         vision=count["vision"],
         language=count["language"],
         head=text.vocab_size * text.hidden_size,
-        lora=sum(adapted(model, lora).values()),
+        lora=sum(adapted(built, lora).values()),
         hidden=text.hidden_size,
         inner=text.intermediate_size,
         layers=text.num_hidden_layers,
@@ -209,6 +205,6 @@ def shape(path: str, lora: params.Lora, width: int, height: int) -> Shape:
         vision_hidden=vision.hidden_size,
         vision_layers=layers,
         vision_global=len(getattr(vision, "fullatt_block_indexes", None) or range(layers)),
-        patches=patches(path, width, height),
-        tokens=visual_tokens(path, width, height),
+        patches=patches(model, width, height),
+        tokens=visual_tokens(model, width, height),
     )

@@ -81,7 +81,7 @@ def answering(films: int = 256, batch: int = 64) -> str:
     from chexreason.sources import phantom
 
     model = params.Model(name="bench", path="stand-in:medgemma", dtype="float32")
-    loaded, processor = models.load_base(model), models.load_processor(model.path)
+    loaded, processor = models.load_base(model), models.load_processor(model)
     protocol = params.Predict(prompt="free_reasoning", max_new_tokens=160, batch=batch)
     with TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{number}.png" for number in range(films)]

@@ -156,7 +156,7 @@ def test_a_local_models_tokens_are_counted_up_to_its_end_and_a_missing_end_is_to
 def test_a_local_model_without_eyes_is_asked_in_words_only(tmp_path):
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-    processor = models.load_processor("stand-in:medgemma")
+    processor = models.load_processor(params.Model(name="m", path="stand-in:medgemma", dtype="float32"))
     words = Gemma3TextConfig(
         vocab_size=len(processor.tokenizer),
         hidden_size=16,

@@ -37,7 +37,7 @@ def test_lora_trains_the_language_models_projections_and_nothing_else(stand_in):
 
 
 def test_tokenizer_loses_nothing(stand_in):
-    tokenizer = models.load_processor(stand_in.path).tokenizer
+    tokenizer = models.load_processor(stand_in).tokenizer
     text = "<think>Ünusual: 3 µm <b>bold</b>\n\tيمين 🫁</think>\n<solution>Edema,  Fracture</solution>"
     assert tokenizer.decode(tokenizer(text).input_ids) == text
 

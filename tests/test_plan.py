@@ -15,6 +15,7 @@ PAPER, SMOKE = ROOT / "params" / "paper.yaml", ROOT / "params" / "smoke.yaml"
 MEDGEMMA, QWEN, _ = shapes.PUBLISHED
 FILM = (734, 896)
 LORA = Lora(r=16, alpha=32, dropout=0.1)
+MODELS = {model.path: model for model in params.load(PAPER).models.values()}
 
 
 @pytest.fixture(autouse=True)
@@ -162,7 +163,7 @@ def test_reading_is_what_torch_counts_for_the_language_model():
     with FlopCounterMode(display=False) as counted:
         hidden = model.model.language_model(input_ids=torch.zeros(1, tokens, dtype=torch.long, device="meta"))
         model.lm_head(hidden.last_hidden_state[:, -700:])
-    estimate = plan.reading(shapes.shape(MEDGEMMA, LORA, *FILM), tokens, 700)
+    estimate = plan.reading(shapes.shape(MODELS[MEDGEMMA], LORA, *FILM), tokens, 700)
     assert counted.get_total_flops() == pytest.approx(estimate, rel=0.06)  # attention, which is left out
 
 
@@ -173,7 +174,9 @@ def test_seeing_is_what_torch_counts_for_the_vision_encoder():
     pixels = torch.empty(1, 3, 896, 896, device="meta", dtype=torch.bfloat16)
     with FlopCounterMode(display=False) as counted:
         shapes.empty(MEDGEMMA).get_image_features(pixels, return_dict=True)
-    assert counted.get_total_flops() == pytest.approx(plan.seeing(shapes.shape(MEDGEMMA, LORA, *FILM)), rel=0.02)
+    assert counted.get_total_flops() == pytest.approx(
+        plan.seeing(shapes.shape(MODELS[MEDGEMMA], LORA, *FILM)), rel=0.02
+    )
 
 
 @pytest.mark.parametrize("path", [MEDGEMMA, QWEN])
@@ -198,14 +201,14 @@ def test_activations_are_what_autograd_keeps(path):
         ids, places = (torch.zeros(1, tokens, dtype=torch.long, device="meta") for _ in range(2))
         held = model.model.language_model(input_ids=ids, position_ids=places)
     assert held.last_hidden_state.requires_grad
-    shape = shapes.shape(path, LORA, *FILM)._replace(patches=0)
+    shape = shapes.shape(MODELS[path], LORA, *FILM)._replace(patches=0)
     estimate = plan.activations(shape, 1, tokens, checkpointing=False) * shape.layers / (shape.layers + 1)
     assert sum(storage.nbytes() for storage in kept.values()) == pytest.approx(estimate, rel=0.12)
 
 
 def test_keys_and_values_by_hand():
     """Gemma 3 4B: 34 layers, 4 heads of 256 numbers, keys and values, two bytes each."""
-    assert plan.cached(shapes.shape(MEDGEMMA, LORA, *FILM), batch=3, tokens=10) == 34 * 4 * 256 * 2 * 2 * 30
+    assert plan.cached(shapes.shape(MODELS[MEDGEMMA], LORA, *FILM), batch=3, tokens=10) == 34 * 4 * 256 * 2 * 2 * 30
 
 
 def test_a_short_study_costs_less_than_a_full_one():

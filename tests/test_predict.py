@@ -43,7 +43,7 @@ def test_rewards_are_the_hard_reward_and_missing_where_labels_are_unknown(smoke,
 
 def test_answers_do_not_depend_on_the_batch(smoke, asked):
     model = models.load_trained(smoke.models["medgemma"], predict.adapter(smoke, "medgemma", "sft/free_reasoning", 0))
-    processor = models.load_processor(smoke.models["medgemma"].path)
+    processor = models.load_processor(smoke.models["medgemma"])
     films = curate.dataset(smoke, "a-validation").head(4)
     alone = smoke.predict.model_copy(update={"batch": 1})
     texts = predict.answer(model, processor, films["image"], alone)

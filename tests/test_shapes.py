@@ -3,12 +3,14 @@
 import re
 
 import pytest
+from conftest import ROOT
 
-from chexreason import models, shapes
+from chexreason import models, params, shapes
 from chexreason.params import Lora
 
 MEDGEMMA, QWEN, NV_REASON = shapes.PUBLISHED
 LORA = Lora(r=16, alpha=32, dropout=0.1)
+MODELS = {model.path: model for model in params.load(ROOT / "params" / "paper.yaml").models.values()}
 
 
 @pytest.fixture(scope="module", params=[MEDGEMMA, QWEN])
@@ -76,19 +78,19 @@ def test_trainable_weights_at_rank_16_by_hand(path, built):
 
 @pytest.mark.parametrize("size", [(896, 896), (1024, 1280), (2500, 3050)])
 def test_a_film_is_256_tokens_for_medgemma_and_256_to_512_for_qwen(size):
-    assert shapes.visual_tokens(MEDGEMMA, *size) == 256
-    assert 256 <= shapes.visual_tokens(QWEN, *size) <= 512
+    assert shapes.visual_tokens(MODELS[MEDGEMMA], *size) == 256
+    assert 256 <= shapes.visual_tokens(MODELS[QWEN], *size) <= 512
 
 
 def test_what_the_image_processor_makes_of_a_film_is_what_was_counted():
     from PIL import Image
 
     film = Image.new("RGB", (734, 896))
-    gemma, qwen = (shapes.image_processor(path)(film, return_tensors="pt") for path in (MEDGEMMA, QWEN))
+    gemma, qwen = (shapes.image_processor(MODELS[path])(film, return_tensors="pt") for path in (MEDGEMMA, QWEN))
     assert gemma["pixel_values"].shape == (1, 3, 896, 896)
-    assert shapes.patches(MEDGEMMA, *film.size) == (896 // 14) ** 2
-    assert len(qwen["pixel_values"]) == shapes.patches(QWEN, *film.size)
-    assert int(qwen["image_grid_thw"].prod()) == 4 * shapes.visual_tokens(QWEN, *film.size)
+    assert shapes.patches(MODELS[MEDGEMMA], *film.size) == (896 // 14) ** 2
+    assert len(qwen["pixel_values"]) == shapes.patches(MODELS[QWEN], *film.size)
+    assert int(qwen["image_grid_thw"].prod()) == 4 * shapes.visual_tokens(MODELS[QWEN], *film.size)
 
 
 def test_medgemmas_projector_makes_256_features_of_a_film():
@@ -100,7 +102,8 @@ def test_medgemmas_projector_makes_256_features_of_a_film():
 
 
 def test_a_stand_in_has_a_shape_too():
-    shape = shapes.shape("stand-in:medgemma", LORA, 128, 128)
+    model = params.Model(name="stand-in", path="stand-in:medgemma", dtype="float32")
+    shape = shapes.shape(model, LORA, 128, 128)
     stand_in = models.Path(models.folder("stand-in:medgemma")) / "model.safetensors"
     assert shape.weights == pytest.approx(stand_in.stat().st_size / 4, rel=0.02)  # float32, and a header
     assert (shape.patches, shape.tokens) == (64, 16)
