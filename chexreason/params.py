@@ -10,13 +10,24 @@ from typing import Annotated, Literal, get_args
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 
 from chexreason import prompts
 from chexreason.labels import CHEXPERT14, LABEL_SETS
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(gt=0, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes for one
+Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # names folders, too
 View = Literal["PA", "AP", "lateral", "unknown"]
 Label = Literal[CHEXPERT14]
 
@@ -25,10 +36,32 @@ class ParamsError(ValueError):
     """A params file is missing or wrong; the message names the file, the key and what would be right."""
 
 
-class Section(BaseModel):
-    """Base of every section: strict about names and types, and never changed after loading."""
+MOST_BYTES = 1_000_000
+"""A params file is a few kilobytes of text; a larger one is something else, and is not parsed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+class _Loader(yaml.SafeLoader):
+    """YAML without what no params file needs: aliases, a few of which can stand for gigabytes, and repeated keys."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(None, None, "aliases (*name) are not allowed; write the value out", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class Section(BaseModel):
+    """Base of every section: strict about names and types, every number finite, and never changed after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Phantom(Section):
@@ -39,7 +72,7 @@ class Phantom(Section):
     labels: Literal["A", "B", "C"] | None = None
     pixels: Literal["A", "B", "C"] | None = None
     films: Count
-    seed: int
+    seed: Seed
     size: Count = 128
     views: None = None
     splits: None = None
@@ -166,11 +199,11 @@ class Curate(Section):
     holdout: Share
     floor: Share
     ceiling: Share
-    penalty: Annotated[float, Field(ge=0)]
+    penalty: NonNegativeFloat
     bad_share: Share = 0.02
     frozen: str | None = None
     label_sets: list[str]
-    seed: int
+    seed: Seed
 
     @model_validator(mode="after")
     def _floor_below_ceiling(self):
@@ -183,7 +216,7 @@ class Rules(Section):
     """The rule-based teacher: sentences put together from the labels and, on phantoms, from where findings lie."""
 
     kind: Literal["rules"]
-    seed: int
+    seed: Seed
 
 
 class Asked(Section):
@@ -200,9 +233,9 @@ class Asked(Section):
     min_words: Count = 30
     max_words: Count = 350
     max_new_tokens: Count = 1024
-    temperature: Annotated[float, Field(ge=0)] = 0.7
+    temperature: NonNegativeFloat = 0.7
     retries: Annotated[int, Field(ge=0)] = 3
-    seed: int
+    seed: Seed
 
 
 class LocalTeacher(Asked):
@@ -224,8 +257,8 @@ class Hosted(Asked):
     key: str | None = None
     workers: Count = 8
     timeout: Count = 120
-    price_in: Annotated[float, Field(ge=0)] = 0.0
-    price_out: Annotated[float, Field(ge=0)] = 0.0
+    price_in: NonNegativeFloat = 0.0
+    price_out: NonNegativeFloat = 0.0
     agreement: str | None = None
 
 
@@ -303,16 +336,15 @@ class Sft(Section):
     epochs: Count
     patience: Count
     evaluations_per_epoch: Count
-    learning_rate: float
+    learning_rate: PositiveFloat
     warmup: Share
-    weight_decay: float
-    clip: float
+    weight_decay: NonNegativeFloat
+    clip: PositiveFloat
     batch: Count
     accumulate: Count
     checkpointing: bool
 
 
-Points = Annotated[float, Field(ge=0)]
 Frequency = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -323,20 +355,20 @@ class Nuanced(Section):
     many points are worth 1 under the hard reward.
     """
 
-    match: Points
-    recall: Points
-    precision: Points
+    match: NonNegativeFloat
+    recall: NonNegativeFloat
+    precision: NonNegativeFloat
     window: Count
     dominance: Share
-    repetition: Points
-    collapse: Points
-    invalid: Points
-    duplicate: Points
-    false_positive: Points
+    repetition: NonNegativeFloat
+    collapse: NonNegativeFloat
+    invalid: NonNegativeFloat
+    duplicate: NonNegativeFloat
+    false_positive: NonNegativeFloat
     frequency: Annotated[dict[Label, Frequency], Field(min_length=1)]
-    outside: Points
-    format_limit: Points
-    scale: Annotated[float, Field(gt=0)]
+    outside: NonNegativeFloat
+    format_limit: NonNegativeFloat
+    scale: PositiveFloat
 
 
 class Reward(Section):
@@ -344,7 +376,7 @@ class Reward(Section):
 
     min_length: Count
     length_unit: Literal["characters", "words", "tokens"]
-    length_penalty: float
+    length_penalty: NonNegativeFloat
     nuanced: Nuanced | None = None
 
 
@@ -356,8 +388,8 @@ class Collapse(Section):
     """
 
     rollouts: Count
-    entropy: float
-    kl: float
+    entropy: NonNegativeFloat
+    kl: NonNegativeFloat
     length: Share
     commonest_label: Share
     groups_without_contrast: Share
@@ -385,16 +417,16 @@ class Grpo(Section):
     films_per_step: Count
     completions: Annotated[int, Field(ge=2)]
     updates_per_rollout: Count
-    learning_rate: float
+    learning_rate: PositiveFloat
     warmup: Share
-    temperature: float
+    temperature: PositiveFloat
     top_p: Share
-    beta: float
-    clip_low: float
-    clip_high: float
+    beta: NonNegativeFloat
+    clip_low: NonNegativeFloat
+    clip_high: NonNegativeFloat
     scale_rewards: Literal["none", "group", "batch"]
     max_completion_tokens: Count
-    clip: float
+    clip: PositiveFloat
     save_every: Count
     validation_films: Count
     collapse: Collapse
@@ -424,7 +456,7 @@ class Compare(Section):
     """Intervals: draws of the patient bootstrap and its seed."""
 
     draws: Count
-    seed: int
+    seed: Seed
 
 
 class Study(Section):
@@ -434,16 +466,16 @@ class Study(Section):
     not marked `full` with each of `more_seeds` too, which are left to `make full`.
     """
 
-    study: str
+    study: Name
     title: str
     notice: str = ""
-    seeds: Annotated[list[int], Field(min_length=1)]
-    more_seeds: list[int] = []
-    sources: dict[str, Source]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    more_seeds: list[Seed] = []
+    sources: dict[Name, Source]
     curate: Curate
-    tests: dict[str, Test]
+    tests: dict[Name, Test]
     teacher: Teacher
-    models: dict[str, Model]
+    models: dict[Name, Model]
     prompts: Prompts | None = None
     lora: Lora
     sft: Sft
@@ -630,7 +662,13 @@ def _explain(error: dict) -> str:
     if error["type"] == "missing":
         return f"the key {where!r} is missing"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}, got {error['input']!r}" if where else message
+    return f"{where}: {message}, got {_brief(error['input'])}" if where else message
+
+
+def _brief(value) -> str:
+    """`value` as Python writes it, but no more than a line of it."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]} …"
 
 
 def find(path: str | Path) -> Path:
@@ -641,6 +679,23 @@ def find(path: str | Path) -> Path:
     raise ParamsError(f"{path}: no such params file (looked in {Path.cwd().name}/ and the folder above it)")
 
 
+def _yaml(file: Path, path: str | Path):
+    """What a YAML file holds; raises ParamsError, calling the file `path`, where it cannot be read as YAML."""
+    try:
+        with file.open("rb") as stream:
+            text = stream.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise ParamsError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(text) > MOST_BYTES:
+        raise ParamsError(f"{path}: more than {MOST_BYTES:,} bytes, so it is no params file")
+    try:
+        return yaml.load(text.decode(), _Loader)
+    except RecursionError:
+        raise ParamsError(f"{path}: not a params file: nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, a date or a number that is none
+        raise ParamsError(f"{path}: not a YAML file: {error}") from None
+
+
 def load(path: str | Path, full: bool = True) -> Study:
     """Read and check a params file; without `full`, leave out the runs that it marks so.
 
@@ -648,10 +703,7 @@ def load(path: str | Path, full: bool = True) -> Study:
     missing key, a wrong type or a name that nothing defines.
     """
     file = find(path)
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path}: not a YAML file: {error}") from None
+    values = _yaml(file, path)
     if not isinstance(values, dict):
         raise ParamsError(f"{path}: a params file is a mapping of sections, this one holds {type(values).__name__}")
     try:
