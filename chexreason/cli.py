@@ -1,4 +1,4 @@
-"""The command line: `chexreason plan`, `run`, `results`, `predict`, `films`, `review`, `notebook` and `book`.
+"""The command line: `chexreason plan`, `run`, `results`, `score`, `predict`, `films`, `review`, `notebook` and `book`.
 
 Everything heavy is imported by the command that needs it, so that `chexreason --help` answers at once.
 """
@@ -20,9 +20,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return given.command(given) or 0
     except Exception as error:
-        if not isinstance(error, _mendable()):
+        if isinstance(error, OSError) and error.filename:  # a file that the caller named, or the study's folder
+            print(f"chexreason: {error.filename}: {error.strerror}", file=sys.stderr)
+        elif isinstance(error, _mendable()):
+            print(f"chexreason: {error}", file=sys.stderr)
+        else:
             raise
-        print(f"chexreason: {error}", file=sys.stderr)
         return 2
 
 
@@ -32,17 +35,20 @@ class RunError(RuntimeError):
 
 def _mendable() -> tuple[type[Exception], ...]:
     """What the caller can mend from the message alone, without a traceback."""
+    from chexreason.asked import TeacherError
     from chexreason.book import BookError
+    from chexreason.curate import CurateError
     from chexreason.execute import NotebookError
     from chexreason.films import FilmError
     from chexreason.models import ModelError
     from chexreason.params import ParamsError
     from chexreason.records import RecordError
     from chexreason.review import ReviewError
+    from chexreason.score_files import ScoreError
     from chexreason.sources import SourceError
 
     ours = ParamsError, RecordError, SourceError, FilmError, ModelError, ReviewError, NotebookError, BookError
-    return RunError, *ours
+    return RunError, CurateError, TeacherError, ScoreError, *ours
 
 
 def plan(given: argparse.Namespace) -> int:
@@ -82,6 +88,16 @@ def results(given: argparse.Namespace) -> None:
         print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3f}".format))
 
 
+def score(given: argparse.Namespace) -> None:
+    """Print how one CSV file's labels score against another's."""
+    from chexreason import score_files
+
+    scored = score_files.score_files(
+        given.truth, given.pred, given.label_set, given.patient, draws=given.draws, seed=given.seed
+    )
+    print(json.dumps(scored, indent=1, allow_nan=False) if given.json else score_files.told(scored))
+
+
 def predict(given: argparse.Namespace) -> None:
     """Print what a checkpoint of a study says about films of the caller's own."""
     from chexreason import predict
@@ -90,7 +106,7 @@ def predict(given: argparse.Namespace) -> None:
     seed = study.seeds[0] if given.seed is None else given.seed
     replies = predict.own(study, given.model, given.checkpoint, seed, given.films)
     for film, reply in zip(given.films, replies, strict=True):
-        print(f"{film}\n\n{predict.told(reply)}\n")
+        print(f"{film}\n\n{_printable(predict.told(reply))}\n")
     print(predict.caution(study, given.model))
 
 
@@ -116,12 +132,11 @@ def review(given: argparse.Namespace) -> None:
 
 def notebook(given: argparse.Namespace) -> None:
     """Run one notebook as the DAG does."""
-    import yaml
-
     from chexreason.execute import execute
 
+    parameters = {name: _value(name, text) for name, text in given.parameters}
     print(f"{Path(given.output).stem}: running", file=sys.stderr, flush=True)
-    execute(given.notebook, given.output, {name: yaml.safe_load(value) for name, value in given.parameters})
+    execute(given.notebook, given.output, parameters)
 
 
 def book(given: argparse.Namespace) -> None:
@@ -152,6 +167,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("params", help="the study's params file")
     command.add_argument("--json", action="store_true", help="a JSON array, one object a line")
     command.set_defaults(command=results)
+
+    command = commands.add_parser("score", help="score labels in a CSV file against the truth in another")
+    command.add_argument("--truth", required=True, help="a CSV file: id, and a column of 1, 0 or blank for each label")
+    command.add_argument("--pred", required=True, help="a CSV file of the same form, about the same films")
+    command.add_argument("--label-set", required=True, metavar="SET", help="such as chexpert14, nih9 or competition5")
+    command.add_argument("--patient", metavar="COLUMN", help="whose film it is, in the truth: patients are drawn whole")
+    command.add_argument("--draws", type=int, default=10_000, help="bootstrap samples (10000)")
+    command.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (0)")
+    command.add_argument("--json", action="store_true", help="one JSON object")
+    command.set_defaults(command=score)
 
     command = commands.add_parser("predict", help="ask a checkpoint of a study about your own films")
     command.add_argument("--params", default="params/mini.yaml", help="the study's params file (params/mini.yaml)")
@@ -192,6 +217,21 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("chapters", nargs="+", help="the executed notebooks, in reading order")
     command.set_defaults(command=book)
     return parser
+
+
+def _value(name: str, text: str):
+    """A notebook parameter as the command line gives it, written as in YAML: 3, true, free_reasoning."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise RunError(f"-p {name}: {text[:100]!r} is no value; write a number, true, false or a text") from None
+
+
+def _printable(text: str) -> str:
+    """`text` for a terminal: what a model wrote must not move the cursor or turn the reading direction around."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "�" for letter in text)
 
 
 def _study(path: str):
