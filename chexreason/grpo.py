@@ -76,7 +76,8 @@ def policy(study: params.Study, model: str, format: str, seed: int):
     from peft import PeftModel
 
     adapter = sft.folder(study, model, format, seed) / "adapter"
-    return PeftModel.from_pretrained(models.load_base(study.models[model]), str(adapter), is_trainable=True)
+    base = models.freeze_vision(models.load_base(study.models[model]))
+    return PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
 
 
 def trainer(study: params.Study, model: str, format: str, reward_name: str, seed: int):

@@ -83,6 +83,20 @@ def load_base(model: params.Model):
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
+def freeze_vision(model):
+    """Have the vision encoder of a base model run without autograd; returns the model.
+
+    LoRA does not reach it, and its weights stay as they are.  Yet under gradient checkpointing trl has the output of
+    every embedding require a gradient, the encoder's patches included, and all its layers would be run twice and
+    differentiated for nothing.
+    """
+    import torch
+
+    encoder = model.get_encoder("image")
+    encoder.forward = torch.no_grad()(encoder.forward)
+    return model
+
+
 def load_trained(model: params.Model, adapter: Path):
     """The base model with an adapter of SFT or GRPO merged into it, for answering."""
     from peft import PeftModel

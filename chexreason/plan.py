@@ -32,7 +32,7 @@ HIDDEN_BYTES, INNER_BYTES = 75, 14
 """Counted on the meta device: what autograd keeps of a token in a layer with LoRA, for each number of the hidden state
 and of the feed-forward layer.  Attention adds nothing to speak of: its fused kernels keep no square of the length."""
 
-VISION_BYTES = 40  # the same for a patch in a layer of the vision encoder, with as much again while it is worked on
+VISION_BYTES = 40  # assumed, from above: of a patch in the layer of the vision encoder at work; nothing is kept of it
 ADAPTER_BYTES = 16  # fact: float32 weight and gradient, and AdamW's two moments
 SLACK, CONTEXT = 1.2, 2e9  # assumed: fragmentation; bytes of CUDA's context and of one tile of logits
 
@@ -153,7 +153,7 @@ def _sft(study: params.Study, shape: shapes.Shape, model: params.Model, format: 
     settings, (learnt, watched) = study.sft, _trained(study)
     prompt, answer = _prompt(shape, format), _answer(study, format)
     forward, film = reading(shape, prompt + answer, answer), seeing(shape)
-    operations = learnt * (_passes(settings) * forward + _vision_passes(settings) * film) + watched * (forward + film)
+    operations = learnt * (_passes(settings) * forward + film) + watched * (forward + film)
     seconds = operations / (FLOPS * UTILISATION) + (learnt + watched) * FILM_SECONDS
     size = _weights(model, shape) + ADAPTER_BYTES * shape.lora
     size += activations(shape, settings.batch, prompt + answer, settings.checkpointing)
@@ -168,7 +168,7 @@ def _grpo(study: params.Study, shape: shapes.Shape, model: params.Model, format:
     once_more = (settings.updates_per_rollout > 1) + (settings.beta > 0)  # under the old policy, under the reference
     forward, first, film = reading(shape, prompt + answer, answer), reading(shape, prompt, 1), seeing(shape)
     operations = sampled * ((_passes(settings) + once_more) * forward + first)
-    operations += sampled * (_vision_passes(settings) + once_more + 1) * film
+    operations += sampled * (once_more + 2) * film  # to learn from, and to sample
     asked = batch * settings.updates_per_rollout
     seconds = operations / (FLOPS * UTILISATION) + rollouts * writing(shape, asked, prompt, answer, ADAPTED)
     seconds += 2 * sampled * FILM_SECONDS + _answering(shape, study.predict, validated, prompt)  # trl prepares twice
@@ -257,18 +257,12 @@ def activations(shape: shapes.Shape, batch: int, tokens: int, checkpointing: boo
     """
     layer = HIDDEN_BYTES * shape.hidden + INNER_BYTES * shape.inner
     kept = 2 * shape.hidden * shape.layers + 2 * layer if checkpointing else (shape.layers + 1) * layer
-    seen = 2 * shape.vision_layers * checkpointing + VISION_BYTES
-    return batch * (tokens * kept + shape.patches * shape.vision_hidden * seen)
+    return batch * (tokens * kept + shape.patches * shape.vision_hidden * VISION_BYTES)
 
 
 def _passes(settings: params.Sft | params.Grpo) -> int:
     """Forward, back through the frozen weights to the adapters and, with checkpointing, forward again."""
     return 3 if settings.checkpointing else 2
-
-
-def _vision_passes(settings: params.Sft | params.Grpo) -> int:
-    """Forward; with checkpointing transformers has gradients flow back through the frozen vision encoder too."""
-    return 3 if settings.checkpointing else 1
 
 
 def _answering(shape: shapes.Shape, protocol: params.Predict, films: int, prompt: int) -> float:
@@ -426,7 +420,7 @@ def assumptions(study: params.Study) -> list[str]:
             f"{STREAMING:.0%} of the bandwidth, and no layer takes less than {LAYER_SECONDS * 1e3:g} ms a token, "
             f"or {ADAPTED * LAYER_SECONDS * 1e3:g} ms with LoRA beside it.",
             "Operations: two a weight and token and pass; a pass forward, one back to the adapters and, with "
-            "checkpointing, one forward again and the same three for the frozen vision encoder too.  "
+            "checkpointing, one forward again; the frozen vision encoder is passed forward only.  "
             "Weights are counted on the models' true shape, without loading them.",
             f"Measured: {FILM_SECONDS:g} s a film for its pixels, on one CPU core, while the GPU waits.",
             f"Lengths, assumed: {TOKENS_A_WORD} tokens a word, {CHARACTERS_A_TOKEN} characters a token of a prompt.",

@@ -78,7 +78,7 @@ def trainer(study: params.Study, model: str, format: str, seed: int):
         **training.on_cpu(),
     )
     runner = SFTTrainer(
-        model=models.load_base(study.models[model]),
+        model=models.freeze_vision(models.load_base(study.models[model])),
         processing_class=models.load_processor(study.models[model]),
         args=arguments,
         train_dataset=train,

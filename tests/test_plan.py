@@ -226,7 +226,7 @@ def test_sft_by_hand():
     body, head, vision = 3_880_263_168 - 262_208 * 2560, 262_208 * 2560, 419_816_304
     forward = 2 * body * tokens + 2 * head * 605
     film = 2 * vision * 4096 + 4 * 4096**2 * 1152 * 27
-    flop = 6 * 1800 * 3 * (forward + film) + 6 * 200 * (forward + film)
+    flop = 6 * 1800 * (3 * forward + film) + 6 * 200 * (forward + film)
     assert run.hours == pytest.approx((flop / (312e12 * 0.35) + 6 * 2000 * 0.04) / 3600, rel=1e-6)
 
 
