@@ -38,7 +38,12 @@ NIH9 = (
 NIH10 = (*NIH9[:-1], "Pleural Effusion", NIH9[-1])
 """All that NIH has a word for: the paper's nine and NIH's Effusion."""
 
-LABEL_SETS = MappingProxyType({"chexpert14": CHEXPERT14, "nih9": NIH9, "nih10": NIH10, "shared9": NIH9})
+COMPETITION5 = ("Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion")
+"""The labels of CheXpert's competition (Irvin et al. 2019)."""
+
+LABEL_SETS = MappingProxyType(
+    {"chexpert14": CHEXPERT14, "nih9": NIH9, "nih10": NIH10, "shared9": NIH9, "competition5": COMPETITION5}
+)
 """A score names its set.  `shared9` is a fourteen-label data set scored on NIH's nine, so that B and C compare."""
 
 CLOSURES = MappingProxyType(

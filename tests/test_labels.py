@@ -53,6 +53,12 @@ def test_the_label_sets_are_chexperts_fourteen_and_the_nine_of_table_6():
     assert [name for name in labels.CHEXPERT14 if name not in unstated] == list(labels.NIH10)
 
 
+def test_the_competition_is_about_five_labels_that_chexpert_and_nih_both_state():
+    assert set(labels.COMPETITION5) == {"Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"}
+    for names in labels.LABEL_SETS.values():
+        assert list(names) == [name for name in labels.CHEXPERT14 if name in names]  # one order in every table
+
+
 def one(**states) -> pd.DataFrame:
     """A film that shows nothing but `states`, spaces written as underscores."""
     given = {name.replace("_", " "): state for name, state in states.items()}
