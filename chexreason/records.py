@@ -74,27 +74,27 @@ def save(table: pd.DataFrame, path: Path, origin: dict) -> None:
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     metadata = {**(arrow.schema.metadata or {}), ORIGIN: json.dumps(origin, sort_keys=True).encode()}
     with replacing(Path(path)) as temporary:
-        pq.write_table(arrow.replace_schema_metadata(metadata), temporary)
+        pq.write_table(arrow.replace_schema_metadata(metadata), temporary, write_page_checksum=True)
 
 
 def load(path: Path) -> pd.DataFrame:
     """Read a record; its origin is in `.attrs["origin"]`.
 
-    Raises RecordError, naming the file, when it is not there or was not written by `save`.
+    Raises RecordError, naming the file, when it is not there, is damaged, or was not written by `save`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not Path(path).exists():
-        raise RecordError(f"{path}: no such record; run the notebook that writes it, or `make book`")
+    _refuse_missing(path)
     try:
-        arrow = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise RecordError(f"{path}: not a parquet file: {error}") from None
-    if ORIGIN not in (arrow.schema.metadata or {}):
-        raise RecordError(f"{path}: this parquet file names no origin, so it is not a record of a study")
-    table = arrow.to_pandas()
-    table.attrs["origin"] = json.loads(arrow.schema.metadata[ORIGIN])
+        arrow = pq.read_table(path, page_checksum_verification=True)
+        table = arrow.to_pandas()
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:  # damage raises any of these
+        raise RecordError(f"{path}: not a parquet file, or a damaged one: {error}") from None
+    try:
+        table.attrs["origin"] = json.loads(arrow.schema.metadata[ORIGIN])
+    except (TypeError, KeyError, ValueError):
+        raise RecordError(f"{path}: this parquet file names no origin, so it is not a record of a study") from None
     return table
 
 
@@ -106,12 +106,16 @@ def save_json(data, path: Path, origin: dict) -> None:
 
 def load_json(path: Path):
     """Read what `save_json` wrote; raises RecordError when it is not there or was not written by `save_json`."""
-    if not Path(path).exists():
-        raise RecordError(f"{path}: no such record; run the notebook that writes it, or `make book`")
+    _refuse_missing(path)
     try:
-        record = json.loads(Path(path).read_text())
-    except json.JSONDecodeError as error:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{path}: not a JSON file: {error}") from None
     if not isinstance(record, dict) or set(record) != {"origin", "data"}:
         raise RecordError(f"{path}: this JSON file names no origin, so it is not a record of a study")
     return record["data"]
+
+
+def _refuse_missing(path: str | Path) -> None:
+    if not Path(path).is_file():
+        raise RecordError(f"{path}: no such record; run the notebook that writes it, or `make book`")

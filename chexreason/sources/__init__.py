@@ -19,6 +19,7 @@ LABELS = list(CHEXPERT14)
 COLUMNS = ["film", "path", "patient", "study", "view", "split", *LABELS]
 VIEWS = ("PA", "AP", "lateral", "unknown")
 IMAGES = (".png", ".jpg", ".jpeg", ".dcm")
+FILE_NAME = r"[^\x00-\x1f\x7f]{1,70}"  # a DICOM UID has up to 64; a file system takes 255 bytes
 HEADING = 2
 """Row number of the first row of a table: people and spreadsheets count from 1, and the heading is row 1."""
 
@@ -63,18 +64,24 @@ def read_csv(file: Path, text: Collection[str], other: Collection[str] = ()) -> 
     """The named columns of a CSV file, those of `text` as str, wherever they stand; the index counts rows from 0.
 
     Rows may end in one comma more, or less, than the heading does.
-    Raises SourceError when the file cannot be read or a column is not in it.
+    Raises SourceError when the file cannot be read, or a column is not in it or stands there twice.
     """
     wanted = {*text, *other}
     try:
         table = pd.read_csv(file, usecols=lambda name: name in wanted, dtype=dict.fromkeys(text, str), index_col=False)
-        missing = [name for name in (*text, *other) if name not in table]
-        there = [] if not missing else list(pd.read_csv(file, nrows=0, index_col=False))
-    except (ValueError, OSError, EOFError, zlib.error) as error:
+        heading = pd.read_csv(file, header=None, nrows=1, dtype=str, index_col=False).iloc[0].fillna("").tolist()
+    except (ValueError, OSError, EOFError, OverflowError, zlib.error) as error:
         raise SourceError(f"{file}: cannot be read as a table: {error}") from None
-    if missing:
-        raise SourceError(f"{file}: has no column {missing[0]!r}; its columns are {', '.join(there)}")
+    for name in (*text, *other):
+        if name not in table:
+            raise SourceError(f"{file}: has no column {name!r}; its columns are {_listed(heading)}")
+        if heading.count(name) > 1:
+            raise SourceError(f"{file}: column {name!r} stands in the heading twice; rename or remove one")
     return table
+
+
+def _listed(names: list[str], most: int = 30) -> str:
+    return ", ".join(names[:most]) + (f", … ({len(names):,} in all)" if len(names) > most else "")
 
 
 def states(table: pd.DataFrame, columns: Mapping[str, str], file: Path | str) -> pd.DataFrame:
@@ -84,12 +91,15 @@ def states(table: pd.DataFrame, columns: Mapping[str, str], file: Path | str) ->
     """
     stated = {}
     for label, column in columns.items():
-        stated[label] = pd.to_numeric(table[column], errors="coerce").astype(float)
-        wrong = table[column].notna() & ~stated[label].isin((1.0, 0.0, UNCERTAIN))
+        values = table[column]
+        if values.dtype == object:  # integers beyond the reach of a float, which pandas cannot make numbers of
+            values = values.astype("str").where(values.notna())
+        stated[label] = pd.to_numeric(values, errors="coerce").astype(float)
+        wrong = values.notna() & ~stated[label].isin((1.0, 0.0, UNCERTAIN))
         if wrong.any():
             row = wrong.idxmax()
             raise SourceError(
-                f"{file}, row {row + HEADING}, column {column!r}: {table.at[row, column]} is no label; "
+                f"{file}, row {row + HEADING}, column {column!r}: {str(values[row])[:60]} is no label; "
                 "a label is 1 (present), 0 (absent), -1 (uncertain) or blank (not mentioned)"
             )
     return pd.DataFrame(stated, index=table.index).reindex(columns=LABELS).astype(float)
@@ -120,8 +130,16 @@ def checked(
 ) -> Films:
     """A film table in its final shape.  `aside`: parts as `set_aside` makes them.
 
-    Raises SourceError for a film named twice, a film without a patient, or a patient in two of the source's splits.
+    Raises SourceError for a film named twice, a film whose name cannot name a file, a film without a patient, or a
+    patient in two of the source's splits.
     """
+    unfit = table["film"].notna() & ~table["film"].str.fullmatch(FILE_NAME)
+    if unfit.any():
+        name = table["film"][unfit].iloc[0]
+        raise SourceError(
+            f"{file}, row {unfit.idxmax() + HEADING}: film {name[:60]!r} cannot name a file; a name has up to 70 "
+            "characters, none of them unprintable"
+        )
     nobody = table["patient"].isna()
     if nobody.any():
         raise SourceError(f"{file}: film {table['film'][nobody].iloc[0]} has no patient")

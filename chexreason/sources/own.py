@@ -81,6 +81,6 @@ def _refuse_others(names: Iterable[str], known: list[str], where: str) -> None:
 def _refuse_without(table: pd.DataFrame, name: str, file: Path | str) -> None:
     if name not in table:
         raise SourceError(f"{file}: nothing says which column is the {name} of a film")
-    blank = table[name].fillna("") == ""
+    blank = table[name].fillna("").str.strip() == ""
     if blank.any():
         raise SourceError(f"{file}, row {blank.idxmax() + HEADING}: the {name} is blank")
