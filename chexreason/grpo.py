@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from chexreason import answers, curate, models, params, predict, records, rewards, score, sft, training
+from chexreason import answers, card, curate, models, params, predict, records, rewards, score, sft, training
 
 LOGGED = {
     "step": "step",
@@ -127,7 +127,12 @@ def trainer(study: params.Study, model: str, format: str, reward_name: str, seed
         args=arguments,
         reward_funcs=reward,
         train_dataset=training.examples(films, format, truth=list(films["labels"])),
-        callbacks=[training.progress(f"GRPO {model} {reward_name}"), watch(settings.collapse), *keeping],
+        callbacks=[
+            training.progress(f"GRPO {model} {reward_name}"),
+            training.tensorboard(folder(study, model, reward_name, seed)),
+            watch(settings.collapse),
+            *keeping,
+        ],
     )
     return training.quietly(runner)
 
@@ -137,21 +142,48 @@ def train(study: params.Study, model: str, format: str, reward_name: str, seed: 
 
     The log has the columns of `LOGGED`, `validation_f1` (macro-F1 of each checkpoint on some validation films) and
     `collapse` (what has collapsed, in words; "" while nothing has).  Writes `adapter/` (of the last step) and `best/`
-    (of the best checkpoint), both peft and safetensors, and `log.parquet`.
+    (of the best checkpoint), both peft, safetensors and a model card, and `log.parquet`.
     """
     place = folder(study, model, reward_name, seed)
     runner = trainer(study, model, format, reward_name, seed)
     saved = training.checkpoints(place, study)
-    runner.train(resume_from_checkpoint=training.newest(saved))
+    training.resume(runner, place, study)
     f1 = {int(each.name.split("-")[1]): validate(study, model, format, each) for each in training.whole(saved)}
     table = log(runner.state.log_history, study.grpo.collapse).assign(validation_f1=lambda rows: rows["step"].map(f1))
     started = sft.folder(study, model, format, seed) / "adapter" / "adapter_model.safetensors"
+    chosen = {"adapter": max(f1), "best": best(f1)}
     training.keep_checkpoints(
-        place, {"adapter": saved / f"checkpoint-{max(f1)}", "best": saved / f"checkpoint-{best(f1)}"}
+        place,
+        {
+            name: (saved / f"checkpoint-{step}", describe(study, model, format, reward_name, seed, step, table))
+            for name, step in chosen.items()
+        },
     )
     made_of = [study.folder / curate.MANIFEST, started]
     records.save(table, place / "log.parquet", records.origin(study, seed, made_of))
     return table
+
+
+def describe(
+    study: params.Study, model: str, format: str, reward: str, seed: int, step: int, table: pd.DataFrame
+) -> str:
+    """The model card of the checkpoint of one step of a GRPO run, from its log."""
+    films, source = study.curate, study.sources[study.curate.train]
+    row, asked = table.set_index("step").loc[step], min(study.grpo.validation_films, films.validation)
+    fallen = f"  The run had collapsed ({row.collapse})." if row.collapse else ""
+    return card.text(
+        study,
+        model,
+        f"grpo/{reward}, step {step} of {study.grpo.steps}, seed {seed}",
+        data=f"Up to {films.rl:,} films of the source `{films.train}` ({source.kind}) with their labels, starting from "
+        f"the adapter sft/{format}, seed {seed}, of the same study.",
+        settings={"seed": seed, "grpo": study.grpo.model_dump(exclude={"runs"})},
+        scores=card.Scores(
+            study.home,
+            f"Greedy answers on {asked:,} films of validation, fourteen labels.{fallen}",
+            {"macro_f1": float(row.validation_f1)},
+        ),
+    )
 
 
 def validate(study: params.Study, model: str, format: str, checkpoint: Path) -> float:

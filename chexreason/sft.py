@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from chexreason import curate, models, params, records, teacher, training
+from chexreason import card, curate, models, params, records, teacher, training
 
 
 def folder(study: params.Study, model: str, format: str, seed: int) -> Path:
@@ -84,7 +84,11 @@ def trainer(study: params.Study, model: str, format: str, seed: int):
         train_dataset=train,
         eval_dataset=data(study, "sft-holdout", format),
         peft_config=models.lora_config(study.lora),
-        callbacks=[EarlyStoppingCallback(settings.patience), training.progress(f"SFT {model} {format}")],
+        callbacks=[
+            EarlyStoppingCallback(settings.patience),
+            training.progress(f"SFT {model} {format}"),
+            training.tensorboard(folder(study, model, format, seed)),
+        ],
     )
     return training.quietly(runner)
 
@@ -92,15 +96,15 @@ def trainer(study: params.Study, model: str, format: str, seed: int):
 def train(study: params.Study, model: str, format: str, seed: int) -> pd.DataFrame:
     """Train one cell of the SFT grid, or go on from its newest checkpoint; return its log.
 
-    Writes `adapter/` (peft, safetensors) and `log.parquet`: step, epoch, split (train or eval), loss (nats a token of
-    the answer), token_accuracy (share of the answer's tokens guessed right).
+    Writes `adapter/` (peft, safetensors, model card) and `log.parquet`: step, epoch, split (train or eval), loss (nats
+    a token of the answer), token_accuracy (share of the answer's tokens guessed right).
     """
     place = folder(study, model, format, seed)
     runner = trainer(study, model, format, seed)
-    runner.train(resume_from_checkpoint=training.newest(training.checkpoints(place, study)))
+    training.resume(runner, place, study)
     table = log(runner.state.log_history)
     made_of = [study.folder / curate.MANIFEST, study.folder / teacher.TRACES]
-    training.keep(runner, place)
+    training.keep(runner, place, describe(study, model, format, seed, table))
     records.save(table, place / "log.parquet", records.origin(study, seed, made_of))
     return table
 
@@ -121,6 +125,27 @@ def log(history: list[dict]) -> pd.DataFrame:
                     }
                 )
     return pd.DataFrame(rows)
+
+
+def describe(study: params.Study, model: str, format: str, seed: int, table: pd.DataFrame) -> str:
+    """The model card of one SFT run, from its log."""
+    held = table[table["split"] == "eval"]
+    best = held.loc[held["loss"].idxmin()]
+    films, source = study.curate, study.sources[study.curate.train]
+    return card.text(
+        study,
+        model,
+        f"sft/{format}, seed {seed}",
+        data=f"Up to {films.sft:,} films of the source `{films.train}` ({source.kind}), with a trace of the format "
+        f"{format} written by the teacher ({study.teacher.kind}) from each film's labels.",
+        settings={"seed": seed, "lora": study.lora.model_dump(), "sft": study.sft.model_dump(exclude={"runs"})},
+        scores=card.Scores(
+            "sft-holdout",
+            f"On the {films.holdout:.0%} of these films that are held out for early stopping, at step {best.step:.0f}, "
+            "whose weights these are: loss in nats a token of the answer, and the share of those tokens guessed right.",
+            {"loss": float(best.loss), "token_accuracy": float(best.token_accuracy)},
+        ),
+    )
 
 
 def trainable(study: params.Study, model: str) -> pd.DataFrame:

@@ -43,6 +43,27 @@ def progress(what: str):
     return Progress()
 
 
+def tensorboard(folder: Path):
+    """A trainer callback that logs for TensorBoard under `folder/tensorboard`; a resumed run appends.
+
+    These are logs for whoever watches, with times in them, and no records: nothing reads them.  `report_to` would put
+    them among the checkpoints, which are dropped.
+    """
+    from transformers.integrations import TensorBoardCallback
+
+    callback = TensorBoardCallback()
+    callback.logging_dir = str(folder / "tensorboard")
+    return callback
+
+
+def resume(trainer, folder: Path, study: params.Study) -> None:
+    """Train to the end, from the newest whole checkpoint of these params in `folder` if there is one."""
+    checkpoint = newest(checkpoints(folder, study))
+    if checkpoint is None:
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # of other params, or of a run begun anew
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+
 def quietly(trainer):
     """The same trainer without the callback that prints every log entry; the log is a record anyway."""
     from transformers import PrinterCallback
@@ -80,20 +101,25 @@ def newest(folder: Path) -> str | None:
     return str(found[-1]) if found else None
 
 
-def keep(trainer, folder: Path) -> None:
-    """Save the trained adapter as `folder/adapter`, whole or not at all, and drop the checkpoints behind it."""
+def keep(trainer, folder: Path, card: str) -> None:
+    """Save the trained adapter with its model card as `folder/adapter`, whole or not at all; drop the checkpoints."""
     with _replacing(folder / "adapter") as unfinished:
         trainer.model.save_pretrained(str(unfinished), selected_adapters=["default"])
+        (unfinished / "README.md").write_text(card, encoding="utf-8")  # in place of peft's, which is blank
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
-def keep_checkpoints(folder: Path, chosen: dict[str, Path]) -> None:
-    """Save the adapter of each chosen checkpoint under its name in `folder`, whole or not at all; drop the others."""
-    for name, checkpoint in chosen.items():
+def keep_checkpoints(folder: Path, chosen: dict[str, tuple[Path, str]]) -> None:
+    """Save the adapter of each chosen checkpoint with its model card under its name in `folder`; drop the others.
+
+    Each is saved whole or not at all.
+    """
+    for name, (checkpoint, card) in chosen.items():
         with _replacing(folder / name) as unfinished:
             unfinished.mkdir()
             for file in checkpoint.glob("adapter_*"):
                 shutil.copy(file, unfinished)
+            (unfinished / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 

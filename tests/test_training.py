@@ -46,6 +46,30 @@ def test_sft_leaves_every_weight_outside_the_adapter_alone(smoke):
         assert all("language_model" in name and "lora_" in name for name in set(file.keys()))
 
 
+def test_every_adapter_has_a_card_with_the_score_of_its_log(smoke):
+    from huggingface_hub import ModelCard
+
+    log = records.load(sft.folder(smoke, "medgemma", "free_reasoning", 0) / "log.parquet")
+    card = ModelCard.load(sft.folder(smoke, "medgemma", "free_reasoning", 0) / "adapter" / "README.md")
+    assert card.data.eval_results[0].metric_value == log.loc[log["split"] == "eval", "loss"].min()
+    place = grpo.folder(smoke, "medgemma", "hard", 0)
+    f1 = records.load(place / "log.parquet").set_index("step")["validation_f1"].dropna()
+    for name, step in (("adapter", f1.index.max()), ("best", grpo.best(f1.to_dict()))):
+        text = ModelCard.load(place / name / "README.md").text
+        assert f"step {step} of {smoke.grpo.steps}" in text and smoke.hash in text and "**Phantom**" in text
+        assert f"macro_f1: {f1[step]:.4f}" in text or f1[step] != f1[step]
+
+
+def test_tensorboard_shows_the_losses_of_the_log(smoke):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    place = sft.folder(smoke, "medgemma", "free_reasoning", 0)
+    log = records.load(place / "log.parquet").query("split == 'eval'")
+    events = EventAccumulator(str(place / "tensorboard")).Reload().Scalars("eval/loss")
+    assert [event.step for event in events] == list(log["step"])
+    assert np.allclose([event.value for event in events], log["loss"])
+
+
 def test_grpo_starts_at_the_sft_checkpoint_with_no_divergence_from_it(smoke):
     log = records.load(grpo.folder(smoke, "medgemma", "hard", 0) / "log.parquet")
     assert log["kl"].iloc[0] == 0.0
@@ -112,6 +136,7 @@ def test_a_run_that_was_cut_off_ends_in_the_same_adapter(copy, stage, monkeypatc
         fresh = logged["reward"].notna()
         assert np.allclose(total[fresh] / copy.grpo.reward.nuanced.scale, logged["reward"][fresh])
     assert (place / "adapter" / "adapter_model.safetensors").read_bytes() == whole
+    assert len(list((place / "tensorboard").iterdir())) == 2  # of the run that was cut off, and of the one that went on
 
 
 def cut_off_after_a_checkpoint(_):
