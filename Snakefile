@@ -90,6 +90,7 @@ chapters = [
     *(executed("5_predict", model, checkpoint, f"seed{seed}") for model, checkpoint, seed in study.checkpoints()),
     executed("6_compare"),
     *([executed("7_variants")] if study.sft.runs else []),
+    executed("8_reread"),
 ]
 
 
@@ -236,6 +237,18 @@ rule variants:
     params:
         given=given(full=FULL),
         used=used(full=FULL, study=study.hash),
+    shell:
+        RUN
+
+
+rule reread:
+    input:
+        notebook=source("notebooks/8_reread.ipynb"),
+        code=code("notebooks/8_reread.ipynb"),
+    output:
+        notebook=executed("8_reread"),
+    params:
+        given="",  # it reads nothing of a study
     shell:
         RUN
 

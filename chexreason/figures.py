@@ -44,22 +44,24 @@ def shown(table: pd.DataFrame, caption: str, *, phantom: bool):
     return look.format(precision=3, na_rep="–", escape="html").hide(axis="index")
 
 
-def dots(table: pd.DataFrame, ax, *, y: str, hue: str, value: str, low: str, high: str):
+def dots(table: pd.DataFrame, ax, *, y: str, hue: str, value: str, low: str, high: str, skip: int = 0):
     """A dot at `value` with a bar from `low` to `high` for each row of `table`.
 
     The categories of column `y` run from the top, in order of appearance; those of `hue` have their own colour, marker
-    and lane.  A row without a value keeps its place and shows nothing.  Returns `ax`.
+    and lane, `skip` colours and markers left to another panel.  A row without a value keeps its place and shows
+    nothing.  Returns `ax`.
     """
     import seaborn as sns
 
     places, series = list(dict.fromkeys(table[y])), list(dict.fromkeys(table[hue]))
-    colours = sns.color_palette("colorblind", len(series))
-    for number, (name, colour) in enumerate(zip(series, colours, strict=True)):
+    colours = sns.color_palette("colorblind", skip + len(series))
+    for number, name in enumerate(series):
+        colour, marker = colours[skip + number], MARKERS[(skip + number) % len(MARKERS)]
         rows = table[table[hue] == name].dropna(subset=[value])
         lane = (number - (len(series) - 1) / 2) * 0.7 / len(series)
         heights = np.array([places.index(place) for place in rows[y]]) + lane
         ax.hlines(heights, rows[low], rows[high], color=colour, linewidth=2)
-        ax.plot(rows[value], heights, MARKERS[number % len(MARKERS)], color=colour, label=name, markeredgecolor="white")
+        ax.plot(rows[value], heights, marker, color=colour, label=name, markeredgecolor="white")
     ax.set_yticks(range(len(places)), places)
     ax.set_ylim(max(len(places), 1) - 0.5, -0.5)
     ax.grid(visible=False, axis="y")
@@ -85,6 +87,51 @@ def tension(gains: pd.DataFrame, ax, *, phantom: bool):
     ax.set_xlabel("← lost      macro-F1, 95 % paired interval      gained →")
     ax.set_title(entitled("What each step gained or lost at each hospital", phantom))
     _legend(ax)
+    return ax
+
+
+def published_finding(scores: pd.DataFrame, differences: pd.DataFrame, axes: Iterable):
+    """Scores and their differences of one of the paper's findings, from `reread.scores` and `reread.differences`.
+
+    Dots are published, bars simulated; nothing of it is phantom.
+    """
+    left, right = axes
+    dots(scores, left, y="place", hue="series", value="published", low="low", high="high")
+    left.set(xlim=(0, None), xlabel="macro-F1; bar: simulated 95 % interval")
+    left.set_title("Published")
+    series = scores["series"].nunique()
+    dots(differences, right, y="place", hue="errors", value="published", low="low", high="high", skip=series)
+    right.axvline(0, color="black", linewidth=1)
+    right.set(yticklabels=[], xlabel="difference of macro-F1; bar: simulated 95 % interval")
+    right.set_title(f"Published, {differences['contrast'].iloc[0]}")
+    for ax in (left, right):
+        ax.legend(loc="upper left", bbox_to_anchor=(0, -0.25), ncols=2, borderaxespad=0)
+    return axes
+
+
+def journeys(travel: pd.DataFrame, ax, *, phantom: bool):
+    """Each model a line from its macro-F1 at the near test set to that at the far, with 95 % intervals.
+
+    `travel` holds rows of that record about one pair of test sets and one seed.
+    """
+    import seaborn as sns
+
+    colours = sns.color_palette("colorblind", len(travel))
+    for number, (row, colour) in enumerate(zip(travel.itertuples(), colours, strict=True)):
+        places = (
+            np.array([0, 1]) + (number - (len(travel) - 1) / 2) * 0.03
+        )  # side by side, so that bars can be told apart
+        ends = [row.near_macro_f1, row.far_macro_f1]
+        lows, highs = [row.near_macro_f1_low, row.far_macro_f1_low], [row.near_macro_f1_high, row.far_macro_f1_high]
+        ax.vlines(places, lows, highs, color=colour, linewidth=2)
+        ax.plot(
+            places, ends, marker=MARKERS[number % len(MARKERS)], color=colour, label=row.model, markeredgecolor="white"
+        )
+    ends = [*travel["near"].unique(), *travel["far"].unique()]
+    ax.set(xlim=(-0.3, 1.3), ylim=(0, None), ylabel="macro-F1, nine labels, 95 % interval")
+    ax.set_xticks(range(len(ends)), ends)
+    ax.grid(visible=False, axis="x")
+    ax.set_title(entitled(" to ".join(ends), phantom))
     return ax
 
 

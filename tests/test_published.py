@@ -1,11 +1,13 @@
 """The printed tables, carried over, say what the book will say they say."""
 
+import json
+from importlib.resources import files
+
 import pytest
+from conftest import ROOT
 
-from chexreason import published
-from chexreason.labels import CHEXPERT14, NIH9
-
-COMPETITION = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+from chexreason import params, published
+from chexreason.labels import CHEXPERT14, COMPETITION5, NIH9, NIH10
 
 
 def test_table_5_is_about_the_fourteen_labels_and_table_6_about_the_nine():
@@ -45,7 +47,7 @@ def test_grpo_gains_4_percent_on_chexpert_where_the_labels_are_shared_and_23_as_
 
 
 def test_grpo_is_below_sft_on_the_competition_labels():
-    five = published.macro("CheXpert", COMPETITION)
+    five = published.macro("CheXpert", COMPETITION5)
     assert five["ChexReason"] == pytest.approx(0.332, abs=0.0005)
     assert five["MedGemma-4B SFT"] == pytest.approx(0.345, abs=0.0005)
 
@@ -56,9 +58,7 @@ def test_a_label_the_table_lacks_is_refused():
 
 
 def test_every_table_names_its_source():
-    from importlib.resources import files
-
-    for file in published.TABLES.values():
+    for file in (*published.TABLES.values(), *published.VALIDATION.values(), "claims.csv"):
         assert "2512.23090v2" in files(published).joinpath(file).read_text(encoding="utf-8").splitlines()[0]
 
 
@@ -81,3 +81,36 @@ def test_printed_micro_f1_follows_from_printed_precision_and_recall(number):
     table = published.validation(number)
     f1 = 2 * table["micro_precision"] * table["micro_recall"] / (table["micro_precision"] + table["micro_recall"])
     assert (f1 - table["micro_f1"]).abs().max() < 0.0015
+
+
+def test_prevalences_are_those_that_the_phantom_hospitals_are_made_from():
+    shares = published.prevalence()
+    assert list(shares.index) == list(CHEXPERT14) and shares.stack().dropna().between(0, 1).all()
+    hospitals = json.loads(files("chexreason").joinpath("sources/hospitals.json").read_text(encoding="utf-8"))
+    cases = hospitals["hospitals"]["C"]["cases"]  # NIH's official test list
+    known = shares["NIH official test"].dropna()
+    assert set(known.index) == set(NIH10) and known["No Finding"] == cases["no_finding"]
+    assert all(known[label] == cases["positive"][label] for label in NIH10 if label != "No Finding")
+    frequency = params.load(params.find("params/mini.yaml")).grpo.reward.nuanced.frequency
+    assert shares["MIMIC"].to_dict() == frequency
+
+
+def test_chexperts_prevalences_are_whole_numbers_of_its_500_studies():
+    studies = published.prevalence()["CheXpert"] * 500
+    assert studies.sub(studies.round()).abs().max() < 1e-9
+
+
+def test_claims_are_about_models_and_data_sets_of_the_tables():
+    claims = published.claims()
+    for side in ("first", "second"):
+        for row in claims[[f"{side}_model", f"{side}_dataset"]].itertuples(index=False):
+            assert row[0] in published.printed_macro(row[1])
+    assert set(published.FILMS) == {*published.TABLES, "validation"}
+
+
+def test_the_page_about_the_paper_prints_what_the_tables_hold():
+    page = (ROOT / "book" / "paper.md").read_text(encoding="utf-8")
+    models = {"MedGemma-4B, untuned": "MedGemma-4B", "after SFT": "MedGemma-4B SFT", "after SFT and GRPO": "ChexReason"}
+    for words, model in models.items():
+        printed = [published.printed_macro(dataset)[model] for dataset in published.TABLES]
+        assert f"| {words} | {printed[0]:.3f} | {printed[1]:.3f} |" in page

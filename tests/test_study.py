@@ -110,7 +110,7 @@ def test_the_command_line_prints_one_result_per_model_data_set_and_label_set(smo
 
 def test_executed_notebooks_hold_no_error_and_nothing_of_this_machine(smoke):
     executed = sorted((smoke.folder / "notebooks").glob("*.ipynb"))
-    assert len(executed) == 11
+    assert len(executed) == 12
     for path in executed:
         cells = nbformat.read(path, as_version=4).cells
         outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]

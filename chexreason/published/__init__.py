@@ -1,7 +1,7 @@
-"""The paper's printed tables as data, and what follows from tables 5 and 6 by arithmetic alone.
+"""The paper's printed tables as data, what its text claims of them, and what macro means they give.
 
 Source: Berger et al., "Benchmark Success, Clinical Failure", arXiv 2512.23090v2 (CC BY 4.0).  The CSV files beside this
-one hold the figures as printed.
+one hold the figures as printed, and the prevalence of each label where the paper tested (other sources, named there).
 """
 
 from collections.abc import Collection
@@ -23,7 +23,23 @@ VALIDATION = {
 }
 """The tables of scores on validation films."""
 
+FILMS = {"CheXpert": 518, "NIH": 488, "validation": 500}
+"""How many films the paper scored: on its two test sets, and in its text's account of validation."""
+
 _PRINTED_MACRO = "Macro F1 as printed"
+
+
+def claims() -> pd.DataFrame:
+    """The relative changes that the text states: claim, first and second model and data set, printed (share)."""
+    return _read("claims.csv")
+
+
+def prevalence() -> pd.DataFrame:
+    """The share of films that show each label: fourteen labels x CheXpert, NIH, NIH official test, MIMIC.
+
+    NaN where the data set has no such label.  The CSV's head names the source and the number of films of each.
+    """
+    return _read("prevalence.csv").set_index("label")
 
 
 def validation(number: int) -> pd.DataFrame:
