@@ -4,6 +4,7 @@
 Polarity and bit depth are DICOM's to tell (PS3.3, C.7.6.3 and C.11); a JPEG or PNG says nothing of its polarity.
 """
 
+import stat
 from pathlib import Path
 from textwrap import shorten
 
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 40_000_000  # twice a 43 x 43 cm film at 0.1 mm; more is a mistake or an attack and is never decoded
+MAX_BYTES = 6 * MAX_PIXELS + 10_000_000  # three 16-bit colours a pixel, and a header; a larger file is never read
 MIN_SIDE = 96  # pixels; below it no finding can be seen
 MAX_ASPECT = 2.0  # long side over short side
 MIN_CONTRAST = 16  # grey levels between the 5th and the 95th percentile; the faintest of 271 real films has 41
@@ -18,6 +20,8 @@ BLACK = 8  # grey level at or below which a pixel may be collimated border, and 
 MARGIN = 0.15  # by how much another pose must fit better than the upright one
 
 SIGNATURES = {"JPEG": (0, b"\xff\xd8\xff"), "PNG": (0, b"\x89PNG\r\n\x1a\n"), "DICOM": (128, b"DICM")}
+JPEG_2000 = b"\xff\x4f\xff\x51"  # ISO/IEC 15444-1: the markers SOC and SIZ, with which every stream begins
+FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # ISO/IEC 10918-1, table B.1; 0xF7 is that of JPEG-LS
 CUT_OFF = ("truncated", "less than expected")  # what Pillow and pydicom say of a file that ends too early
 
 
@@ -30,7 +34,8 @@ def read(path: Path | str) -> np.ndarray:
 
     8-bit pictures keep their grey values; 16-bit PNG and DICOM are stretched from their own lowest to their own highest
     value.  Colour becomes luma, what is transparent is black, and an EXIF orientation is carried out.
-    Raises FilmError, and nothing else, for whatever cannot be read.
+    Raises FilmError, and nothing else, for whatever cannot be read.  What its header says to hold more than MAX_PIXELS
+    pixels is never decoded.
     """
     path = Path(path)
     kind = _kind(path)
@@ -87,6 +92,11 @@ def prepare(path: Path | str, size: int) -> Image.Image:
 def _kind(path: Path) -> str:
     """JPEG, PNG or DICOM, by the first bytes of the file: names lie."""
     try:
+        about = path.stat()
+        if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):  # to open a pipe would wait for ever
+            raise FilmError("not a file")
+        if about.st_size > MAX_BYTES:
+            raise FilmError(f"more than {MAX_BYTES:,} bytes")
         with path.open("rb") as file:
             head = file.read(132)
     except FileNotFoundError:
@@ -119,10 +129,14 @@ def _picture(path: Path, kind: str) -> np.ndarray:
 
 
 def _dicom(path: Path) -> np.ndarray:
-    import pydicom
+    from pydicom import dcmread
+    from pydicom.filereader import read_file_meta_info
     from pydicom.pixels import apply_modality_lut, apply_voi_lut, get_decoder
+    from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
-    data = pydicom.dcmread(path)
+    if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        raise FilmError("deflated DICOM, whose size is not known before it is unpacked; save it in another syntax")
+    data = dcmread(path)
     if len(data) == 0:  # what pydicom returns where a file ends within an element
         raise FilmError("truncated DICOM")
     if "Rows" not in data:
@@ -131,6 +145,8 @@ def _dicom(path: Path) -> np.ndarray:
     syntax = data.file_meta.TransferSyntaxUID
     if not get_decoder(syntax).is_available:
         raise FilmError(f"no decoder is installed for {syntax.name}")
+    if syntax.is_encapsulated and syntax != RLELossless:
+        _refuse_other_size(data)
     stored = data.pixel_array
     if stored.ndim == 3:  # a secondary capture in colour, made RGB by pydicom
         return np.array(Image.fromarray(stored).convert("L"))
@@ -139,6 +155,29 @@ def _dicom(path: Path) -> np.ndarray:
     values = apply_voi_lut(apply_modality_lut(stored, data), data).astype(np.float32)
     negative = data.PhotometricInterpretation == "MONOCHROME1"
     return _stretch(-values if negative else values, shown=~_padding(stored, data))
+
+
+def _refuse_other_size(data) -> None:
+    """Raise FilmError where a compressed image is of another size than the DICOM header says: decoders trust it."""
+    from pydicom.encaps import generate_frames
+
+    size = _encoded_size(next(generate_frames(data.PixelData, number_of_frames=1)))
+    if size is None:
+        raise FilmError("broken DICOM: its image does not begin as a JPEG, JPEG-LS or JPEG 2000 stream does")
+    if size != (data.Columns, data.Rows):
+        raise FilmError(f"its header says {data.Columns} x {data.Rows} pixels, its image {size[0]} x {size[1]}")
+
+
+def _encoded_size(stream: bytes) -> tuple[int, int] | None:
+    """Width and height by the own header of a JPEG, JPEG-LS or JPEG 2000 stream; None where it is none of these."""
+    if stream.startswith(JPEG_2000):
+        return int.from_bytes(stream[8:12]), int.from_bytes(stream[12:16])
+    at = 2
+    while stream.startswith(b"\xff\xd8") and at + 9 <= len(stream):
+        if stream[at + 1] in FRAME_HEADERS:
+            return int.from_bytes(stream[at + 7 : at + 9]), int.from_bytes(stream[at + 5 : at + 7])
+        at += 2 + int.from_bytes(stream[at + 2 : at + 4])
+    return None
 
 
 def _padding(stored: np.ndarray, data) -> np.ndarray:
