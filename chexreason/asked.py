@@ -124,7 +124,7 @@ def _load(settings: params.LocalTeacher):
     from chexreason import models
 
     place = models.folder(settings.model)
-    if hasattr(AutoConfig.from_pretrained(place), "vision_config"):
+    if hasattr(AutoConfig.from_pretrained(place, trust_remote_code=False), "vision_config"):
         model = params.Model(name="teacher", path=settings.model, dtype=settings.dtype)
         return models.load_base(model), models.load_processor(model)
     if settings.show_film:
@@ -132,7 +132,7 @@ def _load(settings: params.LocalTeacher):
     words = AutoModelForCausalLM.from_pretrained(
         place, dtype=settings.dtype, use_safetensors=True, trust_remote_code=False
     )
-    tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left", trust_remote_code=False)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return words.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 

@@ -1,7 +1,9 @@
 """Load a base model and its processor, attach LoRA, and load what a stage trained."""
 
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from textwrap import shorten
 
 from chexreason import params
 
@@ -11,8 +13,25 @@ LANGUAGE_PROJECTIONS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_p
 """Attention and feed-forward projections of the language model only (PROTOCOL: SFT); bare names also hit the vision."""
 
 
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+"""The files of a peft adapter.  Weights in a pickle (`adapter_model.bin`) could run code, and are never loaded."""
+
+
 class ModelError(ValueError):
     """A model cannot be loaded; the message names it and says what is missing."""
+
+
+@contextmanager
+def _told(place: str | Path):
+    """Whatever a library raises of the files in `place` becomes a ModelError of one line."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except ModelError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise ModelError(f"{place}: cannot be loaded: {shorten(str(error), 300)}") from error
 
 
 def folder(path: str) -> str:
@@ -36,10 +55,12 @@ def load_processor(model: params.Model):
     from transformers.utils import is_torchvision_available
 
     place = folder(model.path)
-    if AutoConfig.from_pretrained(place).model_type == "qwen2_5_vl" and not is_torchvision_available():
-        processor = image_only_qwen().from_pretrained(place)
-    else:
-        processor = AutoProcessor.from_pretrained(place)
+    with _told(model.path):
+        kind = AutoConfig.from_pretrained(place, trust_remote_code=False).model_type
+        if kind == "qwen2_5_vl" and not is_torchvision_available():
+            processor = image_only_qwen().from_pretrained(place)
+        else:
+            processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
     processor.tokenizer.padding_side = "left"
     if model.visual_tokens:
         bound(processor.image_processor, model)
@@ -72,14 +93,18 @@ def image_only_qwen():
 
 
 def load_base(model: params.Model):
-    """The base model in evaluation mode on the fastest device there is; safetensors only, no remote code."""
+    """The base model in evaluation mode on the fastest device there is; safetensors only, no remote code.
+
+    Raises ModelError where the folder or hub id gives no such model.
+    """
     import torch
     from transformers import AutoModelForImageTextToText
 
     place = folder(model.path)
-    loaded = AutoModelForImageTextToText.from_pretrained(
-        place, dtype=getattr(torch, model.dtype), use_safetensors=True, trust_remote_code=False
-    )
+    with _told(model.path):
+        loaded = AutoModelForImageTextToText.from_pretrained(
+            place, dtype=getattr(torch, model.dtype), use_safetensors=True, trust_remote_code=False
+        )
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
@@ -99,9 +124,38 @@ def freeze_vision(model):
 
 def load_trained(model: params.Model, adapter: Path):
     """The base model with an adapter of SFT or GRPO merged into it, for answering."""
-    from peft import PeftModel
+    return attach(load_base(model), adapter).merge_and_unload().eval()
 
-    return PeftModel.from_pretrained(load_base(model), str(adapter)).merge_and_unload().eval()
+
+def attach(base, adapter: Path, trainable: bool = False):
+    """`base` with the LoRA adapter in the folder `adapter` attached, as a peft model; safetensors only.
+
+    Raises ModelError where a file is missing or damaged, or the adapter is one of another model: peft itself passes
+    over weights that fit nowhere, and the model would answer as if it had never been tuned.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    for name in ADAPTER:
+        if not (adapter / name).is_file():
+            raise ModelError(f"{adapter}: holds no {name}; an adapter is {' and '.join(ADAPTER)}")
+    other = ModelError(f"{adapter}: its weights are not those of an adapter of {base.name_or_path}")
+    with _told(adapter):
+        stored = load_file(adapter / ADAPTER[1])
+        try:
+            model = PeftModel.from_pretrained(base, str(adapter), is_trainable=trainable, use_safetensors=True)
+        except RuntimeError as error:  # weights of another shape
+            raise other from error
+    if set(get_peft_model_state_dict(model)) != set(stored):
+        raise other
+    if not all(weight.isfinite().all() for weight in stored.values()):
+        raise ModelError(f"{adapter}: holds weights that are no finite numbers; train it again")
+    made_for = model.peft_config["default"].base_model_name_or_path
+    if made_for and Path(made_for).name != Path(base.name_or_path).name:  # two models may have weights of one shape
+        raise ModelError(
+            f"{adapter}: its adapter_config.json says that it belongs to {made_for}, not {base.name_or_path}"
+        )
+    return model
 
 
 def lora_config(lora: params.Lora):
