@@ -91,6 +91,7 @@ chapters = [
     executed("6_compare"),
     *([executed("7_variants")] if study.sft.runs else []),
     executed("8_reread"),
+    executed("9_findings"),
 ]
 
 
@@ -234,6 +235,22 @@ rule variants:
         code=code("notebooks/7_variants.ipynb"),
     output:
         notebook=executed("7_variants"),
+    params:
+        given=given(full=FULL),
+        used=used(full=FULL, study=study.hash),
+    shell:
+        RUN
+
+
+rule findings:
+    input:
+        manifest,
+        compared,
+        [answers(*checkpoint) for checkpoint in study.checkpoints()],
+        notebook=source("notebooks/9_findings.ipynb"),
+        code=code("notebooks/9_findings.ipynb"),
+    output:
+        notebook=executed("9_findings"),
     params:
         given=given(full=FULL),
         used=used(full=FULL, study=study.hash),

@@ -128,10 +128,24 @@ def journeys(travel: pd.DataFrame, ax, *, phantom: bool):
             places, ends, marker=MARKERS[number % len(MARKERS)], color=colour, label=row.model, markeredgecolor="white"
         )
     ends = [*travel["near"].unique(), *travel["far"].unique()]
-    ax.set(xlim=(-0.3, 1.3), ylim=(0, None), ylabel="macro-F1, nine labels, 95 % interval")
+    ax.set(xlim=(-0.3, 1.3), ylim=(-0.02, None), ylabel="macro-F1, nine labels, 95 % interval")
     ax.set_xticks(range(len(ends)), ends)
     ax.grid(visible=False, axis="x")
     ax.set_title(entitled(" to ".join(ends), phantom))
+    return ax
+
+
+def findings(table: pd.DataFrame, ax, *, phantom: bool):
+    """The comparisons that speak to each of the paper's findings, with 95 % intervals, from `findings.comparisons`."""
+    place = table["finding"].astype(str) + " · " + table["second"] + ", " + table["dataset"]
+    rows = table.assign(place=place + ", seed " + table["seed"].astype(str))
+    dots(rows, ax, y="place", hue="verdict", value="difference", low="low", high="high")
+    ax.axvline(0, color="black", linewidth=1)
+    if table.empty:
+        ax.text(0, 0, "no comparison")
+    ax.set_xlabel("difference of macro-F1, 95 % paired interval")
+    ax.set_title(entitled("What speaks to each finding", phantom))
+    _legend(ax)
     return ax
 
 

@@ -1,0 +1,138 @@
+"""The four findings: which comparisons speak to each, and the words that their intervals choose."""
+
+import pandas as pd
+import pytest
+import yaml
+from test_compare import make_up
+
+from chexreason import compare, figures, findings, params, published, records
+
+
+def study_of(folder, sft, grpo):
+    """A study of 60 films a data set with made-up answers: untuned fails always, SFT knows all, GRPO a part."""
+    values = yaml.safe_load(params.find("params/mini.yaml").read_text(encoding="utf-8"))
+    values |= {"seeds": [0], "more_seeds": [], "compare": {"draws": 100, "seed": 0}}
+    values["tests"] = {name: values["tests"][name] for name in ("b-test", "c-test")}
+    values["models"]["qwen"]["full"] = False
+    values["sft"]["runs"] = [{"model": model, "format": form} for model, form in sft]
+    values["grpo"]["runs"] = [{"model": model, "format": form, "reward": reward} for model, form, reward in grpo]
+    file = folder / "params" / "made_up.yaml"
+    file.parent.mkdir()
+    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    study = params.load(file)
+    make_up(study)
+    return study
+
+
+def silence(study, model, checkpoint):
+    """Let a checkpoint have answered nothing."""
+    path = compare.answers_path(study, model, checkpoint, 0)
+    answers = records.load(path)
+    answers["labels"] = [[] for _ in range(len(answers))]
+    records.save(answers, path, records.origin(study))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A study that speaks to all four, and its comparisons."""
+    formats = ("free_reasoning", "reasoning_a")
+    sft = [(model, form) for model in ("medgemma", "qwen") for form in formats]
+    grpo = [("medgemma", "free_reasoning", reward) for reward in ("hard", "nuanced")]
+    study = study_of(tmp_path_factory.mktemp("study"), sft, grpo)
+    silence(study, "qwen", "sft/free_reasoning")
+    silence(study, "medgemma", "sft/reasoning_a")
+    return study, findings.comparisons(study, compare.compare(study)["paired"])
+
+
+def test_each_finding_has_its_comparisons(whole):
+    _, table = whole
+    keys = table[["finding", "second", "dataset", "expected"]].drop_duplicates().to_numpy().tolist()
+    name = "stand-in-medgemma/{}".format
+    grpo = [f"grpo/{reward}{which}" for reward in ("hard", "nuanced") for which in ("", "-best")]
+    first = [[1, name(one), *where] for where in (["b-test", "gained"], ["c-test", "lost"]) for one in grpo]
+    assert [key for key in keys if key[0] == 1] == first
+    assert [2, name("sft/free_reasoning"), "c-test", "gained"] in keys
+    assert [key for key in keys if key[0] >= 3] == [
+        [3, name("sft/reasoning_a"), "a-validation", "not gained"],
+        [3, "stand-in-qwen/sft/reasoning_a", "a-validation", "gained"],
+        [4, name("grpo/hard"), "a-validation", "level"],
+        [4, name("grpo/hard-best"), "a-validation", "level"],
+    ]
+
+
+def test_verdicts_follow_what_was_made_up(whole):
+    _, table = whole
+    grpo = table[table["finding"] == 1]
+    assert set(grpo["difference"] < 0) == {True}  # GRPO knows less than SFT everywhere
+    assert set(zip(grpo["expected"], grpo["verdict"], strict=True)) == {
+        ("gained", "otherwise"),
+        ("lost", "as published"),
+    }
+    assert set(table.loc[table["finding"] == 3, "verdict"]) == {
+        "as published"
+    }  # lost on one model, gained on the other
+    assert table.loc[table["finding"] == 3, "difference"].tolist() == pytest.approx([-1, 1])
+    assert set(table.loc[table["finding"] == 4, "verdict"]) == {"not told"}  # equal answers: level is never shown
+
+
+def test_the_conclusions_count_verdicts_and_say_phantom(whole):
+    study, table = whole
+    first, second, third, fourth = findings.conclusions(study, table)
+    assert "in some comparisons, and others speak against it (4 as published, 4 otherwise, 0 not told)" in first
+    # Qwen after SFT was silenced, and so was Qwen untuned
+    assert second == "Finding 2 appears in this phantom run in part (1 as published, 0 otherwise, 1 not told)."
+    assert third == "Finding 3 appears in this phantom run (2 as published, 0 otherwise, 0 not told)."
+    assert "can be neither seen nor ruled out" in fourth
+
+
+def test_the_summary_keeps_published_and_phantom_under_headers_of_their_own(whole):
+    study, table = whole
+    summary = findings.summary(study, table)
+    assert list(summary) == ["finding", "the paper, published", "this run (phantom films)", "how sure"]
+    assert (
+        "0.282 to 0.346" in summary["the paper, published"][0]
+        and "0.299 to 0.243" in summary["the paper, published"][0]
+    )
+    assert summary.iloc[0, 2] == "expected gained, 4 comparisons: 4 lost; expected lost, 4 comparisons: 4 lost"
+    assert "one training seed" in summary["how sure"][0]
+
+
+def test_a_finding_without_a_comparison_is_said_to_be_one(tmp_path):
+    study = study_of(tmp_path, [("medgemma", "free_reasoning")], [])
+    table = findings.comparisons(study, compare.compare(study)["paired"])
+    assert set(table["finding"]) == {2}
+    lines = findings.conclusions(study, table)
+    assert [("cannot speak to" in line) for line in lines] == [True, False, True, True]
+    assert findings.summary(study, table).iloc[0, 2] == "This run has no comparison that speaks to it."
+
+
+def test_a_study_that_trains_nothing_is_told_and_drawn(tmp_path):
+    from matplotlib import pyplot as plt
+
+    study = study_of(tmp_path, [], [])
+    table = findings.comparisons(study, compare.compare(study)["paired"])
+    assert table.empty and all("cannot speak to" in line for line in findings.conclusions(study, table))
+    ax = figures.findings(table, plt.figure().gca(), phantom=True)
+    assert [text.get_text() for text in ax.texts] == ["no comparison"]
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "word"),
+    [
+        (["not told", "not told"], "can be neither seen nor ruled out in this run"),
+        (["as published", "as published"], "appears in this run ("),
+        (["as published", "not told"], "appears in this run in part"),
+        (["otherwise", "not told"], "does not appear in this run, which speaks against it"),
+        (["otherwise", "as published"], "in some comparisons, and others speak against it"),
+    ],
+)
+def test_the_word_for_a_finding_is_chosen_by_its_verdicts(verdicts, word):
+    assert word in findings._conclusion(pd.DataFrame({"verdict": verdicts}), "this run")
+
+
+def test_what_the_paper_says_is_what_its_tables_hold():
+    texts = findings.paper()
+    assert f"{published.printed_macro('NIH')['MedGemma-4B SFT']:.3f}" in texts[2]
+    assert "0.208 against 0.131 on Qwen" in texts[3] and "0.139 against 0.253 on MedGemma" in texts[3]
+    assert "0.258 and 0.257" in texts[4]
