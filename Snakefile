@@ -15,6 +15,7 @@ from pathlib import Path
 
 from chexreason.execute import modules
 from chexreason.params import load
+from chexreason.protocol import Protocol, protocols
 
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
@@ -56,6 +57,11 @@ def weights(model):
     return [os.path.relpath(path) for path in sorted(folder.glob("*"))] if kind == "stand-in" else []
 
 
+def loaded(model):
+    """What of a model's entry its training depends on: not how it is asked untrained, nor the note beside its scores."""
+    return {name: values["models"][model][name] for name in ("name", "path", "dtype", "visual_tokens")}
+
+
 def folder(model, checkpoint, seed):
     """Where a checkpoint's adapter and log lie."""
     stage, _, variant = checkpoint.partition("/")
@@ -79,6 +85,7 @@ def executed(notebook, *run):
     return f"{runs}/notebooks/{'-'.join([notebook, *run]).replace('/', '-')}.ipynb"
 
 
+tried = study.prompts.variants if study.prompts else []
 sft_runs = [(run.model, run.format, seed) for run, seed in study.runs("sft")]
 grpo_runs = [(run.model, run.format, run.reward, seed) for run, seed in study.runs("grpo")]
 chapters = [
@@ -91,7 +98,6 @@ chapters = [
     executed("6_compare"),
     *([executed("7_variants")] if study.sft.runs else []),
     executed("8_reread"),
-    executed("9_findings"),
 ]
 
 
@@ -120,7 +126,14 @@ rule prompts:
         notebook=executed("2_prompts"),
     params:
         given=given(),
-        used=used("prompts", "models", "compare", most=study.predict.max_new_tokens),
+        used=used(
+            "prompts",
+            "compare",
+            protocols=[Protocol.of(study, name, study.home).hash for name in tried],
+            batch=study.predict.batch,
+            reward=values["grpo"]["reward"],
+            models=values["models"],
+        ),
     shell:
         RUN
 
@@ -159,7 +172,7 @@ for model, form, seed in sft_runs:
             notebook=executed("3_sft", model, form, f"seed{seed}"),
         params:
             given=given(model=model, format=form, seed=seed),
-            used=used("lora", sft={**values["sft"], "runs": None}, model=values["models"][model]),
+            used=used("lora", sft={**values["sft"], "runs": None}, model=loaded(model)),
         priority: 2
         shell:
             RUN
@@ -183,7 +196,12 @@ for model, form, reward, seed in grpo_runs:
             notebook=executed("4_grpo", model, reward, f"seed{seed}"),
         params:
             given=given(model=model, format=form, reward=reward, seed=seed),
-            used=used("lora", most=study.predict.max_new_tokens, grpo={**values["grpo"], "runs": None}, model=values["models"][model]),
+            used=used(
+                "lora",
+                protocol=Protocol.of(study, form, study.home).hash,
+                grpo={**values["grpo"], "runs": None},
+                model=loaded(model),
+            ),
         priority: 2
         shell:
             RUN
@@ -205,7 +223,12 @@ for model, checkpoint, seed in study.checkpoints():
             notebook=executed("5_predict", model, checkpoint, f"seed{seed}"),
         params:
             given=given(model=model, checkpoint=checkpoint, seed=seed),
-            used=used("predict", prompt=study.prompt(model, checkpoint), datasets=study.datasets(checkpoint), reward=values["grpo"]["reward"], model=values["models"][model]),
+            used=used(
+                protocols={dataset: each.hash for dataset, each in protocols(study, model, checkpoint).items()},
+                batch=study.predict.batch,
+                reward=values["grpo"]["reward"],
+                model=values["models"][model],
+            ),
         shell:
             RUN
 
@@ -235,22 +258,6 @@ rule variants:
         code=code("notebooks/7_variants.ipynb"),
     output:
         notebook=executed("7_variants"),
-    params:
-        given=given(full=FULL),
-        used=used(full=FULL, study=study.hash),
-    shell:
-        RUN
-
-
-rule findings:
-    input:
-        manifest,
-        compared,
-        [answers(*checkpoint) for checkpoint in study.checkpoints()],
-        notebook=source("notebooks/9_findings.ipynb"),
-        code=code("notebooks/9_findings.ipynb"),
-    output:
-        notebook=executed("9_findings"),
     params:
         given=given(full=FULL),
         used=used(full=FULL, study=study.hash),

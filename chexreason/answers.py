@@ -26,12 +26,17 @@ Strict reading takes names by rules 3 and 4 too, so that both read the same labe
 the length of the reply.
 """
 
+import hashlib
 import json
 import re
+from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
 from chexreason.labels import CHEXPERT14
+
+RULES = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+"""Which rules these are: twelve hexadecimal digits that change with anything in this module."""
 
 ONLY_LABEL = "only_label"
 """The one form without a thought.  Every other form, whatever its name, is the published one."""
@@ -66,6 +71,7 @@ REFUSALS = (
     "not a chest radiograph",
     "not a chest x-ray",
     "not appear to be a chest",
+    "please provide a frontal chest",  # NV-Reason-CXR-3B, as its issue 2 reports
 )
 """What replies say that decline to answer.  "I cannot see the left base" is how a film is read, and none of these."""
 

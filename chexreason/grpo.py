@@ -1,5 +1,6 @@
 """Group-relative policy optimisation from the SFT checkpoint: trl's GRPOTrainer as published (PROTOCOL: GRPO)."""
 
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from chexreason import answers, card, curate, models, params, predict, records, rewards, score, sft, training
+from chexreason.protocol import Protocol
 
 LOGGED = {
     "step": "step",
@@ -73,11 +75,9 @@ def policy(study: params.Study, model: str, format: str, seed: int):
     Handed to trl without a `peft_config`, so that trl keeps a frozen copy of the adapter as the reference: KL is
     measured against the SFT checkpoint, and is 0 at the first step.
     """
-    from peft import PeftModel
-
     adapter = sft.folder(study, model, format, seed) / "adapter"
     base = models.freeze_vision(models.load_base(study.models[model]))
-    return PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
+    return models.attach(base, adapter, trainable=True)
 
 
 def trainer(study: params.Study, model: str, format: str, reward_name: str, seed: int):
@@ -195,12 +195,13 @@ def validate(study: params.Study, model: str, format: str, checkpoint: Path) -> 
     if kept.exists():
         return records.load_json(kept)
     films = curate.dataset(study, study.home).head(study.grpo.validation_films)
-    protocol = study.predict.model_copy(update={"prompt": format})
-    asked = models.load_trained(study.models[model], checkpoint), models.load_processor(study.models[model])
-    texts = predict.answer(*asked, films["image"], protocol, f"validation of {checkpoint.name}")
+    journal, protocol = checkpoint / predict.JOURNAL, Protocol.of(study, format, study.home)
+    reader = predict.load(study.models[model], checkpoint, study.predict.batch)
+    texts = predict.ask(reader, films["image"], protocol, journal, f"validation of {checkpoint.name}")
     given = [[label in answers.read(text).labels for label in curate.LABELS] for text in texts]
     value = float(score.macro(score.tally(films[curate.LABELS].to_numpy(), given).sum(axis=0))[2])
     records.save_json(value, kept, records.origin(study))
+    shutil.rmtree(journal, ignore_errors=True)
     return value
 
 

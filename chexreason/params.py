@@ -287,6 +287,8 @@ Teacher = Annotated[Rules | LocalTeacher | Endpoint | Gemini, Field(discriminato
 class Model(Section):
     """A base model: where it is loaded from, and what the results call it; `full` as in an SFT run.
 
+    `prompt` names the prompt the untuned model is asked with where that is not `predict.prompt`: a model that another
+    project has tuned is asked as that project does.  `note` is said beside its scores wherever they stand.
     `visual_tokens` bounds what Qwen2.5-VL makes of a film, whatever its size (PROTOCOL: Models); without it the bounds
     that the model came with hold.
     """
@@ -295,6 +297,8 @@ class Model(Section):
     path: str
     dtype: Literal["float32", "bfloat16"]
     visual_tokens: Annotated[tuple[Count, Count], Field(strict=False)] | None = None
+    prompt: str | None = None
+    note: str = ""
     full: bool = False
 
     @model_validator(mode="after")
@@ -445,7 +449,7 @@ class Grpo(Section):
 
 
 class Predict(Section):
-    """The one protocol under which every model answers."""
+    """How every model is asked (`protocol.Protocol`); `batch` films are asked at once, which changes no answer."""
 
     prompt: str
     max_new_tokens: Count
@@ -499,9 +503,11 @@ class Study(Section):
         if self.prompts:
             _known("prompts.model", self.prompts.model, self.models)
         tried = self.prompts.variants if self.prompts else []
+        others = [f"others/{name}" for name in prompts.names("others")]
         for name in [self.predict.prompt, *tried, *(run.format for run in self.sft.runs)]:
-            if name not in prompts.names():
-                raise ValueError(f"no prompt {name!r}; chexreason/prompts has {', '.join(prompts.names())}")
+            _prompt_exists(name, prompts.names())
+        for name in [model.prompt for model in self.models.values() if model.prompt]:
+            _prompt_exists(name, prompts.names() + others)
         for format in getattr(self.teacher, "prompts", {}):
             _known("teacher.prompts: format", format, self.formats)
         self._keep_apart()
@@ -604,18 +610,28 @@ class Study(Section):
         return untuned + sft + grpo
 
     def prompt(self, model: str, checkpoint: str) -> str:
-        """The prompt a checkpoint is asked with: that of its format; of the untuned model, `predict.prompt`."""
+        """The prompt a checkpoint is asked with: that of its format; of the untuned model, its own or the study's."""
         stage, _, variant = checkpoint.partition("/")
         if stage == "sft":
             return variant
         formats = {(run.model, run.reward): run.format for run in self.grpo.runs}
-        return formats[model, variant.removesuffix("-best")] if stage == "grpo" else self.predict.prompt
+        untuned = self.models[model].prompt or self.predict.prompt
+        return formats[model, variant.removesuffix("-best")] if stage == "grpo" else untuned
+
+    def source(self, dataset: str) -> Phantom | Folder:
+        """The source that the films of validation or of a test set come from."""
+        return self.sources[self.curate.train if dataset == self.home else self.tests[dataset].source]
 
     def datasets(self, checkpoint: str) -> list[str]:
         """What a checkpoint is asked about: validation, and every test set unless GRPO passed its format over."""
         stage, _, variant = checkpoint.partition("/")
         chosen = {run.format for run in self.grpo.runs} or {run.format for run in self.sft.runs}
         return [self.home] if stage == "sft" and variant not in chosen else [self.home, *self.tests]
+
+
+def _prompt_exists(name: str, there: list[str]) -> None:
+    if name not in there:
+        raise ValueError(f"no prompt {name!r}; chexreason/prompts has {', '.join(there)}")
 
 
 def _known(key: str, value, choices) -> None:

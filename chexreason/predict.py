@@ -1,17 +1,32 @@
-"""One protocol for every model and every data set: the same prompt, greedy decoding, the same reading."""
+"""Ask every model about every data set under one protocol: batches, greedy decoding, the same reading."""
 
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from chexreason import answers, curate, models, params, prompts, records, rewards, training
+from chexreason import answers, curate, models, params, records, rewards, training
 from chexreason.films import FilmError, prepare
+from chexreason.protocol import Protocol, protocols
+
+JOURNAL = "asked"
+"""The folder of the replies to the batches that are done, for a run that was cut off to go on from."""
+
+
+class Reader(NamedTuple):
+    """A loaded model that is asked about `batch` films at once; `key` tells it from every other."""
+
+    model: Any
+    processor: Any
+    batch: int
+    key: str
 
 
 def folder(study: params.Study, model: str, checkpoint: str, seed: int) -> Path:
@@ -28,41 +43,81 @@ def adapter(study: params.Study, model: str, checkpoint: str, seed: int) -> Path
     return study.folder / stage / model / name.removesuffix("-best") / f"seed{seed}" / which
 
 
-def answer(model, processor, images: Sequence[str | Path], protocol: params.Predict, what: str = "films") -> list[str]:
-    """Ask `model` about every image file, in batches, greedily; the replies as text, in order."""
-    import torch
-    from PIL import Image
+def load(settings: params.Model, trained: Path | None, batch: int) -> Reader:
+    """Load a base model with its processor and, where one was trained, the adapter in the folder `trained`.
+
+    `key` is made of the settings that a reply can follow from and of the hashes of all weights on this machine; a
+    model of the hub is known by its id.
+    """
+    training.steady_threads()
+    loaded = models.load_trained(settings, trained) if trained else models.load_base(settings)
+    folders = [Path(models.folder(settings.path)), *([trained] if trained else [])]
+    weights = [records.sha256(file) for folder in folders for file in sorted(folder.glob("*.safetensors"))]
+    key = _digest([settings.path, settings.dtype, settings.visual_tokens, *weights])
+    return Reader(loaded, models.load_processor(settings), batch, key)
+
+
+def ask(
+    reader: Reader, images: Sequence[str | Path], protocol: Protocol, journal: Path, what: str = "films"
+) -> list[str]:
+    """Ask about every image file, greedily; the replies as text, in the order of `images`.
+
+    Films of equal length, in tokens, share a batch as far as possible, the longest first: least is padded, and memory
+    runs out at the start or never.  The replies to each batch are kept in the folder `journal` as they are made.  A run
+    that was cut off asks a batch again whole or not at all, so that it ends as if nothing had happened.
+    """
     from tqdm import tqdm
 
-    message = [
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompts.load(protocol.prompt)}]}
-    ]
-    question = processor.apply_chat_template(message, add_generation_prompt=True)
-    replies = []
-    with tqdm(total=len(images), desc=what, mininterval=5, file=sys.stderr) as bar, torch.inference_mode():
-        for start in range(0, len(images), protocol.batch):
-            films = [Image.open(path).convert("RGB") for path in images[start : start + protocol.batch]]
-            inputs = processor(
-                images=[[film] for film in films],
-                text=[question] * len(films),
-                return_tensors="pt",
-                padding=True,
-                add_special_tokens=False,
-            ).to(model.device)
-            output = model.generate(**inputs, max_new_tokens=protocol.max_new_tokens, do_sample=False)
-            new = output[:, inputs["input_ids"].shape[1] :]
-            replies += processor.batch_decode(new, skip_special_tokens=True)
-            bar.update(len(films))
-    return replies
+    images = [Path(image) for image in images]
+    replies, waiting = {}, []
+    for numbers in _batches(reader, images):
+        files = [images[number] for number in numbers]
+        place = journal / f"{_digest([reader.key, protocol.hash, *map(records.sha256, files)])}.json"
+        if place.exists():
+            replies |= zip(numbers, json.loads(place.read_text(encoding="utf-8")), strict=True)
+        else:
+            waiting.append((numbers, files, place))
+    with tqdm(total=len(images), initial=len(replies), desc=what, mininterval=5, file=sys.stderr) as bar:
+        for numbers, files, place in waiting:
+            said = _replies(reader, files, protocol)
+            with records.replacing(place) as unfinished:
+                unfinished.write_text(json.dumps(said), encoding="utf-8")
+            replies |= zip(numbers, said, strict=True)
+            bar.update(len(files))
+    return [replies[number] for number in range(len(images))]
 
 
-def load(study: params.Study, model: str, checkpoint: str, seed: int) -> tuple:
-    """What `answer` needs to ask a checkpoint: its model, its processor, and the protocol with its prompt."""
-    training.steady_threads()
-    settings, trained = study.models[model], adapter(study, model, checkpoint, seed)
-    loaded = models.load_trained(settings, trained) if trained else models.load_base(settings)
-    protocol = study.predict.model_copy(update={"prompt": study.prompt(model, checkpoint)})
-    return loaded, models.load_processor(settings), protocol
+def _batches(reader: Reader, images: list[Path]) -> list[list[int]]:
+    """The numbers of the images, in batches by the length of the input, the longest first."""
+    from PIL import Image
+
+    sizes = [Image.open(image).size[::-1] for image in images]
+    tokens = reader.processor._get_num_multimodal_tokens(image_sizes=sizes).num_image_tokens
+    order = sorted(range(len(images)), key=lambda number: -tokens[number])
+    return [order[start : start + reader.batch] for start in range(0, len(order), reader.batch)]
+
+
+def _replies(reader: Reader, files: list[Path], protocol: Protocol) -> list[str]:
+    """The replies to one batch."""
+    import torch
+    from PIL import Image
+
+    content = [{"type": "image"}, {"type": "text", "text": protocol.prompt}]
+    question = reader.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    inputs = reader.processor(
+        images=[[Image.open(file).convert("RGB")] for file in files],
+        text=[question] * len(files),
+        return_tensors="pt",
+        padding=True,
+        add_special_tokens=False,
+    ).to(reader.model.device)
+    with torch.inference_mode():
+        output = reader.model.generate(**inputs, max_new_tokens=protocol.max_new_tokens, do_sample=False)
+    return reader.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def _digest(values: list) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 def own(study: params.Study, model: str, checkpoint: str, seed: int, paths: Sequence[str | Path]) -> list[str]:
@@ -72,16 +127,16 @@ def own(study: params.Study, model: str, checkpoint: str, seed: int, paths: Sequ
     film, ParamsError for a checkpoint the params file does not name, RecordError for one that has not been made.
     """
     _refuse_missing(study, model, checkpoint, seed)
-    size = study.sources[study.curate.train].size
+    protocol = Protocol.of(study, study.prompt(model, checkpoint), study.home)
     with TemporaryDirectory() as folder:
         images = [Path(folder) / f"{number}.png" for number in range(len(paths))]
         for path, image in zip(paths, images, strict=True):
             try:
-                prepare(path, size).save(image)
+                prepare(path, protocol.image_size).save(image)
             except FilmError as error:
                 raise FilmError(f"{path}: {error}") from error
-        loaded, processor, protocol = load(study, model, checkpoint, seed)
-        return answer(loaded, processor, images, protocol)
+        reader = load(study.models[model], adapter(study, model, checkpoint, seed), study.predict.batch)
+        return ask(reader, images, protocol, Path(folder) / JOURNAL)
 
 
 def told(reply: str) -> str:
@@ -120,53 +175,45 @@ def predict(study: params.Study, model: str, checkpoint: str, seed: int) -> pd.D
     """Every answer of one checkpoint on validation and every test set; also written as `answers.parquet`.
 
     Columns: dataset, film, patient, text (the reply as it came), labels (what evaluation reads from it), failed,
-    duplicates, unknown, reward (hard reward against the settled labels; NaN where a data set leaves labels unknown).
+    refused, duplicates, unknown, reward (hard reward against the settled labels; NaN where a data set leaves labels
+    unknown), protocol (the hash of the `Protocol`, which the record's origin holds whole, under `protocols`).
     """
-    loaded, processor, protocol = load(study, model, checkpoint, seed)
-    tables, trained = [], adapter(study, model, checkpoint, seed)
-    for dataset in study.datasets(checkpoint):
+    trained, place = adapter(study, model, checkpoint, seed), folder(study, model, checkpoint, seed)
+    reader, tables = load(study.models[model], trained, study.predict.batch), []
+    for dataset, protocol in protocols(study, model, checkpoint).items():
         films = curate.dataset(study, dataset)
-        texts = answer(loaded, processor, films["image"], protocol, f"{model} {checkpoint} on {dataset}")
-        tables.append(read(study, dataset, films, texts, processor))
+        texts = ask(reader, films["image"], protocol, place / JOURNAL, f"{model} {checkpoint} on {dataset}")
+        tables.append(read(study, dataset, films, texts, reader.processor, protocol))
     table = pd.concat(tables, ignore_index=True)
-    made_of = [study.folder / curate.MANIFEST]
-    made_of += [trained / "adapter_model.safetensors"] if trained else []
-    place = folder(study, model, checkpoint, seed)
-    records.save(table, place / "answers.parquet", records.origin(study, seed, made_of))
+    made_of = [study.folder / curate.MANIFEST, *([trained / "adapter_model.safetensors"] if trained else [])]
+    told = {protocol.hash: protocol.model_dump() for protocol in protocols(study, model, checkpoint).values()}
+    records.save(table, place / "answers.parquet", records.origin(study, seed, made_of) | {"protocols": told})
+    shutil.rmtree(place / JOURNAL, ignore_errors=True)
     return table
 
 
 def try_prompts(study: params.Study) -> pd.DataFrame:
     """The untuned model's answers under each prompt of `study.prompts`, as `read` has them, with a `prompt` column.
 
-    Also written as `prompts/answers.parquet`; each prompt's answers are kept as they are made, so that a run that was
-    cut off goes on.
+    Also written as `prompts/answers.parquet`.  The journal stays, so that of edited prompts only those are asked again.
     """
-    training.steady_threads()
-    trial, settings = study.prompts, study.models[study.prompts.model]
+    trial, place = study.prompts, study.folder / "prompts"
     films = curate.dataset(study, study.home).head(trial.films)
-    origin = records.origin(study, study.seeds[0], [study.folder / curate.MANIFEST])
-    loaded, tables = None, []
+    reader, tables = load(study.models[trial.model], None, study.predict.batch), []
     for name in trial.variants:
-        decisive = [prompts.load(name), *films["sha256"], settings.path, study.predict.max_new_tokens]
-        kept = (
-            study.folder
-            / "prompts"
-            / name
-            / f"{hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]}.parquet"
-        )
-        if not kept.exists():
-            loaded = loaded or (models.load_base(settings), models.load_processor(settings))
-            protocol = study.predict.model_copy(update={"prompt": name})
-            texts = answer(*loaded, films["image"], protocol, f"{trial.model}, {name}")
-            records.save(read(study, study.home, films, texts, loaded[1]).assign(prompt=name), kept, origin)
-        tables.append(records.load(kept))
+        protocol = Protocol.of(study, name, study.home)
+        texts = ask(reader, films["image"], protocol, place / JOURNAL, f"{trial.model}, {name}")
+        tables.append(read(study, study.home, films, texts, reader.processor, protocol).assign(prompt=name))
     table = pd.concat(tables, ignore_index=True)
-    records.save(table, study.folder / "prompts" / "answers.parquet", origin)
+    records.save(
+        table, place / "answers.parquet", records.origin(study, study.seeds[0], [study.folder / curate.MANIFEST])
+    )
     return table
 
 
-def read(study: params.Study, dataset: str, films: pd.DataFrame, texts: list[str], processor) -> pd.DataFrame:
+def read(
+    study: params.Study, dataset: str, films: pd.DataFrame, texts: list[str], processor, protocol: Protocol
+) -> pd.DataFrame:
     """Read replies about `films`: labels, failure, and the hard reward where every label of the film is known."""
     from chexreason.labels import CHEXPERT14
 
@@ -177,6 +224,7 @@ def read(study: params.Study, dataset: str, films: pd.DataFrame, texts: list[str
         text=texts,
         labels=[list(reading.labels) for reading in readings],
         failed=[reading.failed for reading in readings],
+        refused=[reading.refused for reading in readings],
         duplicates=[reading.duplicates for reading in readings],
         unknown=[reading.unknown for reading in readings],
         reward=[
@@ -187,16 +235,34 @@ def read(study: params.Study, dataset: str, films: pd.DataFrame, texts: list[str
             else float("nan")
             for text, truth, judged in zip(texts, films["labels"], known, strict=True)
         ],
+        protocol=protocol.hash,
     )
     return table[["dataset", *table.columns.drop("dataset")]]
 
 
+def protocol_table(study: params.Study, model: str, checkpoint: str) -> pd.DataFrame:
+    """The protocols a checkpoint is asked under, a column each: its hash, its data sets, and its parts."""
+    asked = protocols(study, model, checkpoint)
+    columns = {
+        protocol.hash: {
+            "data sets": ", ".join(name for name, each in asked.items() if each == protocol),
+            **protocol.model_dump(),
+        }
+        for protocol in asked.values()
+    }
+    return pd.DataFrame(columns)
+
+
 def overview(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a data set: films, share without a readable label block, mean labels a film, mean hard reward."""
+    """One row a data set: films, share without a readable label block, refusals, mean labels a film, mean hard reward.
+
+    Refusals are among the unreadable answers, and counted apart.
+    """
     counted = table.assign(count=table["labels"].map(len))
     columns = {
         "films": ("film", "size"),
         "fail_rate": ("failed", "mean"),
+        "refusals": ("refused", "sum"),
         "labels_a_film": ("count", "mean"),
         "mean_reward": ("reward", "mean"),
     }
@@ -210,11 +276,12 @@ def shown(study: params.Study, table: pd.DataFrame, dataset: str, count: int) ->
     return answered.merge(films, on="film", validate="one_to_one")
 
 
-def summary(table: pd.DataFrame) -> str:
-    """What the answers show, a line of a Markdown list for each data set."""
+def summary(table: pd.DataFrame, note: str = "") -> str:
+    """What the answers show, a line of a Markdown list for each data set, and the model's note where it has one."""
     lines = [
-        f"- {name}: {row.films:.0f} films, {row.fail_rate:.1%} unreadable, {row.labels_a_film:.2f} labels a film"
+        f"- {name}: {row.films:.0f} films, {row.fail_rate:.1%} unreadable, {row.refusals:.0f} refused, "
+        f"{row.labels_a_film:.2f} labels a film"
         + (f", mean hard reward {row.mean_reward:.3f}." if pd.notna(row.mean_reward) else ".")
         for name, row in overview(table).iterrows()
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(["", note] if note else [])])

@@ -127,7 +127,7 @@ def test_code_is_followed_through_imports_at_any_depth(tmp_path):
     notebook = write(tmp_path, "%matplotlib inline\nfrom chexreason import prompts\nimport pandas, os.path")
     found = {path.relative_to(PACKAGE).as_posix() for path in modules(notebook)}
     texts = {f"prompts/{name}.txt" for name in prompts.names()}
-    texts |= {f"prompts/teacher/{name}.txt" for name in prompts.names("teacher")}
+    texts |= {f"prompts/{folder}/{name}.txt" for folder in ("others", "teacher") for name in prompts.names(folder)}
     assert found == {"__init__.py", "prompts/__init__.py", *texts}
 
 

@@ -17,6 +17,11 @@ def test_the_teachers_prompts_are_not_among_those_a_model_answers():
     assert prompts.names("teacher") == ["again", *TAUGHT]
 
 
+def test_other_projects_prompts_are_asked_in_their_own_words_and_are_none_of_the_studys():
+    assert prompts.load("others/nv_reason") == "Find abnormalities and support devices."
+    assert not set(prompts.names("others")) & set(prompts.names())
+
+
 @pytest.mark.parametrize("name", TAUGHT)
 def test_the_teacher_is_told_labels_length_form_and_all_names_and_to_keep_quiet_about_it(name):
     text = prompts.load(f"teacher/{name}")

@@ -9,6 +9,7 @@ import torch
 
 from chexreason import curate, grpo, models, params, predict, records, sft, training
 from chexreason.params import load
+from chexreason.protocol import Protocol
 
 
 @pytest.fixture
@@ -182,8 +183,8 @@ def test_the_stand_in_qwen_is_trained_and_asked_like_the_other(copy):
     log = sft.train(study, "qwen", "free_reasoning", 0)
     adapter = predict.adapter(study, "qwen", "sft/free_reasoning", 0)
     films = curate.dataset(study, "a-validation").head(2)
-    asked = models.load_trained(qwen, adapter), models.load_processor(qwen)
-    assert len(predict.answer(*asked, films["image"], study.predict)) == 2
+    asked = Protocol.of(study, "free_reasoning", study.home)
+    assert len(predict.ask(predict.load(qwen, adapter, 2), films["image"], asked, study.folder / "asked")) == 2
     held = log[log["split"] == "eval"]["loss"]
     assert held.iloc[-1] < held.iloc[0]
 

@@ -1,4 +1,7 @@
-"""Every prompt is a text file in this folder, for a radiologist to read and edit; `teacher/` holds the teacher's."""
+"""Every prompt is a text file in this folder, for a radiologist to read and edit.
+
+At the top lie the study's own, in `teacher/` the teacher's, in `others/` those that other projects ask their models.
+"""
 
 from importlib.resources import files
 
@@ -14,7 +17,7 @@ def load(name: str) -> str:
 
     Raises ValueError for a name that has no file.
     """
-    there = names() + [f"teacher/{each}" for each in names("teacher")]
+    there = names() + [f"{folder}/{each}" for folder in ("others", "teacher") for each in names(folder)]
     if name not in there:
         raise ValueError(f"no prompt {name!r} in chexreason/prompts; there are {', '.join(there)}")
     return files(__name__).joinpath(f"{name}.txt").read_text(encoding="utf-8").rstrip("\n")
