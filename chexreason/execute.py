@@ -5,8 +5,11 @@ import difflib
 import fcntl
 import os
 import re
+import socket
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -24,6 +27,13 @@ ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore::FutureWarning",  # libraries telling each other what they will rename
 }
 """What every kernel starts with, unless the caller's environment says otherwise."""
+
+
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+"""Environment variables of such a name hold what no notebook may show, if it is long enough to be a secret."""
+
+NOBODY = {"", "root", "user", "localhost"}
+"""Names of users and hosts that tell nothing, and are words of their own."""
 
 
 class NotebookError(RuntimeError):
@@ -56,9 +66,10 @@ class Relay:
 def execute(notebook: str | Path, output: str | Path, parameters: dict) -> None:
     """Run `notebook` with `parameters` and put the executed copy at `output`.
 
-    `output` appears only when every cell ran, and holds nothing of this run but its results: no times, no paths, no
-    progress bars.  Raises NotebookError before anything runs for a parameter the notebook does not have, and after a
-    failed cell, with the partly run notebook kept as `<output>.failed.ipynb`.
+    `output` appears only when every cell ran, and holds nothing of this run but its results: no times, no progress
+    bars, and of this machine no path, user, host name or key; the variable's name stands where one was printed.
+    Raises NotebookError before anything runs for a parameter the notebook does not have, and after a failed cell, with
+    the partly run notebook kept as `<output>.failed.ipynb`.
     """
     import papermill
 
@@ -84,7 +95,7 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict) -> None:
                 raise
             print("\n".join(getattr(error, "traceback", [])), file=sys.stderr)
             raise NotebookError(f"{notebook}: {_reason(error)}\nthe partly run notebook is {failed}") from error
-        _scrub(part)
+        _scrub(part, _hider(parameters))
         failed.unlink(missing_ok=True)
         os.replace(part, output)
 
@@ -168,8 +179,22 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _scrub(path: Path) -> None:
-    """Take out of an executed notebook what belongs to one run alone, so that the same study gives the same file."""
+def _hider(parameters: dict) -> Callable[[str], str]:
+    """A function that puts names in place of this machine's paths, of its user and host, and of keys, in a text."""
+    variables = dict(os.environ)
+    private = {value: f"${name}" for name, value in variables.items() if value.startswith("/")}
+    private |= {value: f"${name}" for name, value in variables.items() if SECRET.search(name) and len(value) >= 8}
+    private |= {variables[name]: f"${name}" for name in ("USER", "LOGNAME") if name in variables}
+    study = Path(parameters.get("params", "params/")).resolve().parent.parent  # holds params/ and runs/
+    private |= {socket.gethostname(): "$HOSTNAME", tempfile.gettempdir(): "$TMPDIR", sys.prefix: "$VIRTUAL_ENV"}
+    private |= {str(Path.home()): "~", str(PACKAGE.parent): ".", str(Path.cwd()): ".", str(study): "."}
+    found = sorted((value for value in private if value not in NOBODY | {"/"}), key=len, reverse=True)
+    pattern = re.compile(rf"(?<![\w.])(?:{'|'.join(map(re.escape, found))})(?!\w)")
+    return lambda text: pattern.sub(lambda match: private[match[0]], text)
+
+
+def _scrub(path: Path, hide: Callable[[str], str]) -> None:
+    """Take out of an executed notebook what belongs to one run or one machine alone: the same study, the same file."""
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
@@ -180,11 +205,12 @@ def _scrub(path: Path) -> None:
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
         if cell.cell_type == "code":
-            cell.outputs = [_settled(output) for output in cell.outputs if not _progress(output)]
+            cell.outputs = [_settled(output, hide) for output in cell.outputs if not _progress(output)]
         if "parameters" in cell.metadata.get("tags", []):
             tags = [tag for tag in cell.metadata.tags if tag != "parameters"]
         if "injected-parameters" in cell.metadata.get("tags", []):  # shown or hidden like the cell it overrides
             cell.metadata.tags, cell.id = ["injected-parameters", *tags], "injected-parameters"
+            cell.source = hide(cell.source)
     nbformat.write(notebook, path)
 
 
@@ -193,8 +219,13 @@ def _progress(output) -> bool:
     return output.get("name") == "stderr" or "application/vnd.jupyter.widget-view+json" in output.get("data", {})
 
 
-def _settled(output):
-    """An output without the memory addresses that Python puts into the names of things."""
-    if "text/plain" in output.get("data", {}):
-        output.data["text/plain"] = re.sub(r" at 0x[0-9a-f]+>", ">", output.data["text/plain"])
+def _settled(output, hide: Callable[[str], str]):
+    """An output with nothing private in its text, and without the memory addresses that Python puts into names."""
+    if "text" in output:
+        output.text = hide(output.text)
+    data = output.get("data", {})
+    for kind in [kind for kind in data if kind.startswith("text/") or kind == "image/svg+xml"]:
+        data[kind] = hide(data[kind])
+    if "text/plain" in data:
+        data["text/plain"] = re.sub(r" at 0x[0-9a-f]+>", ">", data["text/plain"])
     return output
