@@ -11,6 +11,7 @@ Conventions, the same in every table:
 - An interval is the 2.5th to 97.5th percentile over samples of *patients* drawn with replacement, so that films of one
   patient stay together; a sample follows the same rules, so a rare label may be missing from some samples' means.
   The estimate itself is the plain one, not a mean of samples.
+- McNemar's test counts films as independent, which films of one patient are not; the bootstrap does not.
 """
 
 import warnings
@@ -37,6 +38,18 @@ class Scores(NamedTuple):
     """
 
     labels: pd.DataFrame
+    overall: dict[str, float]
+    samples: pd.DataFrame
+
+
+class Travel(NamedTuple):
+    """How one metric of a model changes from one data set to another.
+
+    `overall` holds the two scores as `near_<metric>` and `far_<metric>`, `change` (far less near) and `relative` (that
+    as a share of near: the paper's ratio), each with `_low` and `_high`; `samples` has a row a bootstrap sample and the
+    columns `change` and `relative`.
+    """
+
     overall: dict[str, float]
     samples: pd.DataFrame
 
@@ -102,6 +115,12 @@ def interval(samples: np.ndarray) -> np.ndarray:
         return np.nanpercentile(samples, (2.5, 97.5), axis=0)
 
 
+def with_interval(name: str, value: float, samples: np.ndarray) -> dict[str, float]:
+    """`value` under `name`, with the 95 % interval of its bootstrap `samples` (draws,) under `_low` and `_high`."""
+    low, high = interval(samples)
+    return {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
 def score(
     truth: pd.DataFrame,
     given: pd.DataFrame,
@@ -117,7 +136,7 @@ def score(
     draws.  Raises ValueError where the tables do not line up or no film is given.
     """
     means = pd.DataFrame(index=truth.index) if means is None else means
-    _aligned(truth, given, patients, means)
+    _aligned(truth, answers=given, patients=patients, means=means)
     counts = tally(truth.to_numpy(), given.to_numpy())
     by_film = np.concatenate([counts.reshape(len(truth), -1), means.fillna(0.0), means.notna()], axis=1, dtype=float)
     by_patient = pd.DataFrame(by_film).groupby(patients.to_numpy(), sort=True).sum().to_numpy()
@@ -127,7 +146,7 @@ def score(
         name: value
         for metric in plain
         if metric != "f1"
-        for name, value in _with_interval(metric, plain[metric][0], samples[metric]).items()
+        for name, value in with_interval(metric, plain[metric][0], samples[metric]).items()
     }
     return Scores(
         _label_table(truth.columns, counts.sum(axis=0), interval(samples["f1"])),
@@ -136,12 +155,13 @@ def score(
     )
 
 
-def _aligned(truth: pd.DataFrame, given: pd.DataFrame, patients: pd.Series, means: pd.DataFrame) -> None:
+def _aligned(truth: pd.DataFrame, **tables: pd.DataFrame | pd.Series) -> None:
+    """Raises ValueError where the truth is empty, or a table is about other films, or answers about other labels."""
     if truth.empty:
         raise ValueError("nothing to score: the truth holds no film or no label")
-    if list(given.columns) != list(truth.columns):
-        raise ValueError(f"the answers are about {list(given.columns)}, the truth about {list(truth.columns)}")
-    for name, table in {"answers": given, "patients": patients, "means": means}.items():
+    for name, table in tables.items():
+        if "answers" in name and list(table.columns) != list(truth.columns):
+            raise ValueError(f"the {name} are about {list(table.columns)}, the truth about {list(truth.columns)}")
         if not table.index.equals(truth.index):
             raise ValueError(f"the {name} and the truth are not about the same films in the same order")
 
@@ -157,11 +177,6 @@ def _metrics(totals: np.ndarray, labels: int, means: list[str]) -> dict[str, np.
         return metrics | dict(zip(means, (sums / films).T, strict=True))
 
 
-def _with_interval(name: str, value: float, samples: np.ndarray) -> dict[str, float]:
-    low, high = interval(samples)
-    return {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
-
-
 def _label_table(names: pd.Index, counts: np.ndarray, f1_interval: np.ndarray) -> pd.DataFrame:
     table = pd.DataFrame({"label": list(names), "support": counts[:, 0] + counts[:, 2]})
     table[list(COUNTS)] = counts
@@ -170,7 +185,7 @@ def _label_table(names: pd.Index, counts: np.ndarray, f1_interval: np.ndarray) -
     return table
 
 
-def difference(first: Scores, second: Scores, metrics: tuple[str, ...] = PAIRED) -> pd.DataFrame:
+def difference(first: Scores | Travel, second: Scores | Travel, metrics: tuple[str, ...] = PAIRED) -> pd.DataFrame:
     """What `second` scores above `first` on the same films: metric, difference, low and high.
 
     Both must have been scored with the same draws, so that what the films share cancels.  A metric that either lacks,
@@ -184,6 +199,69 @@ def difference(first: Scores, second: Scores, metrics: tuple[str, ...] = PAIRED)
             rows.append({"metric": metric, "difference": value, "low": low, "high": high})
     types = {"metric": "str", "difference": float, "low": float, "high": float}
     return pd.DataFrame(rows, columns=list(types)).astype(types)
+
+
+def paired(
+    truth: pd.DataFrame,
+    first: pd.DataFrame,
+    second: pd.DataFrame,
+    patients: pd.Series,
+    draws: int,
+    seed: int,
+    metrics: tuple[str, ...] = PAIRED,
+) -> pd.DataFrame:
+    """What the answers `second` score above `first` on the same films, as `difference` tells it; see `score`."""
+    scores = (score(truth, given, patients, draws, np.random.default_rng(seed)) for given in (first, second))
+    return difference(*scores, metrics)
+
+
+def travel(near: Scores, far: Scores, metric: str = "macro_f1") -> Travel:
+    """How `metric` changes from the data set of `near` to that of `far`, for one model on one set of labels.
+
+    The two must have been drawn independently.  A sample in which `near` scores nothing has no relative change.
+    """
+    ends = {"near": near, "far": far}
+    overall = {
+        f"{name}_{metric}{end}": scored.overall[f"{metric}{end}"]
+        for name, scored in ends.items()
+        for end in ("", "_low", "_high")
+    }
+    plain = _changes(*(np.float64(scored.overall[metric]) for scored in ends.values()))
+    samples = _changes(*(scored.samples[metric].to_numpy() for scored in ends.values()))
+    for name, value in plain.items():
+        overall |= with_interval(name, value, samples[name])
+    return Travel(overall, pd.DataFrame(samples))
+
+
+def _changes(near: np.ndarray, far: np.ndarray) -> dict[str, np.ndarray]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {"change": far - near, "relative": np.where(near > 0, far / near - 1, np.nan)}
+
+
+def mcnemar(truth: pd.DataFrame, first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """McNemar's exact test, label by label: is one of two models right on more of the same films than the other?
+
+    `truth` (films x labels) holds 1, 0 or NaN, the answers true or false.  Returns a row a label: label, n (films whose
+    label is known), first_only and second_only (films that only this model has right), p (two-sided), and p_holm,
+    adjusted for the number of labels.  Films count as independent.
+    """
+    from scipy.stats import binomtest
+
+    _aligned(truth, **{"first answers": first, "second answers": second})
+    known, present = truth.notna().to_numpy(), truth.eq(1).to_numpy()
+    right, other = ((given.to_numpy(dtype=bool) == present) & known for given in (first, second))
+    table = pd.DataFrame({"label": list(truth.columns), "n": known.sum(axis=0)})
+    table["first_only"], table["second_only"] = (right & ~other).sum(axis=0), (other & ~right).sum(axis=0)
+    pairs = zip(table["first_only"], table["second_only"], strict=True)
+    table["p"] = [binomtest(a, a + b).pvalue if a + b else 1.0 for a, b in pairs]
+    return table.assign(p_holm=holm(table["p"].to_numpy()))
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """p-values (tests,) adjusted for the number of tests by Holm's step-down method (Holm 1979)."""
+    order = np.argsort(p)
+    adjusted = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    return np.minimum(adjusted, 1.0)[np.argsort(order)]
 
 
 def verdict(low: float, high: float) -> str:

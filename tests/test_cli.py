@@ -15,6 +15,7 @@ from chexreason.cli import main
 
 ROW = {"model": "stand-in-medgemma/untuned", "seed": 0, "dataset": "b-test", "label_set": "nih9", "n": 12}
 ROW |= {"micro_f1": 0.5, "macro_f1": 0.25, "macro_f1_low": 0.1, "macro_f1_high": float("nan"), "fail_rate": 0.0}
+ASKED = {"refusal_rate": 0.0, "protocol": "0123456789ab"}
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def scored(tmp_path, monkeypatch):
     """A study that has been compared: `overall.parquet` holds one row."""
     monkeypatch.chdir(study_folder(tmp_path))
     study = params.load("params/smoke.yaml")
-    overall = pd.DataFrame([ROW | {"params_hash": study.hash, "phantom": True}])
+    overall = pd.DataFrame([ROW | {"params_hash": study.hash, "phantom": True} | ASKED])
     records.save(overall, study.folder / "compare" / "overall.parquet", records.origin(study))
     return study
 
@@ -44,7 +45,7 @@ def test_the_command_line_imports_nothing_heavy():
 def test_results_as_json_are_one_object_a_row_with_null_for_undefined(scored, capsys):
     assert main(["results", "params/smoke.yaml", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
-    assert row == ROW | {"macro_f1_high": None, "params_hash": scored.hash, "phantom": True}
+    assert row == ROW | {"macro_f1_high": None, "params_hash": scored.hash, "phantom": True} | ASKED
 
 
 def test_results_as_text_say_what_they_are(scored, capsys):

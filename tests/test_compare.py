@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from chexreason import compare, params, records, score
-from chexreason.labels import CHEXPERT14, NIH9
+from chexreason.labels import CHEXPERT14, LABEL_SETS, NIH9, POLICIES
 
 RESULT_KEYS = ["model", "seed", "dataset", "label_set", "n", "micro_f1", "macro_f1", "macro_f1_low", "macro_f1_high"]
-RESULT_KEYS += ["fail_rate", "params_hash", "phantom"]
+RESULT_KEYS += ["fail_rate", "params_hash", "phantom", "refusal_rate", "protocol"]
 
 
 def rng(seed=0):
@@ -37,10 +37,15 @@ def table(values, columns=None):
 )
 def test_the_verdict_follows_the_interval(low, high, word):
     assert score.verdict(low, high) == word
-    row = {"dataset": "b-test", "label_set": "shared9", "first": "m/untuned", "second": "m/sft/x"}
+    row = {"dataset": "b-test", "label_set": "shared9", "seed": 2, "first": "m/untuned", "second": "m/sft/x"}
     row |= {"metric": "macro_f1", "difference": (low + high) / 2, "low": low, "high": high}
     (sentence,) = compare.found(pd.DataFrame([row]))
-    assert word in sentence and "macro-F1" in sentence and f"{low:+.3f} to {high:+.3f}" in sentence
+    assert (
+        word in sentence
+        and "macro-F1" in sentence
+        and "seed 2" in sentence
+        and f"{low:+.3f} to {high:+.3f}" in sentence
+    )
 
 
 def test_in_short_sorts_the_data_sets_of_a_step_by_its_verdict():
@@ -71,7 +76,7 @@ def compared(tmp_path_factory):
 def made_up(folder):
     """A study of 60 films a data set whose answers are made up: untuned fails always, SFT knows all, GRPO a part."""
     values = yaml.safe_load(params.find("params/mini.yaml").read_text())
-    values |= {"seeds": [0, 1], "compare": {"draws": 200, "seed": 0}}
+    values |= {"seeds": [0, 1], "more_seeds": [], "compare": {"draws": 200, "seed": 0}}
     values["models"] = {"medgemma": values["models"]["medgemma"]}
     values["tests"] = {name: values["tests"][name] for name in ("b-test", "c-test")}
     values["sft"]["runs"] = [{"model": "medgemma", "format": "free_reasoning"}]
@@ -115,7 +120,12 @@ def replies(manifest, dataset, checkpoint):
     stage = checkpoint.split("/")[0]
     judged = {"untuned": 0.0, "sft": 1.0, "grpo": 0.5}[stage] if dataset[0] != "c" else np.nan
     return rows[["film", "patient"]].assign(
-        dataset=dataset, labels=labels[stage], failed=stage == "untuned", reward=judged
+        dataset=dataset,
+        labels=labels[stage],
+        failed=stage == "untuned",
+        refused=False,
+        reward=judged,
+        protocol=f"{stage} on {dataset}",
     )
 
 
@@ -194,6 +204,184 @@ def test_paired_differences_are_those_of_the_overall_scores(compared):
         where = (row.dataset, row.label_set)
         expected = macro[(row.second, row.seed, *where)] - macro[(row.first, first, *where)]
         assert row.difference == pytest.approx(expected, abs=1e-15) and row.low <= row.difference <= row.high
+
+
+def test_every_row_names_the_protocol_its_answers_were_given_under(compared):
+    _, tables = compared
+    for name in ("scores", "overall"):
+        asked = tables[name]["model"].str.split("/").str[1] + " on " + tables[name]["dataset"]
+        assert (tables[name]["protocol"] == asked).all()
+
+
+def test_answers_under_two_protocols_are_refused(study):
+    path = compare.answers_path(study, "medgemma", "untuned", 0)
+    answers = records.load(path)
+    answers.loc[0, "protocol"] = "another"
+    records.save(answers, path, records.origin(study))
+    with pytest.raises(
+        ValueError,
+        match="a-validation: answers under the protocols another, untuned on a-validation; run 5_predict again",
+    ):
+        compare.compare(study)
+
+
+def test_failures_are_empty_answers_in_the_score_and_left_out_beside_it(study):
+    """Every second reply to SFT fails, all others are right: half the labels are found, or all of those asked for."""
+    path = compare.answers_path(study, "medgemma", "sft/free_reasoning", 0)
+    answers = records.load(path)
+    answers["failed"] = np.arange(len(answers)) % 2 == 0
+    answers["refused"] = np.arange(len(answers)) % 4 == 0
+    records.save(answers, path, records.origin(study))
+    settled = compare.settled_films(study)
+    overall = compare.score_answers(study, settled, answers, "b-test", "chexpert14").overall
+    read = answers.loc[(answers["dataset"] == "b-test") & ~answers["failed"], "film"]
+    present = settled.loc[settled["dataset"] == "b-test", list(CHEXPERT14)] == 1
+    found, all_of_them = present[present.index.isin(read)].to_numpy().sum(), present.to_numpy().sum()
+    assert overall["micro_recall"] == found / all_of_them and overall["micro_precision"] == 1
+    assert overall["micro_f1_answered"] == overall["macro_f1_answered"] == 1 and overall["n_answered"] == 30
+    assert overall["n"] == 60 and overall["fail_rate"] == 0.5 and overall["refusal_rate"] == 0.25
+
+
+def test_the_way_to_the_far_hospital_is_measured_on_the_nine_labels_both_have(compared):
+    study, tables = compared
+    assert compare.journeys(study) == [(("b-test", "shared9"), ("c-test", "nih9"))]
+    macro = tables["overall"].set_index(["model", "seed", "dataset", "label_set"])["macro_f1"]
+    travel = tables["travel"].set_index(["model", "seed"])
+    assert len(travel) == 7
+    for (model, seed), row in travel.iterrows():
+        near, far = macro[model, seed, "b-test", "shared9"], macro[model, seed, "c-test", "nih9"]
+        assert [row["near_macro_f1"], row["far_macro_f1"], row["change"]] == [near, far, far - near]
+        assert np.isnan(row["relative"]) if near == 0 else row["relative"] == pytest.approx(far / near - 1)
+    paired = tables["travel_paired"].query("metric == 'change'")
+    assert len(paired) == 6
+    for row in paired.itertuples():
+        before = travel.loc[(row.first, 0 if row.first.endswith("untuned") else row.seed), "change"]
+        assert row.difference == pytest.approx(travel.loc[(row.second, row.seed), "change"] - before)
+
+
+def test_the_words_about_the_way_follow_its_interval():
+    row = {"model": "m/grpo/hard", "seed": 0, "near": "b", "far": "c", "near_macro_f1": 0.4, "far_macro_f1": 0.3}
+    row |= {"change": -0.1, "relative": -0.25, "relative_low": -0.4, "relative_high": -0.1}
+    bounds = [(-0.15, -0.05), (-0.2, 0.1), (0.01, 0.1)]
+    rows = pd.DataFrame([row | {"change_low": low, "change_high": high} for low, high in bounds])
+    lost, unclear, gained = compare.travelled(rows)
+    assert lost == (
+        "m/grpo/hard, seed 0, from b to c: macro-F1 0.400 to 0.300 (-25%, 95 % interval -40% to -10%), a loss."
+    )
+    assert unclear.endswith("which cannot be told from no change.") and gained.endswith("a gain.")
+    nothing = rows.head(1).assign(near_macro_f1=0.0, relative=np.nan)
+    assert "0.000 to 0.300 (from nothing)" in compare.travelled(nothing)[0]
+    assert compare.travelled(rows.assign(change=np.nan)) == [compare.ALONE]
+
+
+def test_more_is_lost_only_where_the_interval_of_the_difference_says_so():
+    row = {"near": "b", "far": "c", "seed": 0, "first": "m/sft/x", "second": "m/grpo/hard", "metric": "change"}
+    rows = pd.DataFrame(
+        [row | {"difference": (low + high) / 2, "low": low, "high": high} for low, high in [(-0.2, -0.1), (-0.1, 0.1)]]
+    )
+    more, unclear = compare.loses_more(rows)
+    assert "m/grpo/hard (seed 0) loses more than m/sft/x: -0.150 macro-F1" in more
+    assert "cannot be told apart from m/sft/x: +0.000 macro-F1" in unclear
+    assert compare.loses_more(rows.head(0)) == [compare.UNTRAINED]
+
+
+def test_each_step_is_tested_label_by_label_and_adjusted_within_its_data_set(compared):
+    _, tables = compared
+    keys = ["dataset", "label_set", "seed", "first", "second"]
+    for (_, label_set, *_), rows in tables["mcnemar"].groupby(keys):
+        assert list(rows["label"]) == list(LABEL_SETS[label_set])
+        np.testing.assert_array_equal(rows["p_holm"], score.holm(rows["p"].to_numpy()))
+    gained = tables["mcnemar"].query("second.str.contains('/sft/')")
+    assert (gained["first_only"] == 0).all()  # SFT is always right
+    support = tables["scores"].query("model.str.endswith('untuned')").set_index(["dataset", "label_set", "label"])
+    for row in gained.itertuples():  # and the untuned model just where there is nothing
+        assert row.second_only == support.loc[(row.dataset, row.label_set, row.label), "support"]
+
+
+def test_discordant_counts_the_labels_on_either_side():
+    tests = pd.DataFrame({"first_only": [9, 0, 3], "second_only": [0, 9, 3], "p_holm": [0.01, 0.02, 0.9]})
+    said = compare.discordant(tests)
+    assert (
+        "Of 3 tests, 2 stay below 0.05 after Holm's adjustment: 1 in favour of the later checkpoint, 1 of the" in said
+    )
+    assert "films as independent" in said
+    assert compare.discordant(tests.head(0)) == compare.UNTRAINED
+
+
+def test_sensitivity_settles_by_every_policy_and_closes_where_that_can_change_a_label(compared):
+    study, tables = compared
+    table = compare.sensitivity(study)
+    assert set(zip(table["dataset"], table["policy"], table["closed"], strict=True)) == {
+        *(("b-test", policy, closed) for policy in POLICIES for closed in (False, True)),
+        *(("c-test", policy, False) for policy in POLICIES),
+    }
+    assert len(table) == 7 * 9
+    keys = ["model", "seed", "dataset", "label_set"]
+    as_studied = table[(table["policy"] == study.curate.policy) & ~table["closed"]].set_index(keys)
+    columns = ["macro_f1", "macro_f1_low", "macro_f1_high"]
+    expected = tables["overall"].set_index(keys).loc[as_studied.index, columns]
+    pd.testing.assert_frame_equal(as_studied[columns], expected)
+    sft = table[table["model"].str.contains("/sft/") & ~table["closed"]].groupby("policy")["macro_f1"].first()
+    assert sft["u_zeros"] == sft["u_ignore"] == 1 and sft["u_ones"] < 1  # it knew the certain positives only
+    told = compare.sensitivity_table(table)
+    assert len(told) == 14 and told.loc[told["dataset"] == "c-test", "u_ones, closed"].isna().all()
+
+
+def test_closing_changes_truth_and_answers_alike(study):
+    answers = records.load(compare.answers_path(study, "medgemma", "sft/free_reasoning", 0))
+    judged = compare.judge(study, compare.settled_films(study), answers, "b-test")
+    closed = compare.close(judged)
+    assert (closed.truth == closed.given).all(axis=None) and (judged.truth == judged.given).all(axis=None)
+    assert closed.truth["Lung Opacity"].sum() > judged.truth["Lung Opacity"].sum()
+
+
+def test_a_study_without_a_step_of_training_or_a_far_hospital_has_empty_records(study):
+    alone = study.model_copy(
+        update={
+            "tests": {"b-test": study.tests["b-test"]},
+            "sft": study.sft.model_copy(update={"runs": []}),
+            "grpo": study.grpo.model_copy(update={"runs": []}),
+        }
+    )
+    tables = compare.compare(alone)
+    assert {name: len(tables[name]) for name in ("paired", "mcnemar", "travel", "travel_paired")} == dict.fromkeys(
+        ("paired", "mcnemar", "travel", "travel_paired"), 0
+    )
+    for name in ("paired", "mcnemar", "travel", "travel_paired"):
+        records.save(tables[name], study.folder / f"{name}.parquet", records.origin(study))
+        assert records.load(study.folder / f"{name}.parquet").dtypes.equals(tables[name].dtypes)
+
+
+def test_the_spread_over_seeds_stands_beside_the_interval_over_patients():
+    rows = [("m/sft/x", seed, "b", "shared9", value) for seed, value in ((0, 0.2), (1, 0.5), (2, 0.35))]
+    rows += [("m/untuned", 0, "b", "shared9", 0.1), ("m/untuned", 0, "b", "chexpert14", 0.9)]
+    overall = pd.DataFrame(rows, columns=["model", "seed", "dataset", "label_set", "macro_f1"])
+    overall = overall.assign(macro_f1_low=overall["macro_f1"] - 0.05, macro_f1_high=overall["macro_f1"] + 0.05)
+    table = compare.seeds(overall)
+    assert table["seeds"].tolist() == [3, 1]
+    assert table.loc[0, ["macro_f1", "lowest", "highest", "sd"]].tolist() == pytest.approx([0.2, 0.2, 0.5, 0.15])
+    assert table.loc[1, ["lowest", "highest"]].tolist() == [0.1, 0.1] and np.isnan(table.loc[1, "sd"])
+    assert "m/sft/x on b: 0.200 to 0.500 with 3 seeds" in compare.seeds_told(table)
+    assert compare.seeds_told(compare.seeds(overall[overall["seed"] == 0])).startswith("Every run was made with one")
+
+
+def test_a_label_without_a_positive_film_is_named():
+    scores = pd.DataFrame({"dataset": ["b", "b", "c"], "label": ["Edema", "Fracture", "Edema"], "support": [3, 0, 0]})
+    assert compare.without_positive(scores).endswith("in no macro mean: Fracture on b, Edema on c.")
+    assert compare.without_positive(scores.head(1)).startswith("Every label that is scored has a positive film")
+
+
+def test_f1_by_label_ends_with_the_macro_mean_of_each_test_set(compared):
+    study, tables = compared
+    table = compare.f1_table(study, tables)
+    assert list(zip(table["dataset"], table["label"], strict=True)) == [
+        *(("b-test", label) for label in (*CHEXPERT14, "Macro F1")),
+        *(("c-test", label) for label in (*NIH9, "Macro F1")),
+    ]
+    checkpoints = ("untuned", "sft/free_reasoning", "grpo/hard", "grpo/hard-best")
+    assert list(table.columns[2:]) == [f"stand-in-medgemma/{name}" for name in checkpoints]
+    for _, rows in table.groupby("dataset"):
+        np.testing.assert_allclose(rows.iloc[-1, 2:].astype(float), rows.iloc[:-1, 2:].mean())
 
 
 def test_comparing_twice_gives_the_same_records(compared):

@@ -131,6 +131,23 @@ def test_patients_whose_films_repeat_widen_the_interval_as_theory_says():
     assert (high - low) / (naive_high - naive_low) == pytest.approx(3, rel=0.06)
 
 
+def test_a_paired_bootstrap_of_films_is_three_times_too_sure_where_patients_have_twelve():
+    """How widely a difference of F1 varies over 1,000 samples of new patients, and what one of them says of that."""
+    patients, films, samples = 200, 12, 1000
+    shape, random = (patients * films, samples), rng(0)
+    truth, *right = (np.repeat(random.random((patients, samples)) < share, films, axis=0) for share in (0.5, 0.7, 0.7))
+    given = [(one ^ (random.random(shape) < 0.05)) == truth for one in right]  # now and then films of a patient differ
+    f1 = [score.rates(score.tally(truth, one).sum(axis=0))[:, 2] for one in given]
+    real = 2 * 1.96 * np.std(f1[1] - f1[0])
+    width = {}
+    for drawn, owner in (("patients", np.arange(patients).repeat(films)), ("films", np.arange(patients * films))):
+        sample = (table(each[:, [0]]) for each in (truth, *given))
+        row = score.paired(*sample, pd.Series(owner), 1000, 0, ("macro_f1",)).iloc[0]
+        width[drawn] = row["high"] - row["low"]
+    assert width["patients"] == pytest.approx(real, rel=0.15)
+    assert real / width["films"] == pytest.approx(3, abs=0.5)  # the root of 12, less what varies from film to film
+
+
 def test_paired_interval_is_much_narrower_than_the_models_own():
     """What the films share cancels: a model right wherever another is, and on a few films more."""
     truth = table((rng(3).random((600, 1)) < 0.5).astype(float), ["A"])
@@ -176,3 +193,62 @@ def test_the_order_of_films_does_not_matter():
     one = score.score(truth, given, patients, 40, rng(5))
     other = score.score(truth.iloc[order], given.iloc[order], patients.iloc[order], 40, rng(5))
     assert one.overall == other.overall
+
+
+# --- between data sets, and label by label ---------------------------------------------------------------------------
+
+
+def model(f1, seed, films=400):
+    """Scores on one label at a data set of its own, of a model with as many false alarms as positives missed."""
+    truth = table(np.arange(films) < films // 2, ["A"]).astype(float)
+    given = table(np.arange(films) < round(films // 2 * f1), ["A"])
+    given |= (np.arange(films) >= films - round(films // 2 * (1 - f1)))[:, None]
+    return scored(truth, given, draws=4000, seed=seed)
+
+
+def test_what_is_lost_on_the_way_is_the_difference_and_its_share_of_what_was_there():
+    near, far = model(0.8, 1), model(0.6, 2)
+    travelled = score.travel(near, far)
+    assert travelled.overall["near_macro_f1"] == pytest.approx(0.8)
+    assert travelled.overall["far_macro_f1"] == pytest.approx(0.6)
+    assert travelled.overall["change"] == pytest.approx(-0.2) and travelled.overall["relative"] == pytest.approx(-0.25)
+    ends = near.samples["macro_f1"].std(), far.samples["macro_f1"].std()
+    assert travelled.samples["change"].std() == pytest.approx(np.hypot(*ends), rel=0.05)  # two samples of patients
+    ratio = 0.75 * np.hypot(ends[0] / 0.8, ends[1] / 0.6)  # the delta method
+    assert travelled.samples["relative"].std() == pytest.approx(ratio, rel=0.05)
+
+
+def test_a_model_that_scores_nothing_has_no_share_to_lose(recwarn):
+    nothing = scored(table([[1.0], [0.0]], ["A"]), table([[False], [False]], ["A"]))
+    overall = score.travel(nothing, nothing).overall
+    assert overall["change"] == 0 and np.isnan([overall["relative"], overall["relative_low"]]).all()
+    assert not recwarn.list
+
+
+def test_two_models_losses_on_the_way_are_compared_draw_by_draw():
+    first, second = (score.travel(model(near, 1), model(far, 2)) for near, far in ((0.8, 0.7), (0.8, 0.5)))
+    row = score.difference(first, second, ("change",)).iloc[0]
+    assert row["difference"] == pytest.approx(-0.2) and row["high"] < 0
+    samples = second.samples["change"] - first.samples["change"]
+    assert [row["low"], row["high"]] == pytest.approx(np.percentile(samples, [2.5, 97.5]))
+
+
+def test_mcnemar_counts_the_films_that_only_one_model_has_right():
+    truth = table([[1.0, 1.0]] * 12 + [[0.0, NAN]] * 8, ["A", "B"])
+    first = table([[True, True]] * 2 + [[False, True]] * 10 + [[False, False]] * 8, ["A", "B"])
+    second = table([[False, True]] * 2 + [[True, True]] * 10 + [[False, True]] * 8, ["A", "B"])
+    tested = score.mcnemar(truth, first, second).set_index("label")
+    assert tested[["n", "first_only", "second_only"]].to_numpy().tolist() == [[20, 2, 10], [12, 0, 0]]
+    by_hand = 2 * (1 + 12 + 66) / 2**12  # at most 2 heads or at most 2 tails in 12 throws
+    assert tested["p"].tolist() == pytest.approx([by_hand, 1.0])
+    assert tested["p_holm"].tolist() == pytest.approx([2 * by_hand, 1.0])
+
+
+def test_holm_adjusts_step_by_step_and_keeps_the_order_given():
+    assert score.holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert score.holm(np.array([0.9, 0.8])) == pytest.approx([1.0, 1.0])
+
+
+def test_models_tested_on_other_films_are_refused():
+    with pytest.raises(ValueError, match="second answers and the truth are not about the same films"):
+        score.mcnemar(HAND_TRUTH, HAND_GIVEN, HAND_GIVEN.iloc[::-1])
