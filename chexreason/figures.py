@@ -25,6 +25,7 @@ def style() -> None:
         "axes.spines.top": False,
         "axes.spines.right": False,
         "legend.frameon": False,
+        "text.parse_math": False,  # names come from params files and tables: a dollar sign is a dollar sign
     }
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.85, rc=look)
 
@@ -36,12 +37,15 @@ def entitled(text: str, phantom: bool) -> str:
 
 def shown(table: pd.DataFrame, caption: str, *, phantom: bool):
     """`table` as a notebook shows it: under a caption, three decimals, a dash for undefined; its text is escaped."""
+    from html import escape
+
     from pandas.io.formats.style import Styler
 
     name = "".join(letter for letter in caption.lower() if letter.isalnum())  # a fixed name: the same page every time
-    look = Styler(table, uuid=name, cell_ids=False, caption=entitled(caption, phantom))
+    look = Styler(table, uuid=name, cell_ids=False, caption=escape(entitled(caption, phantom)))
     look.set_table_styles([{"selector": "caption", "props": "text-align: left"}])
-    return look.format(precision=3, na_rep="–", escape="html").hide(axis="index")
+    look.format(precision=3, na_rep="–", escape="html").format_index(escape="html", axis="columns")
+    return look.hide(axis="index")
 
 
 def dots(table: pd.DataFrame, ax, *, y: str, hue: str, value: str, low: str, high: str, skip: int = 0):
