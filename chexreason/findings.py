@@ -108,6 +108,15 @@ def _verdict(expected: str, said: str) -> str:
     return "as published" if agrees else "otherwise"
 
 
+def told(table: pd.DataFrame) -> pd.DataFrame:
+    """`comparisons` to be read: finding, dataset, step, seed, expected, change with its interval, and the verdict."""
+    columns = {
+        "step": table["first"] + " → " + table["second"].str.split("/", n=1).str[1],
+        "change": [f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})" for row in table.itertuples()],
+    }
+    return table.assign(**columns)[["finding", "dataset", "step", "seed", "expected", "change", "verdict"]]
+
+
 def summary(study, table: pd.DataFrame) -> pd.DataFrame:
     """A row a finding: what the paper says, what this run shows and how sure it is; headers say what is phantom."""
     run = entitled("this run", study.phantom)
@@ -131,7 +140,7 @@ def _shown(study, rows: pd.DataFrame) -> str:
     parts = []
     for expected, group in rows.groupby("expected", sort=False):
         counts = ", ".join(f"{count} {said}" for said, count in group["said"].value_counts(sort=False).items())
-        parts.append(f"expected {expected}, {len(group)} comparisons: {counts}")
+        parts.append(f"of {len(group)} expected {expected}: {counts}")
     return "; ".join(parts)
 
 

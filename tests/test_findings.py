@@ -75,6 +75,13 @@ def test_verdicts_follow_what_was_made_up(whole):
     assert set(table.loc[table["finding"] == 4, "verdict"]) == {"not told"}  # equal answers: level is never shown
 
 
+def test_a_comparison_is_told_with_its_step_and_interval(whole):
+    _, table = whole
+    row = findings.told(table).set_index("finding").loc[2].iloc[0]
+    assert row["step"] == "stand-in-medgemma/untuned → sft/free_reasoning" and row["verdict"] == "as published"
+    assert row["change"] == "+1.000 (+1.000 to +1.000)"
+
+
 def test_the_conclusions_count_verdicts_and_say_phantom(whole):
     study, table = whole
     first, second, third, fourth = findings.conclusions(study, table)
@@ -93,7 +100,7 @@ def test_the_summary_keeps_published_and_phantom_under_headers_of_their_own(whol
         "0.282 to 0.346" in summary["the paper, published"][0]
         and "0.299 to 0.243" in summary["the paper, published"][0]
     )
-    assert summary.iloc[0, 2] == "expected gained, 4 comparisons: 4 lost; expected lost, 4 comparisons: 4 lost"
+    assert summary.iloc[0, 2] == "of 4 expected gained: 4 lost; of 4 expected lost: 4 lost"
     assert "one training seed" in summary["how sure"][0]
 
 
@@ -111,7 +118,7 @@ def test_a_study_that_trains_nothing_is_told_and_drawn(tmp_path):
 
     study = study_of(tmp_path, [], [])
     table = findings.comparisons(study, compare.compare(study)["paired"])
-    assert table.empty and all("cannot speak to" in line for line in findings.conclusions(study, table))
+    assert findings.told(table).empty and all("cannot speak to" in line for line in findings.conclusions(study, table))
     ax = figures.findings(table, plt.figure().gca(), phantom=True)
     assert [text.get_text() for text in ax.texts] == ["no comparison"]
     plt.close("all")
