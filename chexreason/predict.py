@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +15,7 @@ import pandas as pd
 
 from chexreason import answers, curate, models, params, records, rewards, training
 from chexreason.films import FilmError, prepare
+from chexreason.markdown import escape
 from chexreason.protocol import Protocol, protocols
 
 JOURNAL = "asked"
@@ -240,17 +242,20 @@ def read(
     return table[["dataset", *table.columns.drop("dataset")]]
 
 
-def protocol_table(study: params.Study, model: str, checkpoint: str) -> pd.DataFrame:
-    """The protocols a checkpoint is asked under, a column each: its hash, its data sets, and its parts."""
+def told_protocols(study: params.Study, model: str, checkpoint: str) -> str:
+    """The protocols a checkpoint is asked under, as text: each with its hash, its data sets and all its parts."""
     asked = protocols(study, model, checkpoint)
-    columns = {
-        protocol.hash: {
-            "data sets": ", ".join(name for name, each in asked.items() if each == protocol),
-            **protocol.model_dump(),
-        }
+    texts = {
+        protocol.hash: "\n".join(
+            [
+                f"Protocol {protocol.hash}, for {', '.join(name for name, each in asked.items() if each == protocol)}",
+                *(f"{part}: {value}" for part, value in protocol.model_dump(exclude={"prompt"}).items()),
+                f"prompt:\n{textwrap.indent(protocol.prompt, '    ')}",
+            ]
+        )
         for protocol in asked.values()
     }
-    return pd.DataFrame(columns)
+    return "\n\n".join(texts.values())
 
 
 def overview(table: pd.DataFrame) -> pd.DataFrame:
@@ -284,4 +289,4 @@ def summary(table: pd.DataFrame, note: str = "") -> str:
         + (f", mean hard reward {row.mean_reward:.3f}." if pd.notna(row.mean_reward) else ".")
         for name, row in overview(table).iterrows()
     ]
-    return "\n".join([*lines, *(["", note] if note else [])])
+    return "\n".join([*lines, *(["", escape(note)] if note else [])])

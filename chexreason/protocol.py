@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from functools import cached_property
 from typing import Literal
 
 from chexreason import answers, params, prompts
@@ -30,7 +29,7 @@ class Protocol(params.Section):
             image_size=study.source(dataset).size,
         )
 
-    @cached_property
+    @property
     def hash(self) -> str:
         """Twelve hexadecimal digits that change when any part of the protocol does."""
         return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()[:12]
