@@ -293,7 +293,7 @@ class Model(Section):
     that the model came with hold.
     """
 
-    name: str
+    name: Name
     path: str
     dtype: Literal["float32", "bfloat16"]
     visual_tokens: Annotated[tuple[Count, Count], Field(strict=False)] | None = None
@@ -515,6 +515,7 @@ class Study(Section):
         trained = {(run.model, run.format): None for run in self.sft.runs}
         for run in self.grpo.runs:
             _known("grpo.runs: model and format", (run.model, run.format), trained)
+        self._keep_whole()
         if twice := set(self.seeds) & set(self.more_seeds):
             raise ValueError(f"more_seeds: {min(twice)} stands under seeds already")
         return self
@@ -532,6 +533,22 @@ class Study(Section):
                 f"teacher: films of {self.curate.train!r} are credentialed and this teacher is on another machine; "
                 "use a local one, or state under teacher.agreement which agreement covers sending them there"
             )
+
+    def _keep_whole(self) -> None:
+        """What is not marked `full` must not need what is: a short study lacks it, and a further seed of it."""
+        left = {(run.model, run.format) for run in self.sft.runs if run.full}
+        for run in self.grpo.runs:
+            if not run.full and (run.model, run.format) in left:
+                raise ValueError(
+                    f"grpo.runs: {run.model}, {run.reward} reward, is not marked full, and what it starts from is "
+                    f"(sft.runs: {run.model}, {run.format}); mark both or neither"
+                )
+        for stage, runs in (("sft", self.sft.runs), ("grpo", self.grpo.runs)):
+            for run in runs:
+                if self.models[run.model].full and not run.full:
+                    raise ValueError(
+                        f"{stage}.runs: a run of {run.model} is not marked full, and models.{run.model} is; mark both"
+                    )
 
     @property
     def file(self) -> Path:
