@@ -11,6 +11,11 @@ from pathlib import Path
 
 import yaml
 
+from chexreason import choices, params, plan
+
+PAPER = Path(__file__).resolve().parent.parent / "params" / "paper.yaml"
+"""The published study, whose cost stands in every book."""
+
 PHANTOM = "A phantom study: films are drawn, models are stand-ins, and every result not called published is phantom."
 """What stands at the head of every page of a study with phantom films that brings no `notice` of its own."""
 
@@ -44,11 +49,15 @@ def assemble(study, source: Path, chapters: list[Path]) -> Path:
     for chapter in chapters:
         _copy(chapter, folder, labels)
     shutil.copy(study.file, folder / "params.yaml")
+    _fill(folder / "choices.md", choices.tables(study.file))
+    _fill(
+        folder / "costs.md", {"study": plan.page(plan.plan(study)), "paper": plan.page(plan.plan(params.load(PAPER)))}
+    )
     contents = yaml.safe_load((source / "_toc.yml").read_text(encoding="utf-8"))
     _write(folder / "_toc.yml", expand(contents, [chapter.stem for chapter in chapters]))
     settings = yaml.safe_load((source / "_config.yml").read_text(encoding="utf-8"))
     theme = settings["sphinx"]["config"]["html_theme_options"]
-    theme["logo"] = {"text": f"{settings['title']}: {study.title}"}
+    theme["logo"] = {"text": html.escape(f"{settings['title']}: {study.title}")}
     if study.notice or study.phantom:
         theme["announcement"] = html.escape(study.notice or PHANTOM)
     _write(folder / "_config.yml", settings)
@@ -95,6 +104,14 @@ def _copy(chapter: Path, folder: Path, labels: set[str]) -> None:
             figure.name += f"-{run}"
         labels.add(figure.get("name"))
     nbformat.write(notebook, folder / chapter.name)
+
+
+def _fill(page: Path, parts: dict[str, str]) -> None:
+    """Put each part of a page in the place of the comment that names it: `<!-- ours -->`."""
+    text = page.read_text(encoding="utf-8")
+    for name, part in parts.items():
+        text = text.replace(f"<!-- {name} -->", part)
+    page.write_text(text, encoding="utf-8")
 
 
 def _write(path: Path, data: dict) -> None:

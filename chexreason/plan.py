@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from chexreason import answers, models, params, prompts, shapes
+from chexreason import answers, markdown, models, params, prompts, shapes
 
 GPU = "A100 80 GB"
 FLOPS = 312e12  # fact, NVIDIA's data sheet: bfloat16 operations a second
@@ -448,18 +448,43 @@ def table(found: dict) -> str:
     )
     for name in ("stage", "model", "variant", "from"):
         shown[name] = shown[name].str.ljust(shown[name].str.len().max())
-    lines = [f"Study {found['study']}: {len(rows)} runs, about {_clock(found['total_hours'])} h one after another"]
-    if found["short_hours"] != found["total_hours"]:
-        lines += [f"({_clock(found['short_hours'])} h without those that the params file marks `full`)"]
-    lines += ["", shown.to_string(index=False, justify="left")]
+    lines = [f"Study {found['study']}: {total(found)}", "", shown.to_string(index=False, justify="left")]
     lines += ["", "Missing on this machine:", *(f"- {each}" for each in found["missing"] or ["nothing"])]
     lines += ["", "The estimates rest on:", *(f"- {each}" for each in found["assumptions"])]
     return "\n".join(lines)
 
 
-def _clock(hours: float) -> str:
+def page(found: dict) -> str:
+    """A plan as the book shows it, in Markdown: the total, every run, and what the estimates rest on."""
+    rows = [
+        (
+            *(markdown.escape(str(run[name])) for name in ("stage", "model", "variant", "seed")),
+            _clock(run["hours"]),
+            "?" if run["memory"] is None else f"{run['memory']:.0f}",
+            markdown.escape(run["how"]),
+        )
+        for run in found["runs"]
+    ]
+    grid = markdown.table(("stage", "model", "variant", "seed", "h:mm", "GB", "how it was estimated"), rows)
+    rests = "\n".join(f"- {markdown.escape(told)}" for told in found["assumptions"])
+    return f"In all {markdown.escape(total(found))}\n\n{grid}\n\nThe estimates rest on:\n\n{rests}"
+
+
+def total(found: dict) -> str:
+    """How many runs a plan has and about how long they take, in all, by stage, and without those marked `full`."""
+    hours = {run["stage"]: 0.0 for run in found["runs"]}
+    for run in found["runs"]:
+        hours[run["stage"]] += run["hours"] or 0.0
+    stages = ", ".join(f"{stage} {_clock(spent)}" for stage, spent in hours.items())
+    told = f"{len(found['runs'])} runs, about {_clock(found['total_hours'])} h one after another ({stages})."
+    if found["short_hours"] != found["total_hours"]:
+        told += f"  Without those that the params file marks full: about {_clock(found['short_hours'])} h."
+    return told
+
+
+def _clock(hours: float | None) -> str:
     """Hours as h:mm, or "?"."""
-    if hours != hours:
+    if hours is None or hours != hours:
         return "?"
     whole, minutes = divmod(round(60 * hours), 60)
     return f"{whole}:{minutes:02d}"

@@ -4,6 +4,7 @@ The numbers are those of the models' own config.json.  The weights they add up t
 `tests/test_shapes.py` holds them against.
 """
 
+import warnings
 from collections import Counter
 from functools import cache
 from typing import NamedTuple
@@ -146,7 +147,10 @@ def adapted(model, lora: params.Lora) -> dict[str, int]:
     from peft import get_peft_model
 
     count = Counter()
-    for name, weight in get_peft_model(model, models.lora_config(lora)).named_parameters():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft reads a name that transformers is giving up
+        adapter = get_peft_model(model, models.lora_config(lora))
+    for name, weight in adapter.named_parameters():
         if weight.requires_grad:
             count[name.removeprefix("base_model.model.").partition(".lora_")[0]] += weight.numel()
     return dict(count)

@@ -74,6 +74,15 @@ def rename(where: str, new: str):
         (put("sft.runs.0.model", "medgema"), ["model", "'medgema'", "medgemma"]),
         (put("prompts.variants", ["reasoning_z"]), ["'reasoning_z'", "reasoning_a"]),
         (put("prompts.model", "gemma"), ["prompts.model", "'gemma'", "medgemma"]),
+        (
+            put("sft.runs.0.full", True),
+            ["grpo.runs: medgemma, hard reward", "sft.runs: medgemma, free_reasoning", "mark both or neither"],
+        ),
+        (put("models.medgemma.full", True), ["sft.runs", "medgemma", "models.medgemma", "mark both"]),
+        (put("models.qwen.visual_tokens", [512, 256]), ["models.qwen", "[fewest, most]"]),
+        (put("models.qwen.visual_tokens", [256]), ["models.qwen.visual_tokens"]),
+        (put("seeds", []), ["seeds", "at least 1 item"]),
+        (put("seeds", [0, 1]), ["more_seeds: 1 stands under seeds already"]),
         (put("grpo.save_every", 25), ["grpo", "save_every (25)", "updates_per_rollout (2)"]),
         (put("grpo.reward.nuanced.frequency", {"Oedema": 0.1}), ["frequency", "Oedema"]),
         (put("curate.label_sets", ["nih8"]), ["curate.label_sets", "'nih8'", "nih9"]),
@@ -169,9 +178,32 @@ def test_checkpoints_are_listed_in_reading_order():
 def test_a_short_study_leaves_out_what_is_marked_full_and_says_so():
     whole, short = (load(ROOT / "params" / "mini.yaml", full) for full in (True, False))
     assert short.hash == whole.hash and short.folder == whole.folder
-    assert len(whole.checkpoints()) - len(short.checkpoints()) == 1 + 7 + 2  # untuned Qwen, seven formats, one reward
+    further = len(whole.more_seeds) * 3  # of the format, and of the reward's last and best checkpoint
+    left = 1 + 7 + 2  # untuned Qwen, seven formats, one reward
+    assert len(whole.checkpoints()) - len(short.checkpoints()) == left + further
     assert short.prompts is None and len(whole.prompts.variants) == 9
     assert whole.left_out == [] and "GRPO of medgemma, nuanced reward" in short.left_out
+
+
+def test_further_seeds_are_of_the_runs_not_marked_full_and_left_to_a_full_study(tmp_path):
+    def studies(seeds, more):
+        values = mini(put("seeds", seeds)) | {"more_seeds": more}
+        file = tmp_path / "mine.yaml"
+        file.write_text(yaml.safe_dump(values), encoding="utf-8")
+        return load(file, full=True), load(file, full=False)
+
+    whole, short = studies([3, 4], [5])
+    assert [(run.reward, seed) for run, seed in whole.runs("grpo")] == [
+        *(("hard", seed) for seed in (3, 4, 5)),
+        *(("nuanced", seed) for seed in (3, 4)),
+    ]
+    assert [(run.format, seed) for run, seed in short.runs("sft")] == [("free_reasoning", 3), ("free_reasoning", 4)]
+    assert {seed for _, checkpoint, seed in whole.checkpoints() if checkpoint == "untuned"} == {3}
+    assert {seed for _, checkpoint, seed in whole.checkpoints() if checkpoint == "sft/free_reasoning"} == {3, 4, 5}
+    assert short.left_out[-1] == "seed 5" and "seed 5" not in whole.left_out
+    trained = {(run.model, run.format, seed) for run, seed in whole.runs("sft")}
+    assert {(run.model, run.format, seed) for run, seed in whole.runs("grpo")} <= trained  # each has where it starts
+    assert studies([3, 4], [])[1].left_out == short.left_out[:-1]
 
 
 def test_only_the_format_that_goes_on_to_grpo_is_asked_about_the_test_sets():

@@ -214,7 +214,19 @@ def test_keys_and_values_by_hand():
 def test_a_short_study_costs_less_than_a_full_one():
     found = plan.plan(params.load(ROOT / "params" / "mini.yaml"))
     assert 0 < found["short_hours"] < found["total_hours"]
-    assert "h without those that the params file marks `full`" in plan.table(found)
+    assert "Without those that the params file marks full: about 0:" in plan.table(found)
+
+
+def test_the_books_page_has_every_run_and_every_assumption(paper):
+    page = plan.page(paper).replace("\\", "")
+    assert page.count("\n| ") == len(paper["runs"]) + 2  # and the head, and the line under it
+    for run in paper["runs"]:
+        assert f"| {run['stage']} | {run['model']} | {run['variant']} | {run['seed']} |" in page
+        assert run["how"] in page
+    assert all(told in page for told in paper["assumptions"])
+    hours = {stage: sum(run["hours"] for run in paper["runs"] if run["stage"] == stage) for stage in ("sft", "grpo")}
+    for stage, spent in hours.items():
+        assert f"{stage} {int(spent + 1 / 120)}:" in page
 
 
 def test_sft_by_hand():
