@@ -322,15 +322,19 @@ def _counts(first: pd.DataFrame, second: pd.DataFrame, draws: int, seed, **assum
 def sensitivity(draws: int, seed: int) -> pd.DataFrame:
     """Under how many assumptions each difference is told from zero, for independent and for shared errors.
 
-    Every `ANSWERED` is combined with every `NIH_PREVALENCE`.  Columns: finding, place, contrast, published, tried, and
-    for each of `ERRORS` the number told.
+    Every `ANSWERED` is tried, and on NIH with every `NIH_PREVALENCE`.  Columns: finding, place, contrast, published,
+    tried, and for each of `ERRORS` the number told.
     """
-    assumptions = list(product(ANSWERED, NIH_PREVALENCE))
-    tables = [differences(draws, seed, answered=answered, nih=nih) for answered, nih in assumptions]
+    tables = []
+    for answered, nih in product(ANSWERED, NIH_PREVALENCE):
+        table = differences(draws, seed, answered=answered, nih=nih)
+        again = nih != NIH_PREVALENCE[0]  # only NIH's rows differ then
+        tables.append(table[table["place"].str.startswith("NIH")] if again else table)
     keys = ["finding", "place", "contrast", "published"]
-    told = pd.concat(tables).groupby([*keys, "errors"], sort=False)["told"].sum().unstack(sort=False).reset_index()
-    told.insert(len(keys), "tried", len(assumptions))
-    return told.rename_axis(columns=None)
+    told = pd.concat(tables).groupby([*keys, "errors"], sort=False)["told"]
+    counts = told.sum().unstack(sort=False)
+    counts.insert(0, "tried", told.count().unstack(sort=False).iloc[:, 0])
+    return counts.reset_index().rename_axis(columns=None)
 
 
 # --- in words --------------------------------------------------------------------------------------------------------
