@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from chexreason import compare, params, records, score
-from chexreason.labels import CHEXPERT14, LABEL_SETS, NIH9, POLICIES
+from chexreason.labels import CHEXPERT14, LABEL_SETS, NIH9, NIH10, POLICIES
 
 RESULT_KEYS = ["model", "seed", "dataset", "label_set", "n", "micro_f1", "macro_f1", "macro_f1_low", "macro_f1_high"]
 RESULT_KEYS += ["fail_rate", "params_hash", "phantom", "refusal_rate", "protocol"]
@@ -159,7 +159,7 @@ def test_a_label_the_hospital_does_not_have_is_in_no_score(compared):
     study, tables = compared
     scores = tables["scores"]
     away = scores[(scores["dataset"] == "c-test")]
-    assert set(away["label"]) == set(NIH9)
+    assert set(away["label"]) == set(NIH10)
     settled = compare.settled_films(study)
     assert settled.loc[settled["dataset"] == "c-test", "Lung Opacity"].isna().all()
     assert settled.loc[settled["dataset"] == "b-test", list(CHEXPERT14)].isin([0, 1]).all(axis=None)
