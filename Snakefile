@@ -20,13 +20,14 @@ from chexreason.protocol import Protocol, protocols
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 ROOT = Path(workflow.basedir)
+COMPARED = ("scores", "overall", "paired", "mcnemar", "travel", "travel_paired", "sensitivity")
 FULL = bool(config.get("full"))
 study = load(config.get("params", "params/mini.yaml"), FULL)
 file, runs = os.path.relpath(study.file), os.path.relpath(study.folder)
 values = study.model_dump()
 
 manifest, traces = f"{runs}/curate/manifest.parquet", f"{runs}/curate/traces.parquet"
-compared = [f"{runs}/compare/{name}.parquet" for name in ("scores", "overall", "paired")]
+compared = [f"{runs}/compare/{name}.parquet" for name in COMPARED]
 RUN = "chexreason notebook {input.notebook:q} {output.notebook:q} {params.given}"
 
 
@@ -98,13 +99,15 @@ chapters = [
     executed("6_compare"),
     *([executed("7_variants")] if study.sft.runs else []),
     executed("8_reread"),
+    executed("9_findings"),
 ]
 
 
 rule book:
     input:
         pages=[os.path.relpath(page) for page in sorted((ROOT / "book").rglob("*")) if page.is_file()],
-        code=os.path.relpath(ROOT / "chexreason/book.py"),
+        code=[os.path.relpath(ROOT / f"chexreason/{name}.py") for name in ("book", "choices", "markdown", "plan", "shapes")],
+        paper=source("params/paper.yaml"),
         chapters=chapters,
     output:
         f"{runs}/book/_build/html/index.html",
@@ -258,6 +261,22 @@ rule variants:
         code=code("notebooks/7_variants.ipynb"),
     output:
         notebook=executed("7_variants"),
+    params:
+        given=given(full=FULL),
+        used=used(full=FULL, study=study.hash),
+    shell:
+        RUN
+
+
+rule findings:
+    input:
+        manifest,
+        compared,
+        [answers(*checkpoint) for checkpoint in study.checkpoints()],
+        notebook=source("notebooks/9_findings.ipynb"),
+        code=code("notebooks/9_findings.ipynb"),
+    output:
+        notebook=executed("9_findings"),
     params:
         given=given(full=FULL),
         used=used(full=FULL, study=study.hash),
