@@ -122,15 +122,12 @@ def journeys(travel: pd.DataFrame, ax, *, phantom: bool):
 
     colours = sns.color_palette("colorblind", len(travel))
     for number, (row, colour) in enumerate(zip(travel.itertuples(), colours, strict=True)):
-        places = (
-            np.array([0, 1]) + (number - (len(travel) - 1) / 2) * 0.03
-        )  # side by side, so that bars can be told apart
-        ends = [row.near_macro_f1, row.far_macro_f1]
+        places = np.array([0, 1]) + (number - (len(travel) - 1) / 2) * 0.03  # no bar hides another
         lows, highs = [row.near_macro_f1_low, row.far_macro_f1_low], [row.near_macro_f1_high, row.far_macro_f1_high]
         ax.vlines(places, lows, highs, color=colour, linewidth=2)
-        ax.plot(
-            places, ends, marker=MARKERS[number % len(MARKERS)], color=colour, label=row.model, markeredgecolor="white"
-        )
+        marker = MARKERS[number % len(MARKERS)]
+        ends = [row.near_macro_f1, row.far_macro_f1]
+        ax.plot(places, ends, marker=marker, color=colour, label=row.model, markeredgecolor="white")
     ends = [*travel["near"].unique(), *travel["far"].unique()]
     ax.set(xlim=(-0.3, 1.3), ylim=(-0.02, None), ylabel="macro-F1, nine labels, 95 % interval")
     ax.set_xticks(range(len(ends)), ends)

@@ -71,6 +71,21 @@ def test_tension_shows_gains_and_losses_about_zero(axes):
     assert [label.get_text() for label in ax.get_yticklabels()] == ["m\nsft → grpo"]
 
 
+def test_journeys_are_a_line_a_model_with_a_bar_at_either_end(axes):
+    travel = pd.DataFrame({"model": ["m/sft", "m/grpo"], "near": "b", "far": "c"})
+    travel = travel.assign(near_macro_f1=[0.3, 0.5], far_macro_f1=[0.2, np.nan])
+    for end in ("near", "far"):
+        score = travel[f"{end}_macro_f1"]
+        travel = travel.assign(**{f"{end}_macro_f1_low": score - 0.1, f"{end}_macro_f1_high": score + 0.1})
+    ax = figures.journeys(travel, axes[0], phantom=True)
+    assert {line.get_label(): list(line.get_ydata())[:1] for line in ax.lines} == {"m/sft": [0.3], "m/grpo": [0.5]}
+    segments = [segment for each in ax.collections for segment in each.get_segments() if len(segment)]
+    bars = [tuple(np.round(segment[:, 1], 6)) for segment in segments]
+    assert sorted(bars) == [(0.1, 0.3), (0.2, 0.4), (0.4, 0.6)]  # an undefined score has no bar
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["b", "c"]
+    assert len({line.get_marker() for line in ax.lines}) == 2 and "phantom" in ax.get_title(loc="left")
+
+
 def test_nothing_to_compare_draws_empty_axes(axes):
     gains = pd.DataFrame(columns=["step", "dataset", "difference", "low", "high"], dtype=object)
     assert drawn(figures.tension(gains, axes[0], phantom=True)) == {}
