@@ -10,7 +10,8 @@ printed F1 were the truth.  What that assumes is the same in every function:
   precision equals recall, at 2 recall is twice precision.  A value that the F1 rules out becomes the nearest it allows.
 - Two models answer the same films.  `shared` is how far they hit and miss together, given the truth: 0 not beyond
   chance, 1 as far as their two rates allow.  The paper prints nothing that would tell it.
-- Tables 2 to 4 print no labels, so each label is taken to score the printed macro-F1.
+- Tables 2 to 4 print no labels, so each label is taken to score the printed macro-F1; labels as uneven as those of
+  Table 5 would give narrower intervals.
 - A label printed at 0.000 scores zero in every draw, which makes an interval too narrow, not too wide.
 """
 

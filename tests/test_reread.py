@@ -9,7 +9,7 @@ import pytest
 
 from chexreason import figures, published, reread
 from chexreason.labels import CHEXPERT14, NIH9
-from chexreason.score import rates
+from chexreason.score import macro, rates
 
 # --- arithmetic ------------------------------------------------------------------------------------------------------
 
@@ -129,6 +129,17 @@ def test_differences_are_those_of_the_scores_and_sharing_errors_narrows_their_in
         assert row.told == (row.low > 0 or row.high < 0) and row.low < row.published < row.high
     width = (differences["high"] - differences["low"]).groupby(differences["errors"]).apply(list)
     assert np.all(np.array(width["strongly shared errors"]) < np.array(width["independent errors"]))
+
+
+def test_labels_as_uneven_as_table_5_would_give_narrower_intervals_than_even_ones():
+    profile = published.f1("CheXpert")["MedGemma-4B SFT"]
+    uneven, prevalence = profile.to_numpy(), published.prevalence()["MIMIC"][profile.index].to_numpy()
+    even = np.full_like(uneven, uneven.mean())
+    spread = [
+        macro(reread.simulate(f1, f1, prevalence, 500, 2000, np.random.default_rng(0))[0])[:, 2].std()
+        for f1 in (uneven, even)
+    ]
+    assert spread[0] < spread[1]
 
 
 def test_the_same_seed_gives_the_same_intervals():
