@@ -81,7 +81,8 @@ def test_an_only_label_answer_has_no_place_for_reasoning():
         write(Answer("the heart is large", ("Cardiomegaly",)), ONLY_LABEL)
 
 
-C, E, F, L, N, P, S = (
+A, C, E, F, L, N, P, S = (
+    "Atelectasis",
     "Cardiomegaly",
     "Edema",
     "Fracture",
@@ -92,6 +93,16 @@ C, E, F, L, N, P, S = (
 )
 FULL = "<think>r</think><solution>{}</solution>"
 FENCED = '```json\n{"analysis": "r", "conclusion": ["Edema", "Fracture"]}\n```'
+
+NV_REASON = """<think> We begin with the quality of this AP film, which is rotated to the left.
+
+I want to look at the devices first. A line ends near the right atrium; I don't see an endotracheal tube.
+
+Now the lungs: no pneumothorax, no effusion, and a band of density at the left base. The heart is wide.
+
+In summary, these findings need to be seen in the light of the clinical question. </think>
+<answer> {} </answer>"""
+"""Our words in the shape of its replies: paragraphs in one thought, a line feed, labels between spaces."""
 
 # what is awkward, reply, labels read strictly (None: not the published form), labels read by evaluation, duplicates,
 # unknown names
@@ -193,6 +204,11 @@ REPLIES = [
         0,
         0,
     ),
+    ("NV-Reason-CXR at length", NV_REASON.format("Atelectasis, Cardiomegaly, Support Devices"), None, (C, A, S), 0, 0),
+    ("NV-Reason-CXR on a normal film", NV_REASON.format("No Finding"), None, (N,), 0, 0),
+    ("NV-Reason-CXR in no known words", NV_REASON.format("No acute abnormality"), None, (), 0, 1),
+    ("NV-Reason-CXR cut off in the thought", NV_REASON[:80], None, (), 0, 0),
+    ("NV-Reason-CXR cut off in the answer", NV_REASON.format("Atelectasis, Cardiomegaly, Supp")[:-10], None, (), 0, 0),
     ("NV-Reason-CXR says more", "<think>r</think><answer>Support devices, Scoliosis</answer>", None, (S,), 0, 1),
     ("thinking", "<thinking>r</thinking><answer>Edema</answer>", None, (E,), 0, 0),
     ("reasoning", "<reasoning>r</reasoning><solution>Edema</solution>", None, (E,), 0, 0),
@@ -262,6 +278,8 @@ DECLINED = [
     ("in the thought, and nothing after it", f"<think>{SORRY}</think>", True),
     ("in the label block", "<think>r</think><answer>I cannot interpret this image.</answer>", True),
     ("the wrong kind of image", "<think>r</think>This is not a chest X-ray.", True),
+    ("NV-Reason-CXR, of another image", "Please provide a frontal chest X-ray image.", True),
+    ("the same in its tags", NV_REASON.format("Please provide a frontal chest X-ray image."), True),
     ("as JSON", '{"analysis": "I cannot analyze medical images.", "conclusion": ""}', True),
     ("labels all the same", f"{SORRY} Still: <solution>Edema</solution>", False),
     ("how a film is read", "I cannot see the left base, and the apex cannot be assessed.", False),
@@ -281,6 +299,7 @@ REASONINGS = [
     ("plain", FULL.format("Edema"), "r"),
     ("words before the thought", "Sure! <think>r</think><solution>Edema</solution>", "r"),
     ("two thoughts", "<think>a</think><think>b</think><solution>Edema</solution>", "a</think><think>b"),
+    ("paragraphs", NV_REASON.format("Edema"), NV_REASON[8:].partition(" </think>")[0]),
     ("opened by the chat template", "r</think><solution>Edema</solution>", "r"),
     ("never closed", "<think>r<solution>Edema</solution>", "r"),
     ("no tags", "r <solution>Edema</solution>", "r"),
