@@ -9,9 +9,10 @@ from conftest import study_folder
 from PIL import Image
 from test_films import dicom, kept
 
-from chexreason import answers, curate, figures, models, params, predict, records, rewards
+from chexreason import answers, curate, figures, params, predict, records, rewards
 from chexreason.cli import main
 from chexreason.labels import CHEXPERT14
+from chexreason.protocol import Protocol, protocols
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +42,17 @@ def test_rewards_are_the_hard_reward_and_missing_where_labels_are_unknown(smoke,
     assert curate.dataset(smoke, "c-test")[list(CHEXPERT14)].isna().any().any()
 
 
-def test_answers_do_not_depend_on_the_batch(smoke, asked):
-    model = models.load_trained(smoke.models["medgemma"], predict.adapter(smoke, "medgemma", "sft/free_reasoning", 0))
-    processor = models.load_processor(smoke.models["medgemma"])
+def test_answers_do_not_depend_on_the_batch(smoke, asked, tmp_path):
+    alone = predict.load(smoke.models["medgemma"], predict.adapter(smoke, "medgemma", "sft/free_reasoning", 0), 1)
     films = curate.dataset(smoke, "a-validation").head(4)
-    alone = smoke.predict.model_copy(update={"batch": 1})
-    texts = predict.answer(model, processor, films["image"], alone)
+    texts = predict.ask(alone, films["image"], Protocol.of(smoke, "free_reasoning", smoke.home), tmp_path)
     assert texts == list(asked.loc[asked["dataset"] == "a-validation", "text"].head(4))
+
+
+def test_every_row_bears_the_hash_of_the_protocol_that_the_record_holds(smoke, asked):
+    told = {each.hash: each.model_dump() for each in protocols(smoke, "medgemma", "sft/free_reasoning").values()}
+    assert asked.attrs["origin"]["protocols"] == told
+    assert set(asked["protocol"]) == set(told)
 
 
 def test_model_text_is_escaped_in_the_sheet(smoke, asked):
@@ -64,11 +69,13 @@ def test_the_overview_counts_by_hand():
             "film": ["1", "2"],
             "labels": [["Edema", "Fracture"], []],
             "failed": [False, True],
+            "refused": [False, True],
             "reward": [0.5, 0.0],
         }
     )
     row = predict.overview(table).loc["x"]
-    assert (row["films"], row["fail_rate"], row["labels_a_film"], row["mean_reward"]) == (2, 0.5, 1.0, 0.25)
+    assert (row["films"], row["fail_rate"], row["refusals"]) == (2, 0.5, 1)
+    assert (row["labels_a_film"], row["mean_reward"]) == (1.0, 0.25)
 
 
 # A user's own films.
@@ -153,7 +160,7 @@ def test_who_learnt_from_films_is_said_to_make_no_diagnosis(unmade):
 
 def test_prompts_asked_before_are_not_asked_again(smoke, monkeypatch):
     before = records.load(smoke.folder / "prompts" / "answers.parquet")
-    monkeypatch.setattr(predict, "answer", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(predict, "_replies", lambda *_: pytest.fail("asked again"))
     again = predict.try_prompts(smoke)
     assert again.drop(columns="labels").equals(before.drop(columns="labels"))
     assert list(again["prompt"].unique()) == smoke.prompts.variants

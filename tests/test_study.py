@@ -138,6 +138,7 @@ RL = ["grpo_medgemma_hard_seed0", *PREDICT[2:]]
         ("draws: 51", "draws: 50", ["prompts"]),
         ("max_new_tokens: 150", "max_new_tokens: 160", ["prompts", *RL, *PREDICT]),  # GRPO asks its checkpoints too
         ("temperature: 0.7", "temperature: 0.8", RL),
+        ("path: stand-in:medgemma, note: x", 'path: "stand-in:medgemma"', ["prompts", *PREDICT]),  # nothing is trained
     ],
 )
 def test_a_changed_value_runs_again_just_what_depends_on_it(smoke, new, old, stale):
