@@ -19,7 +19,7 @@ settings.load_profile("steady")
 ROOT = Path(__file__).resolve().parent.parent
 
 
-SMOKE = ("test_study.py", "test_models.py", "test_book.py", "test_predict.py", "test_training.py")
+SMOKE = ("test_study.py", "test_models.py", "test_book.py", "test_predict.py", "test_training.py", "test_trainers.py")
 """Whose tests look at the smoke study, and change it in passing: one worker has them all, and runs it once."""
 
 
