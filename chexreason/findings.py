@@ -10,7 +10,7 @@ the first in macro-F1.  Each has what the finding would lead one to expect, and 
 
 import pandas as pd
 
-from chexreason import compare, published, records, score
+from chexreason import compare, params, published, records, score
 from chexreason.figures import entitled
 
 VERDICTS = ("as published", "otherwise", "not told")
@@ -64,27 +64,44 @@ def comparisons(study, paired: pd.DataFrame) -> pd.DataFrame:
 
 def _formats(study) -> list[pd.DataFrame]:
     """Reasoning A against Free Reasoning, for each model and seed that has both."""
-    trained = {(run.model, run.format, seed) for run, seed in study.runs("sft")}
-    pairs = [(model, seed) for model, form, seed in sorted(trained) if form == "reasoning_a"]
+    checkpoints = ("sft/free_reasoning", "sft/reasoning_a")
     return [
-        _between(study, model, ("sft/free_reasoning", "sft/reasoning_a"), seed).assign(
-            finding=3, expected=_SCAFFOLD[model]
-        )
-        for model, seed in pairs
-        if model in _SCAFFOLD and (model, "free_reasoning", seed) in trained
+        _between(study, model, checkpoints, seed).assign(finding=3, expected=_SCAFFOLD[model])
+        for model, seed in _format_pairs(study)
+    ]
+
+
+def _format_pairs(study) -> list[tuple[str, int]]:
+    trained = {(run.model, seed, run.format): None for run, seed in study.runs("sft") if run.model in _SCAFFOLD}
+    return [
+        (model, seed)
+        for model, seed, form in trained
+        if form == "reasoning_a" and (model, seed, "free_reasoning") in trained
     ]
 
 
 def _rewards(study) -> list[pd.DataFrame]:
     """The hard against the nuanced reward, at the last and the best checkpoint, where both started from one model."""
-    trained = {(run.model, run.format, run.reward, seed) for run, seed in study.runs("grpo")}
-    pairs = [(model, form, seed) for model, form, reward, seed in sorted(trained) if reward == "hard"]
     return [
         _between(study, model, (f"grpo/nuanced{which}", f"grpo/hard{which}"), seed).assign(finding=4, expected="level")
-        for model, form, seed in pairs
-        if (model, form, "nuanced", seed) in trained
+        for model, seed in _reward_pairs(study)
         for which in ("", "-best")
     ]
+
+
+def _reward_pairs(study) -> list[tuple[str, int]]:
+    trained = {(run.model, seed, run.format, run.reward): None for run, seed in study.runs("grpo")}
+    return [
+        (model, seed)
+        for model, seed, form, reward in trained
+        if reward == "hard" and (model, seed, form, "nuanced") in trained
+    ]
+
+
+def _spoken_to(study) -> dict[int, bool]:
+    """Whether the runs of a study have a comparison for each finding."""
+    pairs = {1: study.grpo.runs, 2: study.sft.runs, 3: _format_pairs(study), 4: _reward_pairs(study)}
+    return {finding: bool(found) for finding, found in pairs.items()}
 
 
 def _between(study, model: str, checkpoints: tuple[str, str], seed: int) -> pd.DataFrame:
@@ -119,12 +136,12 @@ def told(table: pd.DataFrame) -> pd.DataFrame:
 
 def summary(study, table: pd.DataFrame) -> pd.DataFrame:
     """A row a finding: what the paper says, what this run shows and how sure it is; headers say what is phantom."""
-    run = entitled("this run", study.phantom)
+    run, full = entitled("this run", study.phantom), _spoken_to(params.load(study.file))
     rows = [
         {
             "finding": number,
             "the paper, published": text,
-            run: _shown(study, table[table["finding"] == number]),
+            run: _shown(table[table["finding"] == number], full[number]),
             "how sure": _sure(table[table["finding"] == number]),
         }
         for number, text in paper().items()
@@ -132,11 +149,10 @@ def summary(study, table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _shown(study, rows: pd.DataFrame) -> str:
-    """How many comparisons came out how, by what was expected of them."""
+def _shown(rows: pd.DataFrame, full: bool) -> str:
+    """How many comparisons came out how, by what was expected of them; `full`: whether a full run has any."""
     if rows.empty:
-        left = " It is left to `make full`." if study.left_out else ""
-        return f"This run has no comparison that speaks to it.{left}"
+        return f"no comparison speaks to it{'; left to `make full`' if full else ''}"
     parts = []
     for expected, group in rows.groupby("expected", sort=False):
         counts = ", ".join(f"{count} {said}" for said, count in group["said"].value_counts(sort=False).items())

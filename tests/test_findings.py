@@ -110,7 +110,17 @@ def test_a_finding_without_a_comparison_is_said_to_be_one(tmp_path):
     assert set(table["finding"]) == {2}
     lines = findings.conclusions(study, table)
     assert [("cannot speak to" in line) for line in lines] == [True, False, True, True]
-    assert findings.summary(study, table).iloc[0, 2] == "This run has no comparison that speaks to it."
+    assert findings.summary(study, table).iloc[0, 2] == "no comparison speaks to it"
+
+
+@pytest.mark.parametrize(
+    ("name", "left_to_full"), [("mini", [True] * 4), ("smoke", [True, True, False, False]), ("nih_sample", [False] * 4)]
+)
+def test_what_make_full_would_add_is_read_from_the_params_file(name, left_to_full):
+    study = params.load(f"params/{name}.yaml", full=False)
+    nothing = pd.DataFrame(columns=["finding", "expected", "said", "verdict"])
+    shown = findings.summary(study, nothing).iloc[:, 2]
+    assert [text.endswith("left to `make full`") for text in shown] == left_to_full
 
 
 def test_a_study_that_trains_nothing_is_told_and_drawn(tmp_path):
