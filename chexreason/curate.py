@@ -435,7 +435,14 @@ def _refuse_bad(bad: pd.DataFrame, looked: int, study) -> None:
 
 
 def _frozen(study) -> pd.DataFrame:
-    return records.load(study.file.parent / study.curate.frozen)
+    """The manifest that `curate.frozen` names; raises CurateError for a record of another kind."""
+    manifest = records.load(study.file.parent / study.curate.frozen)
+    if missing := {"film", "split", "why", "sha256", *LABELS} - set(manifest):
+        raise CurateError(
+            f"curate.frozen: {study.curate.frozen} is no manifest: it has no column {', '.join(sorted(missing))}; "
+            f"give the {MANIFEST} of an earlier study"
+        )
+    return manifest
 
 
 def _thawed(study, films: pd.DataFrame) -> pd.DataFrame:

@@ -130,16 +130,15 @@ def _traces(study: params.Study) -> pd.DataFrame:
 
 def _rows(file: Path) -> pd.DataFrame:
     """The rows of a CSV file as text, empty for what is not there; separated as the spreadsheet pleased."""
+    as_text = {"dtype": str, "encoding": "utf-8-sig", "keep_default_na": False, "skip_blank_lines": False}
     try:
         heading = file.read_text(encoding="utf-8-sig").partition("\n")[0]
-    except (OSError, UnicodeDecodeError) as error:
+        rows = pd.read_csv(file, sep=max(",;\t", key=heading.count), **as_text)
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, empty, or quotes that never close
         raise ReviewError(f"{file}: cannot be read as CSV in UTF-8: {error}") from None
-    separator = max(",;\t", key=heading.count)
-    as_text = {"dtype": str, "encoding": "utf-8-sig", "keep_default_na": False, "skip_blank_lines": False}
-    rows = pd.read_csv(file, sep=separator, **as_text)
     missing = [name for name in COLUMNS[1:] if name not in rows]
     if missing:
-        raise ReviewError(f"{file}: no column {', '.join(missing)}; there are {', '.join(rows.columns)}")
+        raise ReviewError(f"{file}: no column {', '.join(missing)}; there are {', '.join(rows.columns[:30])}")
     rows = rows.fillna("").apply(lambda column: column.str.strip())
     return rows.assign(verdict=rows["verdict"].str.lower())
 

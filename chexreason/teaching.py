@@ -157,7 +157,7 @@ def summary(written: Written) -> str:
 def prompt(study: params.Study, format: str) -> str:
     """The text of the teacher's prompt for `format`: a file of `prompts/teacher/` by name, or one beside the params.
 
-    Raises TeacherError when neither is there, or when the text has no place for the labels.
+    Raises TeacherError when neither is there or can be read, or when the text has no place for the labels.
     """
     name, packaged = study.teacher.prompts.get(format, format), prompts.names("teacher")
     key, beside = f"teacher.prompts.{format}", study.file.parent / name
@@ -166,7 +166,10 @@ def prompt(study: params.Study, format: str) -> str:
             f"{study.file.name}: {key}: {name!r} is neither a prompt of prompts/teacher "
             f"({', '.join(packaged)}) nor a file beside the params file"
         )
-    text = prompts.load(f"teacher/{name}") if name in packaged else beside.read_text(encoding="utf-8").rstrip("\n")
+    try:
+        text = prompts.load(f"teacher/{name}") if name in packaged else beside.read_text(encoding="utf-8").rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TeacherError(f"{study.file.name}: {key}: {name} cannot be read as text in UTF-8: {error}") from None
     if "{labels}" not in text:
         raise TeacherError(f"{key}: {name} does not say {{labels}}, so the teacher would not be told them")
     return text

@@ -1,0 +1,243 @@
+"""Fuzz what a user hands over, for as long as one likes: `python tests/fuzz.py 600` shares ten minutes out.
+
+Each target is given inputs until its share of the time is spent.  An input survives when it is read, or refused with
+the error that its reader promises.  Hypothesis makes the inputs; where atheris is installed, it drives the answer reader
+and the params file too, by the branches they take.  What breaks a reader is kept in the folder FUZZ_KEPT (`fuzz/`).
+"""
+
+import inspect
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import soak
+import yaml
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
+from test_films import TWELVE_BIT, dicom, encoded, packed, written
+
+from chexreason import answers, films, params, records
+from chexreason.labels import CHEXPERT14
+from chexreason.sources import SourceError, own
+
+ROOT = Path(__file__).resolve().parent.parent
+MINI = (ROOT / "params" / "mini.yaml").read_text(encoding="utf-8")
+KEPT = Path(os.environ.get("FUZZ_KEPT", "fuzz"))
+SYNTAXES = (JPEG2000Lossless, JPEGLSLossless, RLELossless)
+
+
+class Target(NamedTuple):
+    """A reader, the only errors it may raise, and inputs for it."""
+
+    read: Callable[[bytes], object]
+    refuses: tuple[type[Exception], ...]
+    inputs: st.SearchStrategy[bytes]
+
+
+def from_file(read: Callable[[Path], object], folder: Path) -> Callable[[bytes], object]:
+    """`read`, of a file, as a reader of bytes."""
+    path = folder / "input"
+
+    def read_bytes(data: bytes):
+        path.write_bytes(data)
+        return read(path)
+
+    return read_bytes
+
+
+@st.composite
+def damaged(draw, wholes: list[bytes]) -> bytes:
+    """One of some whole files, cut, or with bytes overwritten, doubled or put in."""
+    data = bytearray(draw(st.sampled_from(wholes)))
+    for _ in range(draw(st.integers(1, 6))):
+        at, kind = draw(st.integers(0, max(0, len(data) - 1))), draw(st.integers(0, 3))
+        piece = draw(st.binary(min_size=1, max_size=8))
+        match kind:
+            case 0:
+                data[at : at + len(piece)] = piece
+            case 1:
+                data[at:at] = piece
+            case 2:
+                del data[at:]
+            case 3:
+                data[at:at] = data[at : at + 64]
+    return bytes(data)
+
+
+WORDS = [*CHEXPERT14, *(f"<{slash}{word}>" for word in answers.THOUGHTS + answers.LABELS for slash in ("", "/"))]
+WORDS += [
+    '{"conclusion": [',
+    '"]}',
+    "conclusion:",
+    ", ",
+    "\n",
+    " and ",
+    "```json\n",
+    "\u202e",
+    "<script>",
+    "I cannot help",
+]
+REPLIES = (
+    st.lists(st.sampled_from(WORDS) | st.text(max_size=20), max_size=60)
+    .map("".join)
+    .map(lambda text: text.encode("utf-8", "surrogatepass"))
+)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10) | st.dates()
+VALUES = st.recursive(SCALARS, lambda each: st.lists(each) | st.dictionaries(st.text(max_size=8), each), max_leaves=8)
+
+
+@st.composite
+def changed_params(draw) -> bytes:
+    """mini.yaml with values put, at random, where others stand."""
+    values = yaml.safe_load(MINI)
+    for _ in range(draw(st.integers(1, 3))):
+        section = values
+        while isinstance(section, dict | list) and section:
+            places = list(section) if isinstance(section, dict) else range(len(section))
+            place = draw(st.sampled_from(places))
+            if not isinstance(section[place], dict | list) or draw(st.integers(0, 3)) == 0:
+                section[place] = draw(VALUES)
+                break
+            section = section[place]
+    return yaml.safe_dump(values, allow_unicode=True).encode("utf-8", "surrogatepass")
+
+
+CELLS = st.sampled_from(["1", "0", "-1", "", "1.0", "nan", "PA", "p1", "a.png", '"', ",", "9" * 400]) | st.text(
+    max_size=6
+)
+TABLES = st.lists(st.lists(CELLS, min_size=1, max_size=5).map(",".join), max_size=8).map(
+    lambda rows: "\n".join(["file,pid,edema,view", *rows]).encode("utf-8", "surrogatepass")
+)
+
+
+def targets(folder: Path) -> dict[str, Target]:
+    """Every reader that is fuzzed, by what it reads."""
+    section = params.Own(
+        kind="own", root=".", table="input", labels={"Edema": "edema"},
+        columns={"path": "file", "patient": "pid", "view": "view"},
+    )  # fmt: skip
+    record = folder / "whole.parquet"
+    table = pd.DataFrame({"film": ["a", "b"] * 20, "labels": [["Edema"], []] * 20, "reward": np.linspace(0, 1, 40)})
+    records.save(table, record, {"study": "fuzz"})
+    images = [encoded("PNG"), encoded("JPEG"), written(dicom(TWELVE_BIT)), *map(packed, SYNTAXES)]
+    rows = b"file,pid,edema,view\na.png,p1,1,PA\nb.png,p2,0,AP\n"
+    return {
+        "answers": Target(lambda data: answers.read(data.decode("utf-8", "replace")), (), REPLIES | st.binary()),
+        "params files": Target(
+            from_file(params.load, folder),
+            (params.ParamsError,),
+            changed_params() | damaged([MINI.encode()]) | st.binary(),
+        ),
+        "CSV of own films": Target(
+            from_file(lambda _: own.read(folder, section, folder), folder), (SourceError,), TABLES | damaged([rows])
+        ),
+        "images": Target(from_file(films.read, folder), (films.FilmError,), damaged(images) | st.binary()),
+        "parquet records": Target(
+            from_file(records.load, folder), (records.RecordError,), damaged([record.read_bytes()])
+        ),
+        "JSON records": Target(
+            from_file(records.load_json, folder),
+            (records.RecordError,),
+            VALUES.map(lambda value: json.dumps(value, default=str).encode()) | st.binary(),
+        ),
+    }
+
+
+def hypothesise(name: str, target: Target, seconds: float) -> tuple[int, int]:
+    """How many inputs of hypothesis were tried in `seconds`, and how many the reader survived."""
+    tried, broken = 0, set()
+    end = time.monotonic() + seconds
+
+    def once(data: bytes) -> None:
+        nonlocal tried
+        tried += 1
+        try:
+            with suppress(*target.refuses):
+                target.read(data)
+        except Exception as error:
+            if repr(error) not in broken:
+                keep(name, data, error)
+            broken.add(repr(error))
+
+    while time.monotonic() < end:
+        every = settings(
+            max_examples=200, deadline=None, database=None, phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck), derandomize=False,
+        )  # fmt: skip
+        every(given(target.inputs)(once))()
+    return tried, tried - len(broken)
+
+
+def keep(name: str, data: bytes, error: Exception) -> None:
+    """Keep the input that broke a reader."""
+    KEPT.mkdir(exist_ok=True)
+    file = KEPT / f"{name.replace(' ', '-')}-{random.randrange(10**9)}"
+    file.write_bytes(data)
+    print(f"{name}: {error!r}; the input is kept as {file}", file=sys.stderr)
+
+
+def atheris_drives(name: str, seconds: int) -> tuple[int, int] | None:
+    """As `hypothesise`, by atheris in a process of its own; None where it is not installed."""
+    call = [sys.executable, __file__, "--atheris", name, f"-max_total_time={seconds}", "-print_final_stats=1"]
+    call += ["-rss_limit_mb=4096", "-timeout=20", "-max_len=4096", f"-artifact_prefix={KEPT.resolve()}/"]
+    KEPT.mkdir(exist_ok=True)
+    said = subprocess.run(call, capture_output=True, text=True, check=False, errors="replace").stderr
+    tried = [int(line.split()[-1]) for line in said.splitlines() if "number_of_executed_units" in line]
+    if not tried:
+        print(f"{name}: atheris did not run: {said[-300:]}", file=sys.stderr)
+        return None
+    return tried[0], tried[0] - int("ERROR: libFuzzer" in said or "Uncaught Python exception" in said)
+
+
+def run_atheris(name: str, arguments: list[str]) -> None:
+    """What the process of `atheris_drives` does; it ends by itself when the time is spent."""
+    import atheris
+
+    for function in [each for module in (answers, params) for each in vars(module).values()]:
+        if inspect.isfunction(function):
+            atheris.instrument_func(function)
+    with tempfile.TemporaryDirectory() as folder:
+        target = targets(Path(folder))[name]
+
+        def once(data: bytes) -> None:
+            with suppress(*target.refuses):
+                target.read(data)
+
+        atheris.Setup([__file__, *arguments], once)
+        atheris.Fuzz()
+
+
+def main(seconds: float) -> int:
+    """Fuzz for about `seconds` in all, with a row for each target; 1 when anything broke."""
+    warnings.simplefilter("ignore")  # damaged films make their decoders warn
+    driven, broke = ("answers", "params files"), 0
+    with tempfile.TemporaryDirectory() as folder:
+        every = targets(Path(folder))
+        share = seconds / (len(every) + len(driven))
+        for name, target in every.items():
+            tried, survived = hypothesise(name, target, share)
+            soak.row(f"fuzz: {name}, by hypothesis", tried, survived)
+            broke += tried - survived
+        for name in driven:
+            if counts := atheris_drives(name, int(share)):
+                soak.row(f"fuzz: {name}, by atheris", *counts)
+                broke += counts[0] - counts[1]
+    return int(broke > 0)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--atheris"]:
+        run_atheris(sys.argv[2], sys.argv[3:])
+    sys.exit(main(float(sys.argv[1]) if len(sys.argv) > 1 else 120.0))
