@@ -16,6 +16,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pandas as pd
 
+TRACE = {"medgemma": 17, "qwen": 33}
+"""Tokens of a Free Reasoning trace on average, which a study's checkpoints write; an untuned stand-in stops sooner."""
+
 
 def best(work, times: int = 3) -> float:
     """Seconds of the fastest of `times` calls."""
@@ -111,20 +114,45 @@ def picking() -> str:
     return ", ".join(taken)
 
 
-def answering(films: int = 256, batch: int = 64) -> str:
+def answering(name: str, films: int = 64, rounds: int = 3) -> str:
+    """All films in one batch against one at a time, in turns, so that both meet the machine as it is at the time."""
+    from chexreason import params, predict, prompts
+    from chexreason.protocol import Protocol
+
+    settings = params.Model(name=name, path=f"stand-in:{name}", dtype="float32")
+    together = predict.load(settings, None, films)
+    together.model.generation_config.min_new_tokens = TRACE[name]
+    alone = together._replace(batch=1)
+    protocol = Protocol(prompt=prompts.load("free_reasoning"), max_new_tokens=160, image_size=128)
+    with TemporaryDirectory() as folder:
+        paths = drawn(Path(folder), films)
+        taken = [[asking(reader, paths, protocol) for reader in (alone, together)] for _ in range(rounds)]
+    one, all_at_once = np.median(taken, axis=0)
+    ratio = np.median([first / second for first, second in taken])
+    return (
+        f"{films / all_at_once:.0f} films a second in a batch of {films}, {films / one:.1f} one at a time, "
+        f"{ratio:.1f} times (medians of {rounds} paired runs, OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']})"
+    )
+
+
+def asking(reader, paths: list[Path], protocol) -> float:
+    """Seconds to ask about all films, with a journal that holds nothing yet."""
+    from chexreason import predict
+
+    with TemporaryDirectory() as journal:
+        return best(lambda: predict.ask(reader, paths, protocol, Path(journal)), 1)
+
+
+def drawn(folder: Path, films: int) -> list[Path]:
+    """Phantom films as files."""
     from PIL import Image
 
-    from chexreason import models, params, predict
     from chexreason.sources import phantom
 
-    model = params.Model(name="bench", path="stand-in:medgemma", dtype="float32")
-    loaded, processor = models.load_base(model), models.load_processor(model)
-    protocol = params.Predict(prompt="free_reasoning", max_new_tokens=160, batch=batch)
-    with TemporaryDirectory() as folder:
-        paths = [Path(folder) / f"{number}.png" for number in range(films)]
-        for path, recipe in zip(paths, phantom.film_table(films, 1)["recipe"], strict=True):
-            Image.fromarray(phantom.draw(recipe).image).save(path)
-        return f"{films / best(lambda: predict.answer(loaded, processor, paths, protocol), 1):.0f} films a second"
+    paths = [folder / f"{number}.png" for number in range(films)]
+    for path, recipe in zip(paths, phantom.film_table(films, 1)["recipe"], strict=True):
+        Image.fromarray(phantom.draw(recipe).image).save(path)
+    return paths
 
 
 def starting() -> str:
@@ -140,5 +168,5 @@ if __name__ == "__main__":
     print("greedy sampling of 1,000 films from", picking())
     print("patient bootstrap:", bootstrap())
     print("its peak memory, with all it imports:", memory())
-    print("untuned stand-in answering, in batches of 64:", answering())
-    print("untuned stand-in answering, one film at a time:", answering(64, 1))
+    for name in TRACE:
+        print(f"stand-in {name} answering:", answering(name))
