@@ -6,7 +6,6 @@ step of training), with its seed in a column, and scores at different hospitals 
 """
 
 import zlib
-from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ import pandas as pd
 
 from chexreason import curate, predict, records, score
 from chexreason.labels import CHEXPERT14, CLOSURES, LABEL_SETS, NIH9, POLICIES, close_upwards
+from chexreason.markdown import escape
 
 _STEP = {"seed": int, "first": "str", "second": "str"}
 _DIFFERENCE = {"metric": "str", "difference": float, "low": float, "high": float}
@@ -447,7 +447,7 @@ def f1_table(study, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def notes(study) -> list[str]:
-    """What must be said beside the scores of a model, a line for each whose entry has a `note`; escaped."""
+    """What must be said beside the scores of a model, a line of Markdown for each whose entry has a `note`."""
     return [f"{escape(model.name)}: {escape(model.note)}" for model in study.models.values() if model.note]
 
 
@@ -470,6 +470,21 @@ def discordant(mcnemar: pd.DataFrame, level: float = 0.05) -> str:
         f"{better} in favour of the later checkpoint, {len(told) - better} of the earlier.\n"
         "The test counts films as independent, which films of one patient are not: its p-values tend to be too small."
     )
+
+
+def told_apart(mcnemar: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
+    """The labels on which each step of the `mcnemar` record is told apart, at `level` after Holm's adjustment.
+
+    A row a data set and step: dataset, seed, first, second, better and worse (labels that `second` has right more or
+    less often, joined by commas).
+    """
+    apart = mcnemar["p_holm"] < level
+    named = mcnemar.assign(
+        better=mcnemar["label"].where(apart & (mcnemar["second_only"] > mcnemar["first_only"])),
+        worse=mcnemar["label"].where(apart & (mcnemar["second_only"] < mcnemar["first_only"])),
+    )
+    steps = named.groupby(["dataset", "seed", "first", "second"], sort=False, as_index=False)
+    return steps[["better", "worse"]].agg(lambda labels: ", ".join(labels.dropna()) or "–")
 
 
 def travelled(travel: pd.DataFrame) -> list[str]:

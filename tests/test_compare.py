@@ -308,6 +308,18 @@ def test_discordant_counts_the_labels_on_either_side():
     assert compare.discordant(tests.head(0)) == compare.UNTRAINED
 
 
+def test_labels_told_apart_stand_on_the_side_they_are_better_on():
+    names = {"dataset": "b", "seed": 0, "first": "m/sft/x", "second": "m/grpo/hard"}
+    rows = [("Edema", 1, 9, 0.01), ("Fracture", 9, 1, 0.02), ("Pneumonia", 2, 8, 0.04), ("Atelectasis", 1, 9, 0.2)]
+    tests = pd.DataFrame(rows, columns=["label", "first_only", "second_only", "p_holm"]).assign(**names)
+    other = tests.tail(1).assign(dataset="c")
+    table = compare.told_apart(pd.concat([tests, other], ignore_index=True))
+    assert table.to_dict("records") == [
+        names | {"better": "Edema, Pneumonia", "worse": "Fracture"},
+        names | {"dataset": "c", "better": "–", "worse": "–"},
+    ]
+
+
 def test_sensitivity_settles_by_every_policy_and_closes_where_that_can_change_a_label(compared):
     study, tables = compared
     table = compare.sensitivity(study)
@@ -369,6 +381,13 @@ def test_a_label_without_a_positive_film_is_named():
     scores = pd.DataFrame({"dataset": ["b", "b", "c"], "label": ["Edema", "Fracture", "Edema"], "support": [3, 0, 0]})
     assert compare.without_positive(scores).endswith("in no macro mean: Fracture on b, Edema on c.")
     assert compare.without_positive(scores.head(1)).startswith("Every label that is scored has a positive film")
+
+
+def test_a_note_stands_beside_its_models_name_and_is_no_markup(study):
+    assert compare.notes(study) == []
+    noted = study.models["medgemma"].model_copy(update={"note": "Seen <b>before</b>"})
+    (line,) = compare.notes(study.model_copy(update={"models": {"medgemma": noted}}))
+    assert line == r"stand\-in\-medgemma: Seen \<b\>before\<\/b\>"
 
 
 def test_f1_by_label_ends_with_the_macro_mean_of_each_test_set(compared):
