@@ -21,15 +21,27 @@ from chexreason.sources import phantom
 SIZE = 128
 """Pixels a side of the pictures the stand-ins see."""
 
-VOCABULARY = 1536
-
-CLAUSES = r"</?[a-z]+>|[.,:;\n]|[^<>.,:;\n]+"
-"""Byte-level BPE may merge whole clauses: a label is one token, and an answer a third as long as with word pieces."""
-
-PROMPTS = ("free_reasoning",)
-"""The prompts a stand-in has met when it is shipped; the others come to it in pieces, at many tokens each."""
-
 LABELS = list(CHEXPERT14)
+
+VOCABULARY = 2048
+"""Tokens that are learnt; the prompts come on top."""
+
+_NAMES = "|".join(LABELS)
+
+PIECES = rf"</?[a-z]+>|\d+\. [^\n<]+\n?|\n|{_NAMES}|(?:(?!{_NAMES})[^<>.:;\n])+[.:;]?|[<>.:;]"
+"""What byte-level BPE may merge: a tag, a numbered line, a label's name, a sentence.  So a label is one token, and an
+answer a sixth as long as with word pieces, which is what a laptop has time for."""
+
+PROMPTS = prompts.names()
+"""The prompts a stand-in has met when it is shipped, each one token to it; any other comes in small pieces."""
+
+DICTATIONS = {
+    "free_reasoning": "Write a reading of",
+    "reasoning_narrative": "Write a narrative of",
+    "reasoning_a": "Write the twelve steps of",
+    "only_label": "Write the labels of",
+}
+"""How each form of answer is dictated; half of all dictations are the first."""
 
 
 class Turn(NamedTuple):
@@ -66,14 +78,13 @@ def main_finding(row: pd.Series) -> tuple[str, ...]:
 
 
 def film_turns(films: pd.DataFrame, seed: int) -> list[Turn]:
-    """Each film's main finding, asked for with one of `PROMPTS` and answered in a few words."""
+    """Each film's main finding, asked for with one of `PROMPTS` and answered in a few words, or in none."""
     rng = np.random.default_rng(seed)
-    questions = [prompts.load(name) for name in PROMPTS]
     turns = []
     for number, row in films.iterrows():
-        labels = main_finding(row)
-        caption = answers.Answer(f"The film shows {', '.join(labels).lower()}.", labels)
-        turns.append(Turn(str(rng.choice(questions)), answers.write(caption), number))
+        labels, form = main_finding(row), str(rng.choice(PROMPTS))
+        said = "" if form == answers.ONLY_LABEL else f"The film shows {', '.join(labels).lower()}."
+        turns.append(Turn(prompts.load(form), answers.write(answers.Answer(said, labels), form), number))
     return turns
 
 
@@ -92,14 +103,14 @@ def choice_turns(films: pd.DataFrame, seed: int) -> list[Turn]:
 
 
 def dictations(films: pd.DataFrame, seed: int) -> list[Turn]:
-    """Exercises in wording: the findings are told, and the answer reasons about them as the teacher would."""
+    """Exercises in wording: the findings are told, and the answer puts them into one of the teacher's forms."""
     rng = np.random.default_rng(seed)
-    turns = []
+    forms, turns = list(DICTATIONS), []
     for number, row in films.iterrows():
-        labels = positives(row)
-        trace = teacher.write_trace(labels, phantom.boxes(row.recipe), row["view"], rng)
-        told = f"Write a reading of: {', '.join(labels)}."
-        turns.append(Turn(told, answers.write(answers.Answer(trace, labels)), number))
+        labels, form = positives(row), str(rng.choice(forms, p=[1 / 2, 1 / 6, 1 / 6, 1 / 6]))
+        trace = teacher.write_trace(labels, phantom.boxes(row.recipe), row["view"], rng, form)
+        told = f"{DICTATIONS[form]}: {', '.join(labels)}."
+        turns.append(Turn(told, answers.write(answers.Answer(trace, labels), form), number))
     return turns
 
 
@@ -154,23 +165,24 @@ def about(turns: Sequence[Turn], pictures: int) -> list[Turn]:
 
 
 def texts(turns: Sequence[Turn]) -> list[str]:
-    """Questions and answers, for the tokenizer to learn from, and each of `PROMPTS` as often as an answer."""
-    study = [prompts.load(name) for name in PROMPTS]
-    return [text for turn in turns for text in (turn.question, turn.answer)] + study * (len(turns) // 10)
+    """Questions and answers, for the tokenizer to learn from; `PROMPTS` it need not learn."""
+    known = {prompts.load(name) for name in PROMPTS}
+    return [text for turn in turns for text in (turn.question, turn.answer) if text not in known]
 
 
 def tokenizer(texts: Iterable[str], special: Sequence[str], **roles):
-    """A lossless byte-level BPE of `VOCABULARY` tokens learnt from `texts`, padding on the left."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    """A lossless byte-level BPE: `VOCABULARY` tokens learnt from `texts` and one for each of `PROMPTS`; left-padded."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
     bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(CLAUSES), "isolated"), bytes_of])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PIECES), "isolated"), bytes_of])
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     learn = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=list(special), initial_alphabet=alphabet)
     bpe.train_from_iterator(texts, learn)
+    bpe.add_tokens([AddedToken(prompts.load(name), normalized=False) for name in PROMPTS])
     return PreTrainedTokenizerFast(tokenizer_object=bpe, padding_side="left", **roles)
 
 
@@ -206,7 +218,7 @@ def gemma_processor(texts: Iterable[str]):
 
 
 def gemma(processor, seed: int):
-    """A Gemma 3 of 1.7 million weights: 8 x 8 patches seen by SigLIP, pooled to 16 tokens, read by four layers."""
+    """A Gemma 3 of 1.9 million weights: 8 x 8 patches seen by SigLIP, pooled to 16 tokens, read by four layers."""
     import torch
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, SiglipVisionConfig
 
@@ -273,7 +285,7 @@ def qwen_processor(texts: Iterable[str]):
 
 
 def qwen(processor, seed: int):
-    """A Qwen2.5-VL of about 1.6 million weights: 8 x 8 patches, merged to 16 tokens, read by four layers."""
+    """A Qwen2.5-VL of about 2 million weights: 8 x 8 patches, merged to 16 tokens, read by four layers."""
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 

@@ -3,7 +3,7 @@
 import pytest
 from conftest import ROOT
 
-from chexreason import answers, forge, models, params
+from chexreason import answers, forge, models, params, prompts
 from chexreason.execute import execute
 from chexreason.sources import phantom
 
@@ -23,8 +23,27 @@ def test_pretraining_films_carry_the_truth_and_more_rare_findings_than_occur(fil
 
 def test_captions_name_one_finding_that_is_there(films):
     for turn in forge.film_turns(films.head(50), 0):
-        (label,) = answers.read_strict(turn.answer).labels
+        (label,) = answers.read(turn.answer).labels
         assert films.loc[turn.picture, label] == 1.0
+
+
+def test_words_come_back_as_they_went_in_and_a_prompt_is_one_token(films):
+    turns = forge.dictations(films, 0) + forge.choice_turns(films, 0)
+    words = forge.gemma_processor(forge.texts(turns)).tokenizer
+    strange = ["Edema, edema; 12. Nothing:\n<think>\u202e Ödem</think>", "<solution></solution>"]
+    for text in [*strange, *(turn.answer for turn in turns), *map(prompts.load, forge.PROMPTS)]:
+        assert words.decode(words(text).input_ids) == text
+    assert {len(words(prompts.load(name)).input_ids) for name in forge.PROMPTS} == {1}
+    assert {len(words(label).input_ids) for label in forge.LABELS if label in str(turns)} == {1}
+
+
+def test_every_form_of_answer_is_dictated_and_reads_back(films):
+    told = {name: turn for turn in forge.dictations(films, 0) for name in [turn.question.partition(":")[0]]}
+    assert set(told) == set(forge.DICTATIONS.values())
+    for form, start in forge.DICTATIONS.items():
+        assert answers.read_strict(told[start].answer, form).labels == tuple(
+            told[start].question.removeprefix(f"{start}: ").removesuffix(".").split(", ")
+        )
 
 
 def test_choices_are_answered_with_what_is_there_and_asked_for(films):
