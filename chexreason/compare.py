@@ -258,9 +258,9 @@ def _step(study, pair: tuple) -> dict:
 
 
 def _record(name: str, tables: list[pd.DataFrame]) -> pd.DataFrame:
-    """The rows of `tables`, in the columns of the record `name`; they are there when no row is."""
-    types = COLUMNS[name]
-    return pd.concat([pd.DataFrame(columns=list(types)), *tables], ignore_index=True)[list(types)].astype(types)
+    """The rows of `tables`, in the columns of the record `name`, which are there even when no row is."""
+    rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    return rows.reindex(columns=list(COLUMNS[name])).astype(COLUMNS[name])
 
 
 def _paired(study, pair: tuple, where: tuple, scored: dict) -> pd.DataFrame:
