@@ -111,7 +111,9 @@ def test_a_mark_holds_for_all_under_its_key_and_an_unmarked_key_is_told(tmp_path
 
 
 def cells(text: str) -> list[list[str]]:
-    """The text of every cell of a Markdown table as a reader sees it, by an independent Markdown reader."""
+    """The text of every cell of a table of the page as a reader sees it, by an independent Markdown reader."""
+    assert text.startswith("```{table}\n:class: choices\n\n") and text.endswith("\n```")
+    text = text.partition("\n\n")[2].removesuffix("\n```")
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
     shown = ["".join(part.content for part in token.children) for token in tokens if token.type == "inline"]
     assert {part.type for token in tokens for part in token.children or []} <= {"text", "text_special", "code_inline"}
@@ -137,7 +139,7 @@ def test_the_book_shows_the_marks_of_its_own_study_and_what_the_papers_grid_cost
     file.write_text(
         file.read_text(encoding="utf-8").replace("  rl: 24\n", "  rl: 24  # ours: a mark\n"), encoding="utf-8"
     )
-    made = book.assemble(params.load(file), ROOT / "book", [])
+    made = book.assemble(params.load(file), ROOT / "book", [], tmp_path / "book")
     assert "| `curate.rl` | `24` | a mark |" in (made / "choices.md").read_text(encoding="utf-8")
     costs = (made / "costs.md").read_text(encoding="utf-8")
     for words in ("Nothing on a GPU has been measured yet", r"| sft | qwen | reasoning\_a | 0 |", "A100 80 GB"):
