@@ -150,10 +150,11 @@ def told(reply: str) -> str:
 
 
 def caution(study: params.Study, model: str) -> str:
-    """What must be said beside any answer about a user's own film."""
-    if study.models[model].path.startswith(models.STAND_IN) or study.sources[study.curate.train].kind == "phantom":
-        return "This model learnt from phantoms, which are drawn: what it says is no reading of a film."
-    return "This is what a model of a study says, and no diagnosis."
+    """What must be said beside any answer about a user's own film, with the model's note where it has one."""
+    said = "This is what a model of a study says, and no diagnosis."
+    if study.models[model].path.startswith(models.STAND_IN) or study.source(study.home).kind == "phantom":
+        said = "This model learnt from phantoms, which are drawn: what it says is no reading of a film."
+    return f"{said} {study.models[model].note}".rstrip()
 
 
 def _refuse_missing(study: params.Study, model: str, checkpoint: str, seed: int) -> None:

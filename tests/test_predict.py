@@ -136,7 +136,7 @@ def test_a_checkpoint_that_is_not_there_is_told_with_what_makes_it(unmade, capsy
 
 def test_a_run_left_to_a_full_study_is_made_with_full(unmade, capsys):
     text = unmade.file.read_text().replace("format: free_reasoning}", "format: free_reasoning, full: true}")
-    unmade.file.write_text(text)
+    unmade.file.write_text(text.replace("reward: hard}", "reward: hard, full: true}"))
     assert ask(params.load(unmade.file), "film.png") == 2
     assert "`chexreason run --full params/smoke.yaml sft` makes it" in capsys.readouterr().err
 
@@ -155,7 +155,9 @@ def test_who_learnt_from_films_is_said_to_make_no_diagnosis(unmade):
     real = unmade.model_copy(update={"sources": unmade.sources | {"a": source}})
     assert "phantoms" in predict.caution(real, "medgemma")  # a stand-in never learnt from films
     hub = params.Model(name="x", path="google/medgemma-4b-it", dtype="bfloat16")
-    assert "no diagnosis" in predict.caution(real.model_copy(update={"models": {"medgemma": hub}}), "medgemma")
+    assert predict.caution(real.model_copy(update={"models": {"medgemma": hub}}), "medgemma").endswith("no diagnosis.")
+    noted = hub.model_copy(update={"note": "It has seen them."})
+    assert "seen them" in predict.caution(real.model_copy(update={"models": {"medgemma": noted}}), "medgemma")
 
 
 def test_prompts_asked_before_are_not_asked_again(smoke, monkeypatch):
