@@ -402,7 +402,7 @@ def _known(study: params.Study, model: str) -> shapes.Shape:
         return _shape(study, model)
     except models.ModelError:
         height = study.sources[study.curate.train].size
-        gemma = params.Model(name="Gemma 3", path=next(iter(shapes.PUBLISHED)), dtype="bfloat16")
+        gemma = params.Model(name="gemma-3", path=next(iter(shapes.PUBLISHED)), dtype="bfloat16")
         return shapes.shape(gemma, study.lora, height, height)
 
 
