@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from chexreason import choices, params, plan
+from chexreason import choices, params, plan, records
 
 PAPER = Path(__file__).resolve().parent.parent / "params" / "paper.yaml"
 """The published study, whose cost stands in every book."""
@@ -27,23 +27,25 @@ class BookError(RuntimeError):
 def build(study, source: Path, chapters: list[Path]) -> Path:
     """Build the book of `study` from the pages in `source` and the executed notebooks `chapters`, in reading order.
 
-    Returns the front page.  Raises BookError with what Sphinx said when there was any warning.
+    Returns the front page, in `<study>/book`, which is replaced when the new book is whole.  Raises BookError with what
+    Sphinx said when there was any warning.
     """
-    folder = assemble(study, source, chapters)
-    command = [Path(sys.executable).with_name("jupyter-book"), "build", folder, "-W", "-n", "--keep-going"]
-    plain = {**os.environ, "NO_COLOR": "1"}
-    said = subprocess.run(command, env=plain, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    (folder / "build.log").write_text(said.stdout, encoding="utf-8")
-    if said.returncode:
-        told = [line for line in said.stdout.splitlines() if re.search(r"WARNING:|ERROR:|Exception|Error:", line)]
-        raise BookError("\n".join([f"the book did not build; {folder / 'build.log'} says:", *told]))
-    return folder / "_build" / "html" / "index.html"
+    place, log = study.folder / "book", study.folder / "book.log"
+    with records.replacing(place) as folder:
+        assemble(study, source, chapters, folder)
+        command = [Path(sys.executable).with_name("jupyter-book"), "build", folder, "-W", "-n", "--keep-going"]
+        plain = {**os.environ, "NO_COLOR": "1"}
+        with open(log, "w", encoding="utf-8") as said:
+            built = subprocess.run(command, env=plain, stdout=said, stderr=subprocess.STDOUT, check=False)
+        if built.returncode:
+            lines = log.read_text(encoding="utf-8").splitlines()
+            told = [line for line in lines if re.search(r"WARNING:|ERROR:|Exception|Error:", line)]
+            raise BookError("\n".join([f"the book did not build; {log} says:", *told]))
+    return place / "_build" / "html" / "index.html"
 
 
-def assemble(study, source: Path, chapters: list[Path]) -> Path:
-    """Put the pages, the executed notebooks, the params file, the contents and the settings in `<study>/book`."""
-    folder = study.folder / "book"
-    shutil.rmtree(folder, ignore_errors=True)
+def assemble(study, source: Path, chapters: list[Path], folder: Path) -> Path:
+    """Put the pages, the executed notebooks, the params file, the contents and the settings in `folder`; returns it."""
     shutil.copytree(source, folder)
     labels: set[str] = set()
     for chapter in chapters:

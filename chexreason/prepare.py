@@ -20,6 +20,7 @@ def images(chosen: pd.DataFrame, study) -> pd.DataFrame:
 
     films = tqdm(chosen.itertuples(), total=len(chosen), desc="films", mininterval=5, unit="film", disable=chosen.empty)
     made = [_drawn(film, study) if film.recipe else _converted(film, study) for film in films]
+    records.to_disk(study.folder)
     return chosen.assign(sha256=[sha256 for sha256, _ in made], fault=[fault for _, fault in made])
 
 
@@ -66,15 +67,17 @@ def _write(image, path: Path, about: dict[str, str]) -> None:
     text = PngInfo()
     for name, value in about.items():
         text.add_text(name, value)
-    with records.replacing(path) as temporary:
+    with records.replacing(path, sync=False) as temporary:
         image.save(temporary, format="PNG", pnginfo=text)
 
 
 def _key_of(path: Path) -> str | None:
-    """The key of an image this module wrote, or None.  Files are replaced whole: there is no half one."""
+    """The key of an image this module wrote, or None; an image that a power cut left without its bytes has none."""
     from PIL import Image
 
-    if not path.exists():
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image.info.get("made from")
+    except (OSError, SyntaxError):  # not there, no image, or one that breaks off
         return None
-    with Image.open(path) as image:
-        return image.info.get("made from")

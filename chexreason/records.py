@@ -1,8 +1,10 @@
 """Records: the parquet and JSON files through which notebooks meet, each with its origin, written atomically."""
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterable
 from contextlib import contextmanager
@@ -16,8 +18,19 @@ from chexreason import __version__
 ORIGIN = b"chexreason"
 
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""What the system says when no more can be written: the disk, the quota or the file's limit is reached."""
+
+LAST_BYTES = 64 * 1024
+"""With less than this free a disk is full: some libraries do not say why they could not write."""
+
+
 class RecordError(ValueError):
     """A record is missing, or is not one of ours."""
+
+
+class DiskFullError(OSError):
+    """Nothing more can be written; what was there before is whole."""
 
 
 def sha256(path: str | Path) -> str:
@@ -55,15 +68,84 @@ def origin(study, seed: int | None = None, inputs: Iterable[Path] = ()) -> dict:
 
 
 @contextmanager
-def replacing(path: Path):
-    """Yield a temporary path beside `path` that becomes `path` only when the block ends well."""
+def replacing(path: Path, sync: bool = True):
+    """Yield a temporary path beside `path`, for a file or a folder, that becomes `path` only when the block ends well.
+
+    With `sync` its bytes are on the disk before its name changes, so that a power cut leaves the old or the new, and
+    nothing empty.  Raises DiskFullError where the block fails for want of room.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary, old = (path.with_name(f".{path.name}.{word}{os.getpid()}") for word in ("", "old."))
     try:
-        yield temporary
+        with telling_full(path):
+            yield temporary
+            if sync:
+                to_disk(temporary)
+        if path.is_dir():  # which a folder cannot replace
+            os.replace(path, old)
         os.replace(temporary, path)
+        if sync:
+            _sync_names(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
+        _remove(old)
+
+
+@contextmanager
+def telling_full(path: Path):
+    """Raise DiskFullError, naming `path`, for whatever fails in the block because the disk is full."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "errno", None) in FULL or shutil.disk_usage(path.parent).free < LAST_BYTES:
+            raise DiskFullError(
+                f"{path} cannot be written: the disk is full.  Nothing is damaged; make room, and the same command "
+                "goes on"
+            ) from error
+        raise
+
+
+def sweep(folder: Path) -> None:
+    """Remove from `folder`, at any depth, what processes that were killed left half written under `replacing`."""
+    for left in list(folder.rglob(".*.*")):
+        writer = left.name.rpartition(".")[2]
+        if writer.isdecimal() and not _alive(int(writer)):
+            _remove(left)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def to_disk(path: Path) -> None:
+    """Have the bytes of a file, or for a folder those of all files, written to the disk itself."""
+    if path.is_dir():
+        os.sync()  # one for all of them: one for each takes longer than writing them
+    else:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+
+
+def _sync_names(folder: Path) -> None:
+    """Have the names in a folder written to the disk itself."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def save(table: pd.DataFrame, path: Path, origin: dict) -> None:

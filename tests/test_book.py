@@ -125,7 +125,7 @@ def test_runs_of_a_notebook_have_their_own_heading_and_labels_and_show_what_they
             new_code_cell("draw()", metadata=figure),
         ]
         nbformat.write(new_notebook(cells=cells), chapter)
-    folder = book.assemble(study, ROOT / "book", chapters)
+    folder = book.assemble(study, ROOT / "book", chapters, tmp_path / "book")
     pages = [nbformat.read(folder / chapter.name, as_version=4).cells for chapter in chapters]
     assert [page[0].source.split("\n")[0] for page in pages] == [
         "# Asking (m · untuned · seed0)",
