@@ -36,6 +36,17 @@ def folder(study: params.Study, model: str, reward: str, seed: int) -> Path:
     return study.folder / "grpo" / model / reward / f"seed{seed}"
 
 
+def work(study: params.Study, model: str, format: str, reward: str, seed: int) -> Path:
+    """Where one GRPO run keeps what it goes on from."""
+    return training.work(
+        folder(study, model, reward, seed), study, model, _inputs(study, model, format, seed), __name__
+    )
+
+
+def _inputs(study: params.Study, model: str, format: str, seed: int) -> list[Path]:
+    return [study.folder / curate.MANIFEST, sft.folder(study, model, format, seed) / "adapter" / models.ADAPTER[1]]
+
+
 def hard_reward(settings: params.Reward):
     """trl's reward function for the hard reward: completions, truths and token ids in, one reward a completion out."""
 
@@ -92,7 +103,7 @@ def trainer(study: params.Study, model: str, format: str, reward_name: str, seed
         nuanced_reward(settings.reward) if reward_name == "nuanced" else (hard_reward(settings.reward), [])
     )
     arguments = GRPOConfig(
-        output_dir=str(training.checkpoints(folder(study, model, reward_name, seed), study)),
+        output_dir=str(work(study, model, format, reward_name, seed)),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.films_per_step * settings.completions,
         steps_per_generation=settings.updates_per_rollout,
@@ -131,6 +142,7 @@ def trainer(study: params.Study, model: str, format: str, reward_name: str, seed
             training.progress(f"GRPO {model} {reward_name}"),
             training.tensorboard(folder(study, model, reward_name, seed)),
             watch(settings.collapse),
+            training.marking(),
             *keeping,
         ],
     )
@@ -144,24 +156,19 @@ def train(study: params.Study, model: str, format: str, reward_name: str, seed: 
     `collapse` (what has collapsed, in words; "" while nothing has).  Writes `adapter/` (of the last step) and `best/`
     (of the best checkpoint), both peft, safetensors and a model card, and `log.parquet`.
     """
-    place = folder(study, model, reward_name, seed)
-    runner = trainer(study, model, format, reward_name, seed)
-    saved = training.checkpoints(place, study)
-    training.resume(runner, place, study)
-    f1 = {int(each.name.split("-")[1]): validate(study, model, format, each) for each in training.whole(saved)}
-    table = log(runner.state.log_history, study.grpo.collapse).assign(validation_f1=lambda rows: rows["step"].map(f1))
-    started = sft.folder(study, model, format, seed) / "adapter" / "adapter_model.safetensors"
-    chosen = {"adapter": max(f1), "best": best(f1)}
-    training.keep_checkpoints(
-        place,
-        {
-            name: (saved / f"checkpoint-{step}", describe(study, model, format, reward_name, seed, step, table))
-            for name, step in chosen.items()
-        },
-    )
-    made_of = [study.folder / curate.MANIFEST, started]
-    records.save(table, place / "log.parquet", records.origin(study, seed, made_of))
-    return table
+    going = work(study, model, format, reward_name, seed)
+    if not training.finished(going):
+        state = training.resume(trainer(study, model, format, reward_name, seed), going)
+        saved = {training.step(each): each for each in training.whole(going)}
+        f1 = {step: validate(study, model, format, each) for step, each in saved.items()}
+        table = log(state.log_history, study.grpo.collapse).assign(validation_f1=lambda rows: rows["step"].map(f1))
+        chosen = {
+            name: (saved[step], describe(study, model, format, reward_name, seed, step, table))
+            for name, step in {"adapter": max(f1), "best": best(f1)}.items()
+        }
+        origin = records.origin(study, seed, _inputs(study, model, format, seed))
+        training.finish(going, chosen, table, origin)
+    return training.publish(going, folder(study, model, reward_name, seed))
 
 
 def describe(

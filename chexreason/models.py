@@ -44,6 +44,11 @@ def folder(path: str) -> str:
     return str(place)
 
 
+def weights(model: params.Model) -> list[Path]:
+    """The files of a model's weights on this machine; none of a hub model, which is known by its id."""
+    return sorted(Path(folder(model.path)).glob("*.safetensors"))
+
+
 def load_processor(model: params.Model):
     """The processor of a model: image processor, tokenizer and chat template, padding on the left.
 
@@ -105,6 +110,7 @@ def load_base(model: params.Model):
         loaded = AutoModelForImageTextToText.from_pretrained(
             place, dtype=getattr(torch, model.dtype), use_safetensors=True, trust_remote_code=False
         )
+    loaded.name_or_path = model.path  # what an adapter says it belongs to: no folder of this machine
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 

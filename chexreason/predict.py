@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from chexreason import answers, curate, models, params, records, rewards, training
+from chexreason import answers, curate, execute, models, params, records, rewards, training
 from chexreason.films import FilmError, prepare
 from chexreason.markdown import escape
 from chexreason.protocol import Protocol, protocols
@@ -48,14 +47,14 @@ def adapter(study: params.Study, model: str, checkpoint: str, seed: int) -> Path
 def load(settings: params.Model, trained: Path | None, batch: int) -> Reader:
     """Load a base model with its processor and, where one was trained, the adapter in the folder `trained`.
 
-    `key` is made of the settings that a reply can follow from and of the hashes of all weights on this machine; a
-    model of the hub is known by its id.
+    `key` is made of the settings that a reply can follow from and of the hashes of all weights on this machine and of
+    the code; a model of the hub is known by its id.
     """
     training.steady_threads()
     loaded = models.load_trained(settings, trained) if trained else models.load_base(settings)
-    folders = [Path(models.folder(settings.path)), *([trained] if trained else [])]
-    weights = [records.sha256(file) for folder in folders for file in sorted(folder.glob("*.safetensors"))]
-    key = _digest([settings.path, settings.dtype, settings.visual_tokens, *weights])
+    files = [*models.weights(settings), *([trained / models.ADAPTER[1]] if trained else [])]
+    files += [file for file in execute.reached(f"import {__name__}") if file.suffix == ".py"]  # prompts: the protocol
+    key = _digest([settings.path, settings.dtype, settings.visual_tokens, *map(records.sha256, files)])
     return Reader(loaded, models.load_processor(settings), batch, key)
 
 
@@ -191,7 +190,6 @@ def predict(study: params.Study, model: str, checkpoint: str, seed: int) -> pd.D
     made_of = [study.folder / curate.MANIFEST, *([trained / "adapter_model.safetensors"] if trained else [])]
     told = {protocol.hash: protocol.model_dump() for protocol in protocols(study, model, checkpoint).values()}
     records.save(table, place / "answers.parquet", records.origin(study, seed, made_of) | {"protocols": told})
-    shutil.rmtree(place / JOURNAL, ignore_errors=True)
     return table
 
 

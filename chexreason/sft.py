@@ -37,6 +37,15 @@ def example(study: params.Study, format: str) -> str:
     return f"{first['prompt'][0]['content']}\n\n{completion}"
 
 
+def work(study: params.Study, model: str, format: str, seed: int) -> Path:
+    """Where one SFT run keeps what it goes on from."""
+    return training.work(folder(study, model, format, seed), study, model, _inputs(study), __name__)
+
+
+def _inputs(study: params.Study) -> list[Path]:
+    return [study.folder / curate.MANIFEST, study.folder / teacher.TRACES]
+
+
 def trainer(study: params.Study, model: str, format: str, seed: int):
     """An SFTTrainer ready to run.
 
@@ -52,7 +61,7 @@ def trainer(study: params.Study, model: str, format: str, seed: int):
     per_epoch = -(-len(train) // (settings.batch * settings.accumulate))
     every = max(1, per_epoch // settings.evaluations_per_epoch)
     arguments = SFTConfig(
-        output_dir=str(training.checkpoints(folder(study, model, format, seed), study)),
+        output_dir=str(work(study, model, format, seed)),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch,
         per_device_eval_batch_size=settings.batch * 4,
@@ -71,7 +80,7 @@ def trainer(study: params.Study, model: str, format: str, seed: int):
         save_total_limit=2,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
-        logging_steps=max(1, every // 10),
+        logging_steps=training.log_steps(every),
         seed=seed,
         disable_tqdm=True,
         report_to="none",
@@ -88,6 +97,7 @@ def trainer(study: params.Study, model: str, format: str, seed: int):
             EarlyStoppingCallback(settings.patience),
             training.progress(f"SFT {model} {format}"),
             training.tensorboard(folder(study, model, format, seed)),
+            training.marking(),
         ],
     )
     return training.quietly(runner)
@@ -99,14 +109,13 @@ def train(study: params.Study, model: str, format: str, seed: int) -> pd.DataFra
     Writes `adapter/` (peft, safetensors, model card) and `log.parquet`: step, epoch, split (train or eval), loss (nats
     a token of the answer), token_accuracy (share of the answer's tokens guessed right).
     """
-    place = folder(study, model, format, seed)
-    runner = trainer(study, model, format, seed)
-    training.resume(runner, place, study)
-    table = log(runner.state.log_history)
-    made_of = [study.folder / curate.MANIFEST, study.folder / teacher.TRACES]
-    training.keep(runner, place, describe(study, model, format, seed, table))
-    records.save(table, place / "log.parquet", records.origin(study, seed, made_of))
-    return table
+    place, going = folder(study, model, format, seed), work(study, model, format, seed)
+    if not training.finished(going):
+        state = training.resume(trainer(study, model, format, seed), going)
+        table = log(state.log_history)
+        chosen = going / Path(state.best_model_checkpoint).name, describe(study, model, format, seed, table)
+        training.finish(going, {"adapter": chosen}, table, records.origin(study, seed, _inputs(study)))
+    return training.publish(going, place)
 
 
 def log(history: list[dict]) -> pd.DataFrame:

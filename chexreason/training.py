@@ -1,15 +1,23 @@
 """What SFT and GRPO share: films as trl data sets, progress, checkpoints that a killed run goes on from."""
 
+import hashlib
 import os
 import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 
-from chexreason import params, prompts
+from chexreason import execute, models, params, prompts, records
+
+LOG = "log.parquet"
+
+WHOLE = "whole"
+"""The file that marks a checkpoint as whole; the trainer itself leaves none that a power cut could not outrun."""
+
+FINISHED = "finished"
+"""The folder of what a run leaves, from which its records are made again if the notebook around it is cut off."""
 
 
 def examples(films: pd.DataFrame, prompt: str, **columns: Sequence):
@@ -56,12 +64,27 @@ def tensorboard(folder: Path):
     return callback
 
 
-def resume(trainer, folder: Path, study: params.Study) -> None:
-    """Train to the end, from the newest whole checkpoint of these params in `folder` if there is one."""
-    checkpoint = newest(checkpoints(folder, study))
+def resume(trainer, folder: Path):
+    """Train to the end, from the newest whole checkpoint in `folder` if there is one; returns the trainer's state.
+
+    A run that had ended is left at its end: the trainer forgets that it was stopped early, and would train on.
+    Raises DiskFullError where a checkpoint cannot be written for want of room.
+    """
+    from transformers import TrainerState
+
+    checkpoint = newest(folder)
+    if checkpoint and ended(state := TrainerState.load_from_json(checkpoint / "trainer_state.json")):
+        return state
     if checkpoint is None:
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # of other params, or of a run begun anew
-    trainer.train(resume_from_checkpoint=checkpoint)
+        shutil.rmtree(folder.parent.parent / "tensorboard", ignore_errors=True)  # of a run that was another
+    with records.telling_full(folder):
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    return trainer.state
+
+
+def ended(state) -> bool:
+    """Whether a trainer's state is that of a run that had reached its last step, or was stopped early."""
+    return state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]
 
 
 def quietly(trainer):
@@ -84,53 +107,84 @@ def steady_threads() -> None:
     torch.set_num_threads(threads())
 
 
-def checkpoints(folder: Path, study: params.Study) -> Path:
-    """Where a run keeps its checkpoints: of this params file only, so that changed params never resume old weights."""
-    return folder / "checkpoints" / study.hash
+def work(place: Path, study: params.Study, model: str, inputs: Sequence[Path], code: str) -> Path:
+    """The folder where a run that writes to `place` keeps what it goes on from.
+
+    It is of these params, these input records, these weights of the base model and the code that the module `code`
+    reaches: where any of them changes, a run begins anew.
+    """
+    weights = models.weights(study.models[model])
+    files = [*inputs, *weights, *execute.reached(f"import {code}")]
+    made_of = hashlib.sha256("".join([study.hash, *map(records.sha256, files)]).encode())
+    return place / "checkpoints" / made_of.hexdigest()[:12]
+
+
+def log_steps(save_steps: int) -> int:
+    """Steps between log entries: about ten entries a checkpoint, the last of them at it.
+
+    A trainer that goes on has forgotten what it had gathered for the next entry.
+    """
+    return max(steps for steps in range(1, max(1, save_steps // 10) + 1) if save_steps % steps == 0)
 
 
 def whole(folder: Path) -> list[Path]:
-    """The whole checkpoints in `folder`, oldest first.  A trainer writes `trainer_state.json` last."""
-    found = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    """The whole checkpoints in `folder`, oldest first."""
+    found = [path.parent for path in folder.glob(f"checkpoint-*/{WHOLE}")]
+    return sorted(found, key=step)
 
 
-def newest(folder: Path) -> str | None:
+def step(checkpoint: Path) -> int:
+    """After how many steps a checkpoint was taken."""
+    return int(checkpoint.name.split("-")[1])
+
+
+def newest(folder: Path) -> Path | None:
     """The newest whole checkpoint in `folder`, or None."""
     found = whole(folder)
-    return str(found[-1]) if found else None
+    return found[-1] if found else None
 
 
-def keep(trainer, folder: Path, card: str) -> None:
-    """Save the trained adapter with its model card as `folder/adapter`, whole or not at all; drop the checkpoints."""
-    with _replacing(folder / "adapter") as unfinished:
-        trainer.model.save_pretrained(str(unfinished), selected_adapters=["default"])
-        (unfinished / "README.md").write_text(card, encoding="utf-8")  # in place of peft's, which is blank
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+def marking():
+    """A trainer callback that marks each checkpoint as whole when all its bytes are on the disk."""
+    from transformers import TrainerCallback
+
+    class Marking(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            records.to_disk(checkpoint)
+            with records.replacing(checkpoint / WHOLE) as unfinished:
+                unfinished.touch()
+
+    return Marking()
 
 
-def keep_checkpoints(folder: Path, chosen: dict[str, tuple[Path, str]]) -> None:
-    """Save the adapter of each chosen checkpoint with its model card under its name in `folder`; drop the others.
+def finish(folder: Path, chosen: dict[str, tuple[Path, str]], log: pd.DataFrame, origin: dict) -> None:
+    """Keep in `folder` what a run leaves: the adapter of each chosen checkpoint with its model card, and the log.
 
-    Each is saved whole or not at all.
+    All of it appears at once; then the checkpoints go, and what runs of other params, records or code left.
     """
-    for name, (checkpoint, card) in chosen.items():
-        with _replacing(folder / name) as unfinished:
-            unfinished.mkdir()
+    with records.replacing(folder / FINISHED) as unfinished:
+        for name, (checkpoint, card) in chosen.items():
+            (unfinished / name).mkdir(parents=True)
             for file in checkpoint.glob("adapter_*"):
-                shutil.copy(file, unfinished)
-            (unfinished / "README.md").write_text(card, encoding="utf-8")
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+                shutil.copy(file, unfinished / name)
+            (unfinished / name / "README.md").write_text(card, encoding="utf-8")  # in place of peft's, which is blank
+        records.save(log, unfinished / LOG, origin)
+    for each in (*folder.glob("checkpoint-*"), *(other for other in folder.parent.iterdir() if other != folder)):
+        shutil.rmtree(each)
 
 
-@contextmanager
-def _replacing(folder: Path):
-    """Yield a path that takes the place of `folder` when the block ends well."""
-    unfinished = folder.with_name(f".{folder.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    yield unfinished
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(unfinished, folder)
+def finished(folder: Path) -> bool:
+    """Whether a run in `folder` has come to its end, so that nothing is left to train."""
+    return (folder / FINISHED).is_dir()
+
+
+def publish(folder: Path, place: Path) -> pd.DataFrame:
+    """Copy the adapters and the log of the finished run in `folder` to `place`, each whole; returns the log."""
+    for each in sorted((folder / FINISHED).iterdir()):
+        with records.replacing(place / each.name) as unfinished:
+            (shutil.copytree if each.is_dir() else shutil.copy)(each, unfinished)
+    return records.load(place / LOG)
 
 
 def on_cpu() -> dict:

@@ -122,21 +122,22 @@ def test_a_run_that_was_cut_off_ends_in_the_same_adapter(copy, stage, monkeypatc
     }
     train, place = stages[stage]
     train()
-    whole = (place / "adapter" / "adapter_model.safetensors").read_bytes()
+    before = {name: (place / name).read_bytes() for name in ("adapter/adapter_model.safetensors", "log.parquet")}
+    shutil.rmtree(place)
     with monkeypatch.context() as patched:
-        for name in ("keep", "keep_checkpoints"):
-            patched.setattr(training, name, lambda *_: pytest.fail("reached the end"))
+        patched.setattr(training, "finish", lambda *_: pytest.fail("reached the end"))
         patched.setattr(training, "progress", cut_off_after_a_checkpoint)
         with pytest.raises(KeyboardInterrupt):
             train()
-    assert training.newest(training.checkpoints(place, copy))
+    (kept,) = (place / "checkpoints").iterdir()
+    assert training.newest(kept)
     logged = train()
     if stage == "grpo":
         parts = logged[[f"nuanced_{name}" for name in ("match", "partial", "false_positives", "collapse", "format")]]
         total = parts.iloc[:, :2].sum(axis=1) - parts.iloc[:, 2:].sum(axis=1)
         fresh = logged["reward"].notna()
         assert np.allclose(total[fresh] / copy.grpo.reward.nuanced.scale, logged["reward"][fresh])
-    assert (place / "adapter" / "adapter_model.safetensors").read_bytes() == whole
+    assert {name: (place / name).read_bytes() for name in before} == before
     assert len(list((place / "tensorboard").iterdir())) == 2  # of the run that was cut off, and of the one that went on
 
 
@@ -157,12 +158,46 @@ def cut_off_after_a_checkpoint(_):
     return CutOff()
 
 
+def test_a_finished_run_is_not_trained_again_when_its_notebook_was_cut_off(copy, monkeypatch):
+    log = sft.train(copy, "medgemma", "free_reasoning", 0)
+    place = sft.folder(copy, "medgemma", "free_reasoning", 0)
+    adapter = place / "adapter" / "adapter_model.safetensors"
+    before = adapter.read_bytes()
+    shutil.rmtree(place / "adapter")  # as Snakemake does before it runs an incomplete job again
+    monkeypatch.setattr(sft, "trainer", lambda *_: pytest.fail("trained again"))
+    pd.testing.assert_frame_equal(sft.train(copy, "medgemma", "free_reasoning", 0), log)
+    assert adapter.read_bytes() == before
+
+
+def test_a_run_begins_anew_when_an_input_record_has_changed(copy):
+    before = sft.work(copy, "medgemma", "free_reasoning", 0)
+    manifest = copy.folder / curate.MANIFEST
+    records.save(records.load(manifest).iloc[1:], manifest, records.origin(copy))
+    assert sft.work(copy, "medgemma", "free_reasoning", 0) != before
+
+
+def test_a_run_that_was_stopped_early_is_not_trained_on(copy):
+    """Killed after its last checkpoint: the trainer itself would forget that it had been stopped."""
+    copy = copy.model_copy(update={"sft": copy.sft.model_copy(update={"learning_rate": 0.5, "epochs": 9})})
+    copy._file = params.find(str(copy.folder.parents[1] / "params" / "smoke.yaml"))
+    going = sft.work(copy, "medgemma", "free_reasoning", 0)
+    ended = training.resume(sft.trainer(copy, "medgemma", "free_reasoning", 0), going)
+    assert ended.global_step < ended.max_steps
+    assert training.resume(sft.trainer(copy, "medgemma", "free_reasoning", 0), going).global_step == ended.global_step
+
+
 def test_an_unfinished_checkpoint_is_not_resumed(tmp_path):
-    (tmp_path / "checkpoint-8").mkdir()
-    (tmp_path / "checkpoint-8" / "trainer_state.json").write_text("{}")
-    (tmp_path / "checkpoint-12").mkdir()  # cut off before its trainer_state.json
-    assert training.newest(tmp_path).endswith("checkpoint-8")
+    for step in (8, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-8" / training.WHOLE).touch()  # the other was cut off before its bytes were on the disk
+    assert training.newest(tmp_path).name == "checkpoint-8"
     assert training.newest(tmp_path / "nothing") is None
+
+
+@pytest.mark.parametrize(("save_steps", "log_steps"), [(5, 1), (112, 8), (113, 1), (200, 20)])
+def test_a_log_entry_falls_on_every_checkpoint(save_steps, log_steps):
+    assert training.log_steps(save_steps) == log_steps
 
 
 def test_logs_are_tidy():
