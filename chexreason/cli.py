@@ -7,7 +7,9 @@ import argparse
 import fcntl
 import json
 import os
+import socket
 import sys
+from datetime import datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,13 +44,13 @@ def _mendable() -> tuple[type[Exception], ...]:
     from chexreason.films import FilmError
     from chexreason.models import ModelError
     from chexreason.params import ParamsError
-    from chexreason.records import RecordError
+    from chexreason.records import DiskFullError, RecordError
     from chexreason.review import ReviewError
     from chexreason.score_files import ScoreError
     from chexreason.sources import SourceError
 
     ours = ParamsError, RecordError, SourceError, FilmError, ModelError, ReviewError, NotebookError, BookError
-    return RunError, CurateError, TeacherError, ScoreError, *ours
+    return RunError, DiskFullError, CurateError, TeacherError, ScoreError, *ours
 
 
 def plan(given: argparse.Namespace) -> int:
@@ -243,15 +245,24 @@ def _study(path: str):
 def _hold(folder: Path) -> None:
     """Keep a lock on the study for as long as this process lives, and raise RunError when another process has it.
 
-    It takes the place of Snakemake's own lock, which a killed run leaves behind.
+    It takes the place of Snakemake's own lock, which a killed run leaves behind; what the file says of its holder
+    counts only while the lock is held.
     """
+    from chexreason import records
+
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
     os.set_inheritable(lock, True)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise RunError(f"{folder}: another run of this study is under way; wait for it, or stop it first") from None
+        holder = os.read(lock, 1000).decode() or "another process"
+        raise RunError(f"{folder}: this study is being run by {holder}; wait for it, or stop it first") from None
+    since = datetime.now().astimezone().isoformat(" ", "seconds")
+    with records.telling_full(folder / ".lock"):
+        os.truncate(lock, 0)
+        os.write(lock, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
+    records.sweep(folder)
 
 
 if __name__ == "__main__":

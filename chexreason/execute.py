@@ -36,6 +36,12 @@ NOBODY = {"", "root", "user", "localhost"}
 """Names of users and hosts that tell nothing, and are words of their own."""
 
 
+LESS_MEMORY = (
+    "lower predict.batch, sft.batch (and raise sft.accumulate as much) or grpo.films_per_step, or run --cores 1"
+)
+"""Which params to lower when memory runs out, said where the stage that needed it could not say so itself."""
+
+
 class NotebookError(RuntimeError):
     """A notebook cannot be run as asked, or a cell of it failed."""
 
@@ -73,21 +79,24 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict) -> None:
     """
     import papermill
 
+    from chexreason import records
+
     notebook, output = Path(notebook), Path(output)
     _check(notebook, parameters)
     output.parent.mkdir(parents=True, exist_ok=True)
     part, failed = output.with_name(f".{output.stem}.part.ipynb"), output.with_suffix(".failed.ipynb")
-    with _alone(output):
+    with _alone(output) as lock:
         try:
-            papermill.execute_notebook(
-                notebook,
-                part,
-                parameters,
-                kernel_name="python3",
-                kernel_manager_class=_kernel_manager(),
-                progress_bar=False,
-                stderr_file=Relay(output.stem, sys.stderr),
-            )
+            with records.telling_full(part):
+                papermill.execute_notebook(
+                    notebook,
+                    part,
+                    parameters,
+                    kernel_name="python3",
+                    kernel_manager_class=_kernel_manager(lock),
+                    progress_bar=False,
+                    stderr_file=Relay(output.stem, sys.stderr),
+                )
         except BaseException as error:
             if part.exists():
                 os.replace(part, failed)
@@ -95,28 +104,35 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict) -> None:
                 raise
             print("\n".join(getattr(error, "traceback", [])), file=sys.stderr)
             raise NotebookError(f"{notebook}: {_reason(error)}\nthe partly run notebook is {failed}") from error
-        _scrub(part, _hider(parameters))
+        with records.replacing(output) as unfinished:
+            _scrub(part, unfinished, _hider(parameters))
         failed.unlink(missing_ok=True)
-        os.replace(part, output)
+        part.unlink()
 
 
 def modules(notebook: Path) -> list[Path]:
-    """The package's files that the code of `notebook` reaches through imports, with the data files beside them.
-
-    The schema of params is left out: what it hands on is values, and those the DAG compares one by one.
-    """
+    """The package's files that the code of `notebook` reaches through imports, with the data files beside them."""
     import nbformat
 
     cells = nbformat.read(notebook, as_version=4).cells
     code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    return reached(re.sub(r"(?m)^[%!].*$", "", code))
+
+
+def reached(code: str) -> list[Path]:
+    """The package's files that `code` reaches through imports, with the data files beside them.
+
+    The schema of params is left out: what it hands on is values, and those the DAG compares one by one.  So is this
+    module, which runs notebooks and has no part in what they find.
+    """
     found: set[Path] = set()
-    waiting = _imported(re.sub(r"(?m)^[%!].*$", "", code))
+    waiting = _imported(code)
     while waiting:
         found |= waiting
         waiting = {path for file in waiting for path in _imported(file.read_text(encoding="utf-8"))} - found
     folders = {file.parent for file in found} - {PACKAGE}
     data = {file for folder in folders for file in folder.rglob("*") if file.suffix in {".csv", ".json", ".txt"}}
-    return sorted((found | data) - {PACKAGE / "params.py"})
+    return sorted((found | data) - {PACKAGE / "params.py", Path(__file__)})
 
 
 def _imported(code: str) -> set[Path]:
@@ -133,12 +149,15 @@ def _imported(code: str) -> set[Path]:
 
 
 def _check(notebook: Path, parameters: dict) -> None:
-    """Raises NotebookError for a notebook that is not there, or a name its parameters cell does not hold."""
+    """Raises NotebookError for a notebook that is not there or none, or a name its parameters cell does not hold."""
     import papermill
 
     if not notebook.is_file():
         raise NotebookError(f"{notebook}: no such notebook")
-    known = list(papermill.inspect_notebook(notebook))
+    try:
+        known = list(papermill.inspect_notebook(notebook))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # whatever comes of what is none
+        raise NotebookError(f"{notebook}: cannot be read as a notebook: {error}") from None
     for name in parameters:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -148,18 +167,24 @@ def _check(notebook: Path, parameters: dict) -> None:
 
 @contextmanager
 def _alone(output: Path):
-    """Wait for any other run of the same notebook: one left over from a killed study may still be writing records."""
+    """Wait for any other run of the same notebook: one left over from a killed study may still be writing records.
+
+    Yields the lock that is held, an open file; whoever inherits it holds it too.
+    """
     with open(output.with_name(f".{output.stem}.lock"), "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"{output.stem}: waiting for an earlier run of it to end", file=sys.stderr, flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        yield lock
 
 
-def _kernel_manager() -> type:
-    """Kernels of this very interpreter, whatever kernels the user has installed, over an encrypted connection."""
+def _kernel_manager(lock: TextIO) -> type:
+    """Kernels of this very interpreter, whatever kernels the user has installed, over an encrypted connection.
+
+    They hold `lock` too: where this process is killed, its kernel may write for another second.
+    """
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
@@ -170,12 +195,17 @@ def _kernel_manager() -> type:
         kernel_spec = KernelSpec(**get_kernel_dict(["--log-level=50"]), env=unset)  # silent when told to shut down
         transport_encryption = "auto"  # otherwise ipykernel 7 warns at each start about plain TCP
 
+        async def start_kernel(self, **options):
+            return await super().start_kernel(**options, pass_fds=[lock.fileno()])
+
     return Kernels
 
 
 def _reason(error: Exception) -> str:
     if hasattr(error, "evalue"):
         return f"cell {error.exec_count} stopped with {error.ename}: {error.evalue}"
+    if type(error).__name__ == "DeadKernelError":
+        return f"the process that ran it was killed, as the system does when memory runs out: {LESS_MEMORY}"
     return f"{type(error).__name__}: {error}"
 
 
@@ -193,8 +223,9 @@ def _hider(parameters: dict) -> Callable[[str], str]:
     return lambda text: pattern.sub(lambda match: private[match[0]], text)
 
 
-def _scrub(path: Path, hide: Callable[[str], str]) -> None:
-    """Take out of an executed notebook what belongs to one run or one machine alone: the same study, the same file."""
+def _scrub(path: Path, to: Path, hide: Callable[[str], str]) -> None:
+    """Write an executed notebook without what belongs to one run or one machine alone, so that the same study gives the
+    same file."""
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
@@ -211,7 +242,7 @@ def _scrub(path: Path, hide: Callable[[str], str]) -> None:
         if "injected-parameters" in cell.metadata.get("tags", []):  # shown or hidden like the cell it overrides
             cell.metadata.tags, cell.id = ["injected-parameters", *tags], "injected-parameters"
             cell.source = hide(cell.source)
-    nbformat.write(notebook, path)
+    nbformat.write(notebook, to)
 
 
 def _progress(output) -> bool:

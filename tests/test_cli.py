@@ -81,7 +81,7 @@ def test_a_second_run_of_the_same_study_is_refused_while_the_first_lives(tmp_pat
     with open(tmp_path / "runs" / "smoke" / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert main(["run", "params/smoke.yaml"]) == 2
-    assert "another run of this study is under way" in capsys.readouterr().err
+    assert "this study is being run by another process; wait for it, or stop it first" in capsys.readouterr().err
 
 
 def test_a_run_is_handed_to_snakemake_in_the_folder_of_the_study(tmp_path, monkeypatch):
