@@ -41,6 +41,7 @@ def build(study, source: Path, chapters: list[Path]) -> Path:
             lines = log.read_text(encoding="utf-8").splitlines()
             told = [line for line in lines if re.search(r"WARNING:|ERROR:|Exception|Error:", line)]
             raise BookError("\n".join([f"the book did not build; {log} says:", *told]))
+        shutil.rmtree(folder / "_build" / ".doctrees")  # Sphinx's own store, with this machine's paths in it
     return place / "_build" / "html" / "index.html"
 
 

@@ -158,7 +158,8 @@ def train(study: params.Study, model: str, format: str, reward_name: str, seed: 
     """
     going = work(study, model, format, reward_name, seed)
     if not training.finished(going):
-        state = training.resume(trainer(study, model, format, reward_name, seed), going)
+        with training.naming("grpo.films_per_step"):
+            state = training.resume(trainer(study, model, format, reward_name, seed), going)
         saved = {training.step(each): each for each in training.whole(going)}
         f1 = {step: validate(study, model, format, each) for step, each in saved.items()}
         table = log(state.log_history, study.grpo.collapse).assign(validation_f1=lambda rows: rows["step"].map(f1))

@@ -80,7 +80,7 @@ def ask(
             waiting.append((numbers, files, place))
     with tqdm(total=len(images), initial=len(replies), desc=what, mininterval=5, file=sys.stderr) as bar:
         for numbers, files, place in waiting:
-            said = _replies(reader, files, protocol)
+            said = _fitting(reader, files, protocol)
             with records.replacing(place) as unfinished:
                 unfinished.write_text(json.dumps(said), encoding="utf-8")
             replies |= zip(numbers, said, strict=True)
@@ -96,6 +96,23 @@ def _batches(reader: Reader, images: list[Path]) -> list[list[int]]:
     tokens = reader.processor._get_num_multimodal_tokens(image_sizes=sizes).num_image_tokens
     order = sorted(range(len(images)), key=lambda number: -tokens[number])
     return [order[start : start + reader.batch] for start in range(0, len(order), reader.batch)]
+
+
+def _fitting(reader: Reader, files: list[Path], protocol: Protocol) -> list[str]:
+    """The replies to one batch; where memory runs out, to one half of it and then the other.
+
+    That is safe: a film's reply does not depend on the films beside it.
+    """
+    try:
+        return _replies(reader, files, protocol)
+    except (MemoryError, RuntimeError) as error:
+        if not training.out_of_memory(error):
+            raise
+        if len(files) == 1:
+            raise MemoryError("no memory is left to answer one film; lower predict.max_new_tokens") from error
+    half = len(files) // 2  # outside the handler, which holds on to all that did not fit
+    print(f"no memory is left for {len(files)} films at once; trying {half}", file=sys.stderr, flush=True)
+    return _fitting(reader, files[:half], protocol) + _fitting(reader, files[half:], protocol)
 
 
 def _replies(reader: Reader, files: list[Path], protocol: Protocol) -> list[str]:

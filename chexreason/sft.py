@@ -111,7 +111,8 @@ def train(study: params.Study, model: str, format: str, seed: int) -> pd.DataFra
     """
     place, going = folder(study, model, format, seed), work(study, model, format, seed)
     if not training.finished(going):
-        state = training.resume(trainer(study, model, format, seed), going)
+        with training.naming("sft.batch (and raise sft.accumulate as much, for the same steps)"):
+            state = training.resume(trainer(study, model, format, seed), going)
         table = log(state.log_history)
         chosen = going / Path(state.best_model_checkpoint).name, describe(study, model, format, seed, table)
         training.finish(going, {"adapter": chosen}, table, records.origin(study, seed, _inputs(study)))

@@ -2,9 +2,11 @@
 
 import hashlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -105,6 +107,25 @@ def steady_threads() -> None:
     import torch
 
     torch.set_num_threads(threads())
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that the machine or its GPU has no memory left; torch says so of the machine in words."""
+    import torch
+
+    told = isinstance(error, RuntimeError) and re.search("can't allocate memory|not enough memory", str(error))
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bool(told)
+
+
+@contextmanager
+def naming(lower: str):
+    """Raise MemoryError that names what to `lower`, for whatever fails in the block because memory has run out."""
+    try:
+        yield
+    except Exception as error:
+        if out_of_memory(error):
+            raise MemoryError(f"no memory is left; lower {lower} in the params file") from error
+        raise
 
 
 def work(place: Path, study: params.Study, model: str, inputs: Sequence[Path], code: str) -> Path:
