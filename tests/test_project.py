@@ -15,7 +15,8 @@ from packaging.version import Version
 
 NOTEBOOKS = [*sorted((ROOT / "notebooks").glob("*.ipynb")), ROOT / "book" / "index.ipynb"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-DECLARED = [Requirement(text) for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]]
+EVERYWHERE = [Requirement(text) for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]]
+DECLARED = [requirement for requirement in EVERYWHERE if not requirement.marker or requirement.marker.evaluate()]
 
 
 def locked() -> dict[str, str]:
