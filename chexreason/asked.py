@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -152,7 +151,7 @@ def _endpoint(settings: params.Endpoint) -> Asker:
     """
     import openai
 
-    key, address = _key(settings) or "no-key", _address(settings.base_url)
+    key, address = _key(settings) or "no-key", settings.base_url
     client = openai.OpenAI(
         api_key=key,
         base_url=settings.base_url,
@@ -309,12 +308,6 @@ def _refused(settings: params.Hosted, address: str) -> TeacherError:
 
 def _not_found(settings: params.Hosted, address: str) -> TeacherError:
     return TeacherError(f"{address} has no model {settings.model!r}; is teacher.model right, and the address?")
-
-
-def _address(url: str) -> str:
-    """The address as it may be shown: without a name or password in it."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _brief(error: Exception, address: str, key: str | None) -> str:

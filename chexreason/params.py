@@ -268,6 +268,12 @@ class Endpoint(Hosted):
     kind: Literal["openai"]
     base_url: str
 
+    @model_validator(mode="after")
+    def _no_password(self):
+        if "@" in urlsplit(self.base_url).netloc:
+            raise ValueError("base_url must hold no user or password: name the variable that holds a key under key")
+        return self
+
     @property
     def local(self) -> bool:
         """Whether the address is this machine's own."""
@@ -695,7 +701,8 @@ def _explain(error: dict) -> str:
     if error["type"] == "missing":
         return f"the key {where!r} is missing"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}, got {_brief(error['input'])}" if where else message
+    got = "" if error["type"] == "value_error" else f", got {_brief(error['input'])}"  # our own messages say all
+    return f"{where}: {message}{got}" if where else message
 
 
 def _brief(value) -> str:

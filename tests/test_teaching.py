@@ -368,11 +368,16 @@ def test_an_endpoint_that_wants_a_key_says_where_to_name_it(tmp_path):
 
 def test_an_unknown_model_stops_at_once_with_model_and_address(tmp_path):
     with Endpoint(lambda request: Sent(b"{}", 404)) as endpoint:
-        given = study(tmp_path, endpoint.url.replace("//", "//me:pass@"), model="gemma-99")
         with pytest.raises(TeacherError, match="has no model 'gemma-99'") as caught:
-            teaching.write(given, films(tmp_path, 30))
+            teaching.write(study(tmp_path, endpoint.url, model="gemma-99"), films(tmp_path, 30))
         assert endpoint.url in str(caught.value)
-        assert "pass" not in str(caught.value)
+
+
+def test_a_password_in_an_address_is_refused_and_not_repeated(tmp_path):
+    """A params file is printed in its book."""
+    with pytest.raises(params.ParamsError, match="base_url must hold no user or password") as caught:
+        study(tmp_path, "https://me:pass@models.example.org/v1")
+    assert "pass@" not in str(caught.value)
 
 
 def test_an_endpoint_that_is_down_is_not_asked_for_every_film(tmp_path, monkeypatch):
