@@ -455,7 +455,10 @@ class Grpo(Section):
 
 
 class Predict(Section):
-    """How every model is asked (`protocol.Protocol`); `batch` films are asked at once, which changes no answer."""
+    """How every model is asked (`protocol.Protocol`).
+
+    `batch` films are asked at once.  In float32 on a CPU that changes no answer; in bfloat16 it may change a near tie.
+    """
 
     prompt: str
     max_new_tokens: Count
