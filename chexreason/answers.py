@@ -71,7 +71,7 @@ REFUSALS = (
     "not a chest radiograph",
     "not a chest x-ray",
     "not appear to be a chest",
-    "please provide a frontal chest",  # NV-Reason-CXR-3B, as its issue 2 reports
+    "please provide a frontal chest",  # NV-Reason-CXR-3B: issue 2 of github.com/NVIDIA-Medtech/NV-Reason-CXR
 )
 """What replies say that decline to answer.  "I cannot see the left base" is how a film is read, and none of these."""
 
