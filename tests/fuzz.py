@@ -1,8 +1,9 @@
 """Fuzz what a user hands over, for as long as one likes: `python tests/fuzz.py 600` shares ten minutes out.
 
 Each target is given inputs until its share of the time is spent.  An input survives when it is read, or refused with
-the error that its reader promises.  Hypothesis makes the inputs; where atheris is installed, it drives the answer reader
-and the params file too, by the branches they take.  What breaks a reader is kept in the folder FUZZ_KEPT (`fuzz/`).
+the error that its reader promises.  Hypothesis makes the inputs; where atheris is installed, it drives the answer
+reader and the params file too, by the branches they take.  What breaks a reader is kept in the folder FUZZ_KEPT
+(`fuzz/`).
 """
 
 import inspect
