@@ -92,7 +92,10 @@ def _copy(chapter: Path, folder: Path, labels: set[str]) -> None:
     """
     import nbformat
 
-    notebook = nbformat.read(chapter, as_version=4)
+    try:
+        notebook = nbformat.read(chapter, as_version=4)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # whatever comes of what is none
+        raise BookError(f"{chapter}: cannot be read as a notebook: {error}") from None
     tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
     if any("injected-parameters" in each for each in tags):
         kept = zip(notebook.cells, tags, strict=True)

@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -465,6 +466,16 @@ def test_the_package_loads_no_pickle_runs_no_text_and_trusts_no_remote_code(path
             assert called != "yaml.load" or ast.unparse(node.args[1]) == "_Loader"
 
 
+def test_the_trainers_load_their_own_checkpoints_without_running_what_is_in_them():
+    """A run that was cut off reads the optimizer, the scheduler and the random state that it wrote itself."""
+    from transformers import trainer
+
+    tree = ast.parse(Path(trainer.__file__).read_text(encoding="utf-8"))
+    loads = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"]
+    options = [[(each.arg, ast.unparse(each.value)) for each in load.keywords] for load in loads]
+    assert len(loads) >= 4 and all(("weights_only", "True") in given for given in options)
+
+
 def test_the_loader_of_params_files_makes_nothing_but_plain_values():
     assert issubclass(params._Loader, yaml.SafeLoader)
 
@@ -486,6 +497,7 @@ def test_the_loader_of_params_files_makes_nothing_but_plain_values():
         (["notebook", "garbage", "out.ipynb"], "garbage: cannot be read as a notebook"),
         (["notebook", "n.ipynb", "out.ipynb", "-p", "seed", "[1"], "-p seed: '[1' is no value"),
         (["book", "params/smoke.yaml", "gone.ipynb"], "gone.ipynb: No such file or directory"),
+        (["book", "params/smoke.yaml", "garbage"], "garbage: cannot be read as a notebook"),
     ],
 )
 def test_the_command_line_tells_a_wrong_file_in_a_line_or_two(tmp_path, monkeypatch, capsys, arguments, told):
