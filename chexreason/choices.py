@@ -14,7 +14,7 @@ import yaml
 from chexreason import markdown
 
 MARK = re.compile(r"\s# (paper|ours): (.+)$")
-NONE = "No value of this params file is marked so."
+NONE = "No value of this params file is marked so; `params/paper.yaml` says of each whose it is."
 
 
 class Choice(NamedTuple):
