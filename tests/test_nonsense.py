@@ -31,7 +31,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit
 from test_films import RAMP, TWELVE_BIT, dicom, huge_jpeg, written
 
-from chexreason import curate, films, models, params, records, review, teaching
+from chexreason import curate, films, models, params, predict, records, review, teaching
 from chexreason.cli import main
 from chexreason.films import FilmError
 from chexreason.sources import SourceError, own
@@ -527,3 +527,12 @@ def test_ones_film_that_is_a_bomb_is_told_before_the_model_is_loaded(tmp_path):
     said = command(tmp_path, "predict", *asked, "film.dcm")
     assert said.returncode == 2
     assert said.stderr == "chexreason: film.dcm: its header says 16 x 16 pixels, its image 65000 x 65000\n"
+
+
+def test_a_reply_moves_no_cursor_and_turns_no_reading_direction_in_a_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(study_folder(tmp_path))
+    reply = "<think>\x1b[2JWide\x07 heart.\n\u202etxet</think><solution>Edema</solution>"
+    monkeypatch.setattr(predict, "own", lambda *_: [reply])
+    arguments = ["predict", "--params", "params/smoke.yaml", "--model", "medgemma", "--checkpoint", "untuned", "a.png"]
+    assert main(arguments) == 0
+    assert "�[2JWide� heart.\n�txet\n\nLabels: Edema" in capsys.readouterr().out
