@@ -22,10 +22,13 @@ ROOT = Path(__file__).resolve().parent.parent
 SMOKE = ("test_study.py", "test_models.py", "test_book.py", "test_predict.py", "test_training.py", "test_trainers.py")
 """Whose tests look at the smoke study, and change it in passing: one worker has them all, and runs it once."""
 
+TOGETHER = ("test_strangers.py",)
+"""Whose tests share something that takes long to make: one worker has each file."""
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """The files of `SMOKE` go to one worker, and every other test to whichever is free.
+    """The files of `SMOKE` go to one worker, each of `TOGETHER` to one, and every other test to whichever is free.
 
     pytest-xdist's own groups do nothing under this version of pytest.
     """
@@ -34,7 +37,9 @@ def pytest_xdist_make_scheduler(config, log):
     class SmokeTogether(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file, _, _ = nodeid.partition("::")
-            return "smoke" if file.endswith(SMOKE) else nodeid
+            if file.endswith(SMOKE):
+                return "smoke"
+            return file if file.endswith(TOGETHER) else nodeid
 
     return SmokeTogether(config, log)
 
