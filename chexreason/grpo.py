@@ -168,7 +168,7 @@ def train(study: params.Study, model: str, format: str, reward_name: str, seed: 
             for name, step in {"adapter": max(f1), "best": best(f1)}.items()
         }
         origin = records.origin(study, seed, _inputs(study, model, format, seed))
-        training.finish(going, chosen, table, origin)
+        training.finish(going, study.models[model].path, chosen, table, origin)
     return training.publish(going, folder(study, model, reward_name, seed))
 
 

@@ -110,7 +110,6 @@ def load_base(model: params.Model):
         loaded = AutoModelForImageTextToText.from_pretrained(
             place, dtype=getattr(torch, model.dtype), use_safetensors=True, trust_remote_code=False
         )
-    loaded.name_or_path = model.path  # what an adapter says it belongs to: no folder of this machine
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
@@ -156,11 +155,12 @@ def attach(base, adapter: Path, trainable: bool = False):
         raise other
     if not all(weight.isfinite().all() for weight in stored.values()):
         raise ModelError(f"{adapter}: holds weights that are no finite numbers; train it again")
-    made_for = model.peft_config["default"].base_model_name_or_path
-    if made_for and Path(made_for).name != Path(base.name_or_path).name:  # two models may have weights of one shape
+    made_for = model.peft_config["default"].base_model_name_or_path or base.name_or_path
+    if Path(made_for.removeprefix(STAND_IN)).name != Path(base.name_or_path).name:  # others' weights may have its shape
         raise ModelError(
             f"{adapter}: its adapter_config.json says that it belongs to {made_for}, not {base.name_or_path}"
         )
+    model.peft_config["default"].base_model_name_or_path = base.name_or_path  # where peft looks for it
     return model
 
 

@@ -89,7 +89,10 @@ def ask(
 
 
 def _batches(reader: Reader, images: list[Path]) -> list[list[int]]:
-    """The numbers of the images, in batches by the length of the input, the longest first."""
+    """The numbers of the images, in batches by the length of the input, the longest first.
+
+    transformers counts an image's tokens from its size alone, by a method that it names private and vLLM relies on.
+    """
     from PIL import Image
 
     sizes = [Image.open(image).size[::-1] for image in images]
@@ -105,7 +108,7 @@ def _fitting(reader: Reader, files: list[Path], protocol: Protocol) -> list[str]
     """
     try:
         return _replies(reader, files, protocol)
-    except (MemoryError, RuntimeError) as error:
+    except Exception as error:  # libraries wrap it in one of their own
         if not training.out_of_memory(error):
             raise
         if len(files) == 1:

@@ -115,7 +115,8 @@ def train(study: params.Study, model: str, format: str, seed: int) -> pd.DataFra
             state = training.resume(trainer(study, model, format, seed), going)
         table = log(state.log_history)
         chosen = going / Path(state.best_model_checkpoint).name, describe(study, model, format, seed, table)
-        training.finish(going, {"adapter": chosen}, table, records.origin(study, seed, _inputs(study)))
+        base, origin = study.models[model].path, records.origin(study, seed, _inputs(study))
+        training.finish(going, base, {"adapter": chosen}, table, origin)
     return training.publish(going, place)
 
 

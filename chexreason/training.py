@@ -1,8 +1,8 @@
 """What SFT and GRPO share: films as trl data sets, progress, checkpoints that a killed run goes on from."""
 
 import hashlib
+import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -17,6 +17,9 @@ LOG = "log.parquet"
 
 WHOLE = "whole"
 """The file that marks a checkpoint as whole; the trainer itself leaves none that a power cut could not outrun."""
+
+NO_MEMORY = ("can't allocate memory", "not enough memory", "could not create a primitive")
+"""What torch says on a CPU whose memory is used up; the last are the words of oneDNN, which convolves there."""
 
 FINISHED = "finished"
 """The folder of what a run leaves, from which its records are made again if the notebook around it is cut off."""
@@ -109,12 +112,15 @@ def steady_threads() -> None:
     torch.set_num_threads(threads())
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that the machine or its GPU has no memory left; torch says so of the machine in words."""
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what it arose from, says that the machine or its GPU has no memory left."""
     import torch
 
-    told = isinstance(error, RuntimeError) and re.search("can't allocate memory|not enough memory", str(error))
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bool(told)
+    if error is None:
+        return False
+    lacking = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    lacking |= isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+    return lacking or out_of_memory(error.__cause__ or error.__context__)
 
 
 @contextmanager
@@ -179,17 +185,20 @@ def marking():
     return Marking()
 
 
-def finish(folder: Path, chosen: dict[str, tuple[Path, str]], log: pd.DataFrame, origin: dict) -> None:
+def finish(folder: Path, base: str, chosen: dict[str, tuple[Path, str]], log: pd.DataFrame, origin: dict) -> None:
     """Keep in `folder` what a run leaves: the adapter of each chosen checkpoint with its model card, and the log.
 
-    All of it appears at once; then the checkpoints go, and what runs of other params, records or code left.
+    The adapters name the model they belong to as the params file does, by its path `base`.  All of it appears at once;
+    then the checkpoints go, and what runs of other params, records or code left.
     """
     with records.replacing(folder / FINISHED) as unfinished:
         for name, (checkpoint, card) in chosen.items():
             (unfinished / name).mkdir(parents=True)
-            for file in checkpoint.glob("adapter_*"):
-                shutil.copy(file, unfinished / name)
-            (unfinished / name / "README.md").write_text(card, encoding="utf-8")  # in place of peft's, which is blank
+            config, weights = (checkpoint / file for file in models.ADAPTER)
+            told = json.loads(config.read_text(encoding="utf-8")) | {"base_model_name_or_path": base}
+            (unfinished / name / config.name).write_text(json.dumps(told, indent=2, sort_keys=True), encoding="utf-8")
+            shutil.copy(weights, unfinished / name)
+            (unfinished / name / "README.md").write_text(card, encoding="utf-8")
         records.save(log, unfinished / LOG, origin)
     for each in (*folder.glob("checkpoint-*"), *(other for other in folder.parent.iterdir() if other != folder)):
         shutil.rmtree(each)

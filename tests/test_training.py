@@ -178,7 +178,7 @@ def test_a_run_begins_anew_when_an_input_record_has_changed(copy):
 
 def test_a_run_that_was_stopped_early_is_not_trained_on(copy):
     """Killed after its last checkpoint: the trainer itself would forget that it had been stopped."""
-    copy = copy.model_copy(update={"sft": copy.sft.model_copy(update={"learning_rate": 0.5, "epochs": 9})})
+    copy = copy.model_copy(update={"sft": copy.sft.model_copy(update={"learning_rate": 1e-30, "epochs": 9})})
     copy._file = params.find(str(copy.folder.parents[1] / "params" / "smoke.yaml"))
     going = sft.work(copy, "medgemma", "free_reasoning", 0)
     ended = training.resume(sft.trainer(copy, "medgemma", "free_reasoning", 0), going)
