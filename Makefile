@@ -4,7 +4,7 @@ CORES ?= 2
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: book full test bench setup lock lint lab clean
+.PHONY: book full test soak bench setup lock lint lab clean
 
 book: .venv/done
 	$(BIN)/chexreason run $(PARAMS) --cores $(CORES)
@@ -14,6 +14,13 @@ full: .venv/done
 
 test: .venv/done
 	$(BIN)/python -m pytest -n 2 --cov=chexreason --cov-report=term
+
+# The tests that take minutes, then ten minutes of fuzzing, and a table of it all at the end.
+soak: .venv/done
+	rm -f runs/soak.csv
+	-$(BIN)/python -m pytest -n 2 -m soak
+	-$(BIN)/python tests/fuzz.py 600
+	$(BIN)/python tests/soak.py
 
 bench: .venv/done
 	$(BIN)/python tests/bench.py

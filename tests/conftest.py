@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 SMOKE = ("test_study.py", "test_models.py", "test_book.py", "test_predict.py", "test_training.py", "test_trainers.py")
+SMOKE += ("test_killed.py", "test_starved.py")
 """Whose tests look at the smoke study, and change it in passing: one worker has them all, and runs it once."""
 
 TOGETHER = ("test_strangers.py",)
@@ -30,6 +31,7 @@ TOGETHER = ("test_strangers.py",)
 def pytest_xdist_make_scheduler(config, log):
     """The files of `SMOKE` go to one worker, each of `TOGETHER` to one, and every other test to whichever is free.
 
+    `make soak` runs each test wherever there is room: beside what it does, another smoke study is little.
     pytest-xdist's own groups do nothing under this version of pytest.
     """
     from xdist.scheduler import LoadScopeScheduling
@@ -37,6 +39,8 @@ def pytest_xdist_make_scheduler(config, log):
     class SmokeTogether(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file, _, _ = nodeid.partition("::")
+            if config.option.markexpr == "soak":
+                return nodeid
             if file.endswith(SMOKE):
                 return "smoke"
             return file if file.endswith(TOGETHER) else nodeid
