@@ -74,6 +74,7 @@ def run(given: argparse.Namespace) -> None:
     command += ["--config", f"params={os.path.relpath(study.file, directory)}", *(["full=1"] if given.full else [])]
     command += ["--snakefile", ROOT / "Snakefile"]
     command += ["--directory", directory, "--cores", "2", *given.arguments]
+    os.environ.setdefault("PYTHONUTF8", "1")  # whatever the locale: several libraries take every path for UTF-8
     os.execv(sys.executable, [str(part) for part in command])
 
 

@@ -155,8 +155,8 @@ def save(table: pd.DataFrame, path: Path, origin: dict) -> None:
 
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     metadata = {**(arrow.schema.metadata or {}), ORIGIN: json.dumps(origin, sort_keys=True).encode()}
-    with replacing(Path(path)) as temporary:
-        pq.write_table(arrow.replace_schema_metadata(metadata), temporary, write_page_checksum=True)
+    with replacing(Path(path)) as temporary, open(temporary, "wb") as file:
+        pq.write_table(arrow.replace_schema_metadata(metadata), file, write_page_checksum=True)
 
 
 def load(path: Path) -> pd.DataFrame:
@@ -169,7 +169,8 @@ def load(path: Path) -> pd.DataFrame:
 
     _refuse_missing(path)
     try:
-        arrow = pq.read_table(path, page_checksum_verification=True)
+        with open(path, "rb") as file:  # pyarrow takes every path for UTF-8
+            arrow = pq.read_table(file, page_checksum_verification=True)
         table = arrow.to_pandas()
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:  # damage raises any of these
         raise RecordError(f"{path}: not a parquet file, or a damaged one: {error}") from None
