@@ -16,6 +16,8 @@ LANGUAGE_PROJECTIONS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_p
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 """The files of a peft adapter.  Weights in a pickle (`adapter_model.bin`) could run code, and are never loaded."""
 
+ANOTHERS = "its weights are not those of an adapter of"
+
 
 class ModelError(ValueError):
     """A model cannot be loaded; the message names it and says what is missing."""
@@ -138,30 +140,36 @@ def attach(base, adapter: Path, trainable: bool = False):
     Raises ModelError where a file is missing or damaged, or the adapter is one of another model: peft itself passes
     over weights that fit nowhere, and the model would answer as if it had never been tuned.
     """
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import PeftModel
     from safetensors.torch import load_file
 
     for name in ADAPTER:
         if not (adapter / name).is_file():
             raise ModelError(f"{adapter}: holds no {name}; an adapter is {' and '.join(ADAPTER)}")
-    other = ModelError(f"{adapter}: its weights are not those of an adapter of {base.name_or_path}")
     with _told(adapter):
-        stored = load_file(adapter / ADAPTER[1])
+        weights = load_file(adapter / ADAPTER[1])
         try:
             model = PeftModel.from_pretrained(base, str(adapter), is_trainable=trainable, use_safetensors=True)
         except RuntimeError as error:  # weights of another shape
-            raise other from error
-    if set(get_peft_model_state_dict(model)) != set(stored):
-        raise other
-    if not all(weight.isfinite().all() for weight in stored.values()):
-        raise ModelError(f"{adapter}: holds weights that are no finite numbers; train it again")
-    made_for = model.peft_config["default"].base_model_name_or_path or base.name_or_path
-    if Path(made_for.removeprefix(STAND_IN)).name != Path(base.name_or_path).name:  # others' weights may have its shape
-        raise ModelError(
-            f"{adapter}: its adapter_config.json says that it belongs to {made_for}, not {base.name_or_path}"
-        )
+            raise ModelError(f"{adapter}: {ANOTHERS} {base.name_or_path}") from error
+    if fault := _fault(model, weights, base.name_or_path):
+        raise ModelError(f"{adapter}: {fault}")
     model.peft_config["default"].base_model_name_or_path = base.name_or_path  # where peft looks for it
     return model
+
+
+def _fault(model, weights: dict, base: str) -> str:
+    """What is wrong with the adapter of a peft model that was made from `weights`; "" where nothing is."""
+    from peft import get_peft_model_state_dict
+
+    if set(get_peft_model_state_dict(model)) != set(weights):
+        return f"{ANOTHERS} {base}"
+    if not all(weight.isfinite().all() for weight in weights.values()):
+        return "holds weights that are no finite numbers; train it again"
+    made_for = model.peft_config["default"].base_model_name_or_path or base
+    if Path(made_for.removeprefix(STAND_IN)).name != Path(base).name:  # another model's weights may have its shapes
+        return f"its adapter_config.json says that it belongs to {made_for}, not {base}"
+    return ""
 
 
 def lora_config(lora: params.Lora):
