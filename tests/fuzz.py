@@ -6,10 +6,10 @@ reader and the params file too, by the branches they take.  What breaks a reader
 (`fuzz/`).
 """
 
+import hashlib
 import inspect
 import json
 import os
-import random
 import subprocess
 import sys
 import tempfile
@@ -158,33 +158,35 @@ def targets(folder: Path) -> dict[str, Target]:
 
 def hypothesise(name: str, target: Target, seconds: float) -> tuple[int, int]:
     """How many inputs of hypothesis were tried in `seconds`, and how many the reader survived."""
-    tried, broken = 0, set()
-    end = time.monotonic() + seconds
+    end, survived = time.monotonic() + seconds, []
 
     def once(data: bytes) -> None:
-        nonlocal tried
-        tried += 1
-        try:
-            with suppress(*target.refuses):
-                target.read(data)
-        except Exception as error:
-            if repr(error) not in broken:
-                keep(name, data, error)
-            broken.add(repr(error))
+        survived.append(survives(name, target, data))
 
+    every = settings(
+        max_examples=200, deadline=None, database=None, phases=[Phase.generate], derandomize=False,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
     while time.monotonic() < end:
-        every = settings(
-            max_examples=200, deadline=None, database=None, phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck), derandomize=False,
-        )  # fmt: skip
         every(given(target.inputs)(once))()
-    return tried, tried - len(broken)
+    return len(survived), sum(survived)
+
+
+def survives(name: str, target: Target, data: bytes) -> bool:
+    """Whether an input is read or properly refused; one that is neither is kept."""
+    try:
+        with suppress(*target.refuses):
+            target.read(data)
+    except Exception as error:
+        keep(name, data, error)
+        return False
+    return True
 
 
 def keep(name: str, data: bytes, error: Exception) -> None:
     """Keep the input that broke a reader."""
     KEPT.mkdir(exist_ok=True)
-    file = KEPT / f"{name.replace(' ', '-')}-{random.randrange(10**9)}"
+    file = KEPT / f"{name.replace(' ', '-')}-{hashlib.sha256(data).hexdigest()[:12]}"
     file.write_bytes(data)
     print(f"{name}: {error!r}; the input is kept as {file}", file=sys.stderr)
 
