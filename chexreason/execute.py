@@ -214,7 +214,7 @@ def _hider(parameters: dict) -> Callable[[str], str]:
     variables = dict(os.environ)
     private = {value: f"${name}" for name, value in variables.items() if value.startswith("/")}
     private |= {value: f"${name}" for name, value in variables.items() if SECRET.search(name) and len(value) >= 8}
-    private |= {variables[name]: f"${name}" for name in ("USER", "LOGNAME") if name in variables}
+    private |= {variables[name]: f"${name}" for name in ("LOGNAME", "USER") if name in variables}
     study = Path(parameters.get("params", "params/")).resolve().parent.parent  # holds params/ and runs/
     private |= {socket.gethostname(): "$HOSTNAME", tempfile.gettempdir(): "$TMPDIR", sys.prefix: "$VIRTUAL_ENV"}
     private |= {str(Path.home()): "~", str(PACKAGE.parent): ".", str(Path.cwd()): ".", str(study): "."}
