@@ -44,10 +44,10 @@ def commit() -> str:
     """The commit of the source tree the package lies in, or "" outside a repository or without git."""
     here = Path(__file__).resolve().parent
     try:
-        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, check=False)
     except FileNotFoundError:
         return ""
-    return git.stdout.strip()
+    return git.stdout.decode("ascii").strip()
 
 
 def origin(study, seed: int | None = None, inputs: Iterable[Path] = ()) -> dict:
