@@ -1,0 +1,150 @@
+"""Killed at any moment, a study goes on with the same command and ends as if nothing had happened."""
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import killing
+import numpy as np
+import psutil
+import pytest
+import soak
+from test_execute import write
+
+from chexreason import records
+
+SEED = 20251223
+MOMENTS = 10
+
+
+def survives(folder: Path, stage: str, moment: float, expected: dict[str, str]) -> list[str]:
+    """Kill a stage in `folder` after `moment` seconds and run it again; what is then wrong, a line each."""
+    run = killing.start(folder, killing.target(stage), start_new_session=True)
+    try:
+        run.wait(timeout=moment)
+    except subprocess.TimeoutExpired:
+        killing.kill(run)
+    done, step, logs = killing.done(folder), killing.trained(folder), killing.logged(folder)
+    again = killing.start(folder, killing.target(stage))
+    _, said = again.communicate()
+    if again.returncode:
+        return [f"exit {again.returncode}: {said[-2000:]}"]
+    now = killing.done(folder)
+    repeated = [path for path, written in done.items() if path in now and now[path] != written]
+    repeated += [
+        file for file, steps in killing.logged(folder).items() if file not in logs and steps and min(steps) <= step
+    ]
+    differing = killing.differing(expected, killing.results(folder))
+    return [*(f"done again: {each}" for each in repeated), *(f"not the same: {each}" for each in differing)]
+
+
+def test_a_study_killed_while_it_draws_its_films_goes_on_and_ends_the_same(smoke, tmp_path_factory):
+    whole = smoke.folder.parents[1]
+    folder = killing.without(whole, "curate", tmp_path_factory.mktemp("killed"))
+    run = killing.start(folder, killing.target("curate"), start_new_session=True)
+    while run.poll() is None and len(killing.done(folder)) < 20:
+        time.sleep(0.02)
+    killing.kill(run)
+    drawn = killing.done(folder)
+    assert drawn and not (folder / killing.target("curate")).exists()
+    again = killing.start(folder, killing.target("curate"))
+    _, said = again.communicate()
+    assert again.returncode == 0, said[-4000:]
+    assert killing.differing(killing.results(whole), killing.results(folder)) == []
+    assert drawn.items() <= killing.done(folder).items()  # no film was drawn a second time
+
+
+def test_a_run_waits_for_what_a_killed_one_left_running_and_a_second_says_who_holds_the_study(smoke, tmp_path_factory):
+    """Only Snakemake is killed: its notebook and the notebook's kernel live on, and write."""
+    whole = smoke.folder.parents[1]
+    folder = killing.without(whole, "compare", tmp_path_factory.mktemp("orphaned"))
+    run, part = killing.start(folder, killing.target("compare")), folder / "runs/smoke/notebooks/.6_compare.part.ipynb"
+    while run.poll() is None and not part.exists():
+        time.sleep(0.05)
+    second = killing.start(folder)
+    _, said = second.communicate()
+    assert second.returncode == 2
+    assert f"this study is being run by process {run.pid} on {os.uname().nodename} since 20" in said
+    left = psutil.Process(run.pid).children(recursive=True)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    for each in left:
+        each.suspend()  # so that it cannot end before it is waited for
+    third = killing.start(folder, killing.target("compare"))
+    for line in third.stderr:
+        if "6_compare: waiting for an earlier run of it to end" in line:
+            break
+    for each in left:
+        each.resume()
+    _, said = third.communicate()
+    assert third.returncode == 0, said[-4000:]
+    assert all(not each.is_running() for each in left)
+    assert killing.differing(killing.results(whole), killing.results(folder)) == []
+
+
+def test_a_kernel_whose_notebook_was_killed_is_waited_for(tmp_path):
+    """It notices within a second that nobody is there, and could write until then."""
+    told = tmp_path / "kernel"
+    notebook = write(
+        tmp_path, f"import os, time\nopen({str(told)!r}, 'w').write(f'{{os.getpid()}} ')", "time.sleep(600)"
+    )
+    call = [Path(sys.executable).with_name("chexreason"), "notebook", notebook, tmp_path / "out.ipynb"]
+    run = subprocess.Popen(call, stderr=subprocess.DEVNULL)
+    while run.poll() is None and not (told.exists() and told.read_text()):
+        time.sleep(0.05)
+    kernel = psutil.Process(int(told.read_text()))
+    run.kill()
+    run.wait()
+    kernel.suspend()  # so that it cannot notice yet
+    with open(tmp_path / ".out.lock") as lock:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        kernel.resume()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    assert not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE
+
+
+def test_what_a_killed_process_left_half_written_is_swept_away_and_a_living_ones_is_not(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    half = [tmp_path / "films" / f".a.png.{dead.pid}", tmp_path / f".adapter.{dead.pid}" / "adapter_config.json"]
+    kept = [tmp_path / f".a.parquet.{os.getpid()}", tmp_path / ".index.part.ipynb", tmp_path / "answers.12.parquet"]
+    for path in [*half, *kept]:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("half")
+    records.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(path.name for path in kept)
+
+
+def test_a_folder_takes_another_ones_place_whole_or_not_at_all(tmp_path):
+    for text in ("old", "new"):
+        with records.replacing(tmp_path / "adapter") as unfinished:
+            unfinished.mkdir()
+            (unfinished / text).write_text(text)
+    with pytest.raises(ZeroDivisionError), records.replacing(tmp_path / "adapter") as unfinished:
+        unfinished.mkdir()
+        _ = 1 / 0
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["adapter", "adapter/new"]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("stage", killing.STAGES)
+def test_a_study_killed_at_random_moments_of_a_stage_ends_the_same(smoke, stage, tmp_path_factory):
+    whole = smoke.folder.parents[1]
+    expected = killing.results(whole)
+    folder = killing.without(whole, stage, tmp_path_factory.mktemp(stage))
+    began = time.monotonic()
+    assert survives(folder, stage, 600, expected) == []  # not killed: how long it takes, and that it is the same
+    moments = np.random.default_rng(SEED).uniform(0, time.monotonic() - began, MOMENTS)
+    wrong = {}
+    for moment in moments:
+        shutil.rmtree(folder)
+        killing.without(whole, stage, folder)
+        wrong[f"killed after {moment:.2f} s"] = survives(folder, stage, moment, expected)
+    soak.row(f"kill -9 during {stage}, then the same command", MOMENTS, sum(not each for each in wrong.values()))
+    assert {when: each for when, each in wrong.items() if each} == {}
