@@ -234,7 +234,7 @@ def main(seconds: float) -> int:
             soak.row(f"fuzz: {name}, by hypothesis", tried, survived)
             broke += tried - survived
         for name in driven:
-            if counts := atheris_drives(name, int(share)):
+            if counts := atheris_drives(name, max(1, int(share))):
                 soak.row(f"fuzz: {name}, by atheris", *counts)
                 broke += counts[0] - counts[1]
     return int(broke > 0)
