@@ -1,10 +1,10 @@
 """Kill a study with all its processes, run it again, and see whether what it leaves is what it would have left."""
 
 import hashlib
-import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,11 +65,13 @@ def kill(process: subprocess.Popen) -> None:
     waiting = [psutil.Process(process.pid)]
     while waiting:
         for each in waiting:
-            each.suspend()
+            with suppress(psutil.NoSuchProcess):  # it has ended by itself
+                each.suspend()
         stopped += waiting
         waiting = [each for each in stopped[0].children(recursive=True) if each not in stopped]
     for each in stopped:
-        each.kill()
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
     process.wait()
 
 
@@ -97,10 +99,12 @@ def done(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in found if not path.name.startswith(".")}
 
 
-def trained(folder: Path) -> int:
-    """The step of the newest whole checkpoint in `folder`, whichever run it is of; 0 when there is none."""
-    marks = (folder / "runs" / "smoke").glob("**/checkpoint-*/whole")
-    return max((int(re.search(r"checkpoint-(\d+)", str(mark))[1]) for mark in marks), default=0)
+def trained(folder: Path, stage: str) -> float:
+    """The step up to which a stage need not train again: of its newest whole checkpoint, or all when it has ended."""
+    study = folder / "runs" / "smoke" / stage
+    if any(study.glob("**/finished")):
+        return float("inf")
+    return max((int(mark.parent.name.split("-")[1]) for mark in study.glob("**/checkpoint-*/whole")), default=0)
 
 
 def logged(folder: Path) -> dict[Path, list[int]]:

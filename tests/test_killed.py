@@ -29,7 +29,7 @@ def survives(folder: Path, stage: str, moment: float, expected: dict[str, str]) 
         run.wait(timeout=moment)
     except subprocess.TimeoutExpired:
         killing.kill(run)
-    done, step, logs = killing.done(folder), killing.trained(folder), killing.logged(folder)
+    done, step, logs = killing.done(folder), killing.trained(folder, stage), killing.logged(folder)
     again = killing.start(folder, killing.target(stage))
     _, said = again.communicate()
     if again.returncode:
