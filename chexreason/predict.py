@@ -199,6 +199,7 @@ def predict(study: params.Study, model: str, checkpoint: str, seed: int) -> pd.D
     Columns: dataset, film, patient, text (the reply as it came), labels (what evaluation reads from it), failed,
     refused, duplicates, unknown, reward (hard reward against the settled labels; NaN where a data set leaves labels
     unknown), protocol (the hash of the `Protocol`, which the record's origin holds whole, under `protocols`).
+    The journal stays beside it: where the notebook is cut off after this record, nothing is asked again.
     """
     trained, place = adapter(study, model, checkpoint, seed), folder(study, model, checkpoint, seed)
     reader, tables = load(study.models[model], trained, study.predict.batch), []
