@@ -40,7 +40,18 @@ STAND_IN_SECONDS = {"learn": 4.8e-4, "watch": 2.0e-4, "sample": 1.0e-3, "answer"
 """Measured: seconds a token of film, prompt and answer, to learn from in SFT, to watch the loss of, to sample and learn
 from in GRPO, and to answer.  Learning and answering hold within a quarter for both stand-ins, from 90 to 680 tokens;
 watching and sampling were measured at 94."""
-STAND_IN_BYTES = 1.4e9  # measured: the peak of any stage, with the interpreter and its libraries
+STAND_IN_BYTES = {
+    "curate": 0.6e9,
+    "prompts": 1.0e9,
+    "sft": 1.1e9,
+    "grpo": 1.4e9,
+    "predict": 1.2e9,
+    "compare": 0.6e9,
+    "book": 0.7e9,
+}
+"""Measured: the most that the processes of a stage held together, interpreters and libraries included, on
+params/mini.yaml (the book: params/smoke.yaml)."""
+
 STAND_IN_CONDITIONS = "one thread of an AMD EPYC server with 2 cores, 128 x 128 pixels, params/mini.yaml's batches"
 
 
@@ -204,7 +215,7 @@ def _measured(study: params.Study, stage: str, model: str, variant: str, prompt:
         films = _answered(study, stage, variant)
         done, how = {"answer": films}, f"{films:,} films"
     seconds = tokens * sum(count * STAND_IN_SECONDS[what] for what, count in done.items())
-    return Cost(seconds / 3600, STAND_IN_BYTES / 1e9, f"{how}, about {tokens} tokens each; as measured")
+    return Cost(seconds / 3600, STAND_IN_BYTES[stage] / 1e9, f"{how}, about {tokens} tokens each; as measured")
 
 
 @cache
@@ -435,6 +446,8 @@ def assumptions(study: params.Study) -> list[str]:
             f"Stand-ins, measured: seconds a token to {rates}, on {STAND_IN_CONDITIONS}; two runs side by side take "
             "about half.  Curation and the book are not in the hours."
         )
+        peaks = ", ".join(f"{stage} {size / 1e9:.1f}" for stage, size in STAND_IN_BYTES.items())
+        told.append(f"Peak memory of a stage with stand-ins, measured, in GB: {peaks}; two stages side by side add up.")
     return told
 
 
@@ -444,7 +457,7 @@ def table(found: dict) -> str:
 
     rows = pd.DataFrame(found["runs"], columns=Run._fields)
     shown = rows[["stage", "model", "variant", "seed"]].assign(
-        **{"h:mm": rows["hours"].map(_clock), "GB": rows["memory"].map("{:.0f}".format), "from": rows["how"]}
+        **{"h:mm": rows["hours"].map(_clock), "GB": rows["memory"].map("{:.1f}".format), "from": rows["how"]}
     )
     for name in ("stage", "model", "variant", "from"):
         shown[name] = shown[name].str.ljust(shown[name].str.len().max())
@@ -460,7 +473,7 @@ def page(found: dict) -> str:
         (
             *(markdown.escape(str(run[name])) for name in ("stage", "model", "variant", "seed")),
             _clock(run["hours"]),
-            "?" if run["memory"] is None else f"{run['memory']:.0f}",
+            "?" if run["memory"] is None else f"{run['memory']:.1f}",
             markdown.escape(run["how"]),
         )
         for run in found["runs"]

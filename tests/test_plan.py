@@ -279,3 +279,8 @@ def test_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(study_folder(tmp_path))
     main(["plan", "params/smoke.yaml"])
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_peak_memory_of_every_stage_with_stand_ins_is_told():
+    (told,) = [line for line in plan.assumptions(params.load("params/mini.yaml")) if line.startswith("Peak memory")]
+    assert re.findall(r"(\w+) \d\.\d", told) == ["curate", "prompts", "sft", "grpo", "predict", "compare", "book"]
