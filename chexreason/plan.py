@@ -44,7 +44,7 @@ STAND_IN_BYTES = {
     "curate": 0.6e9,
     "prompts": 1.0e9,
     "sft": 1.1e9,
-    "grpo": 1.4e9,
+    "grpo": 1.8e9,
     "predict": 1.2e9,
     "compare": 0.6e9,
     "book": 0.7e9,
