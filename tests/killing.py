@@ -34,10 +34,10 @@ STAGES = {
 }
 
 
-def start(folder: Path, *arguments: str, **options) -> subprocess.Popen:
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
     """Start `chexreason run` on the study in `folder`."""
     call = [Path(sys.executable).with_name("chexreason"), "run", "params/smoke.yaml", *arguments]
-    return subprocess.Popen(call, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(call, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def target(stage: str) -> str:
@@ -72,7 +72,7 @@ def kill(process: subprocess.Popen) -> None:
     for each in stopped:
         with suppress(psutil.NoSuchProcess):
             each.kill()
-    process.wait()
+    process.communicate()
 
 
 def results(folder: Path) -> dict[str, str]:
