@@ -48,6 +48,18 @@ def shown(table: pd.DataFrame, caption: str, *, phantom: bool):
     return look.hide(axis="index")
 
 
+def compact(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` to be read: each `x` with `x_low` and `x_high` becomes one column of text, as in 0.80 (0.72 to 0.85)."""
+    table = table.rename(columns={"low": "difference_low", "high": "difference_high"})
+    for name in [column for column in table if f"{column}_low" in table]:
+        bounds = table[[name, f"{name}_low", f"{name}_high"]]
+        sign = "+" if (bounds < 0).any(axis=None) else ""
+        form = f"{{:{sign}.3f}} ({{:{sign}.3f}} to {{:{sign}.3f}})"
+        told = ["–" if np.isnan(row[0]) else form.format(*row) for row in bounds.to_numpy()]
+        table = table.assign(**{name: told}).drop(columns=[f"{name}_low", f"{name}_high"])
+    return table
+
+
 def dots(table: pd.DataFrame, ax, *, y: str, hue: str, value: str, low: str, high: str, skip: int = 0):
     """A dot at `value` with a bar from `low` to `high` for each row of `table`.
 

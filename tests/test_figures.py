@@ -179,3 +179,14 @@ def test_what_was_written_beside_a_film_is_escaped(tmp_path):
     html = figures.beside(pd.DataFrame([film]), phantom=True)
     assert "&lt;think&gt;x" in html and "<think>" not in html
     assert "data:image/png;base64,cGl4ZWxz" in html and 'alt="Phantom film a-p1, labelled Edema"' in html
+
+
+def test_a_value_and_its_interval_are_read_from_one_cell():
+    table = pd.DataFrame(
+        {"model": ["a", "b"], "f1": [0.5, np.nan], "f1_low": [0.4, np.nan], "f1_high": [0.625, np.nan]}
+        | {"difference": [-0.01, 0.02], "low": [-0.03, 0.0], "high": [0.01, 0.04], "n": [3, 4]}
+    )
+    compact = figures.compact(table)
+    assert list(compact) == ["model", "f1", "difference", "n"]
+    assert list(compact["f1"]) == ["0.500 (0.400 to 0.625)", "–"]
+    assert list(compact["difference"]) == ["-0.010 (-0.030 to +0.010)", "+0.020 (+0.000 to +0.040)"]
