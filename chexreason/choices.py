@@ -78,4 +78,4 @@ def tables(file: Path) -> dict[str, str]:
 
 def _table(head: tuple[str, ...], choices: list[Choice]) -> str:
     rows = [(markdown.code(each.key), markdown.code(each.value), markdown.escape(each.words)) for each in choices]
-    return f"```{{table}}\n:class: choices\n\n{markdown.table(head, rows)}\n```" if rows else NONE
+    return markdown.table(head, rows, "choices") if rows else NONE

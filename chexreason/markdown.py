@@ -4,9 +4,10 @@ import re
 from collections.abc import Iterable, Sequence
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table of cells that are Markdown already."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], look: str) -> str:
+    """A table of cells that are Markdown already; `look` is its class in `book/_static/book.css`."""
+    grid = "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+    return f"```{{table}}\n:class: {look}\n\n{grid}\n```"
 
 
 def code(text: str) -> str:

@@ -478,7 +478,7 @@ def page(found: dict) -> str:
         )
         for run in found["runs"]
     ]
-    grid = markdown.table(("stage", "model", "variant", "seed", "h:mm", "GB", "how it was estimated"), rows)
+    grid = markdown.table(("stage", "model", "variant", "seed", "h:mm", "GB", "how it was estimated"), rows, "plan")
     rests = "\n".join(f"- {markdown.escape(told)}" for told in found["assumptions"])
     return f"In all {markdown.escape(total(found))}\n\n{grid}\n\nThe estimates rest on:\n\n{rests}"
 
