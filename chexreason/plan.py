@@ -43,7 +43,7 @@ watching and sampling were measured at 94."""
 STAND_IN_BYTES = {
     "curate": 0.6e9,
     "prompts": 1.0e9,
-    "sft": 1.1e9,
+    "sft": 1.2e9,
     "grpo": 1.8e9,
     "predict": 1.2e9,
     "compare": 0.6e9,
