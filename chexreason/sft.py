@@ -59,7 +59,7 @@ def trainer(study: params.Study, model: str, format: str, seed: int):
     set_seed(seed)  # LoRA's first weights are drawn when the trainer attaches it
     settings, train = study.sft, data(study, "sft", format)
     per_epoch = -(-len(train) // (settings.batch * settings.accumulate))
-    every = max(1, per_epoch // settings.evaluations_per_epoch)
+    every = -(-per_epoch // settings.evaluations_per_epoch)
     arguments = SFTConfig(
         output_dir=str(work(study, model, format, seed)),
         num_train_epochs=settings.epochs,
