@@ -36,10 +36,10 @@ VISION_BYTES = 40  # assumed, from above: of a patch in the layer of the vision 
 ADAPTER_BYTES = 16  # fact: float32 weight and gradient, and AdamW's two moments
 SLACK, CONTEXT = 1.2, 2e9  # assumed: fragmentation; bytes of CUDA's context and of one tile of logits
 
-STAND_IN_SECONDS = {"learn": 4.8e-4, "watch": 2.0e-4, "sample": 1.0e-3, "answer": 1.5e-4}
-"""Measured: seconds a token of film, prompt and answer, to learn from in SFT, to watch the loss of, to sample and learn
-from in GRPO, and to answer.  Learning and answering hold within a quarter for both stand-ins, from 90 to 680 tokens;
-watching and sampling were measured at 94."""
+STAND_IN_SECONDS = {"learn": 6.0e-4, "watch": 2.5e-4, "sample": 1.2e-3, "answer": 2.2e-4}
+"""Measured in one whole `make full` of params/mini.yaml, two runs side by side: seconds a token of film, prompt and
+answer, to learn from in SFT and to watch the loss of (taken as 0.4 of that), to sample and learn from in GRPO, and to
+answer.  At 22 to 43 tokens learning and sampling hold within a quarter, answering within a factor of two."""
 STAND_IN_BYTES = {
     "curate": 0.6e9,
     "prompts": 1.0e9,
@@ -444,7 +444,7 @@ def assumptions(study: params.Study) -> list[str]:
         rates = ", ".join(f"{stage} {seconds:g}" for stage, seconds in STAND_IN_SECONDS.items())
         told.append(
             f"Stand-ins, measured: seconds a token to {rates}, on {STAND_IN_CONDITIONS}; two runs side by side take "
-            "about half.  Curation and the book are not in the hours."
+            "about half.  Starting a run (some ten seconds), curation, comparison and the book are not in the hours."
         )
         peaks = ", ".join(f"{stage} {size / 1e9:.1f}" for stage, size in STAND_IN_BYTES.items())
         told.append(f"Peak memory of a stage with stand-ins, measured, in GB: {peaks}; two stages side by side add up.")
