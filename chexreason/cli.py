@@ -21,6 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     try:
         return given.command(given) or 0
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:
         if isinstance(error, OSError) and error.filename:  # a file that the caller named, or the study's folder
             print(f"chexreason: {error.filename}: {error.strerror}", file=sys.stderr)

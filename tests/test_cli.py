@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -100,3 +101,11 @@ def test_what_is_a_fault_of_ours_keeps_its_traceback(scored, monkeypatch):
     monkeypatch.setattr("chexreason.compare.results", lambda study: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["results", "params/smoke.yaml"])
+
+
+def test_a_reader_that_leaves_early_ends_a_command_quietly():
+    call = [Path(sys.executable).with_name("chexreason"), "plan", "params/smoke.yaml"]
+    run = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run.stdout.close()
+    assert "Traceback" not in run.stderr.read()
+    assert run.wait() == 1
