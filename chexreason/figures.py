@@ -96,14 +96,9 @@ def intervals(overall: pd.DataFrame, ax, *, phantom: bool, metric: str = "macro_
 def tension(gains: pd.DataFrame, ax, *, phantom: bool):
     """What each step of training gained or lost on each data set, with 95 % intervals, from `compare.gains`."""
     steps = gains.assign(step=gains["step"].str.replace("/", "\n", n=1))
-    dots(steps, ax, y="step", hue="dataset", value="difference", low="low", high="high")
-    ax.axvline(0, color="black", linewidth=1)
-    if gains.empty:
-        ax.text(0, 0, "no step of training")
     ax.set_xlabel("← lost      macro-F1, 95 % paired interval      gained →")
     ax.set_title(entitled("What each step gained or lost at each hospital", phantom))
-    _legend(ax)
-    return ax
+    return _about_zero(steps, ax, y="step", hue="dataset", empty="no step of training")
 
 
 def published_finding(scores: pd.DataFrame, differences: pd.DataFrame, axes: Iterable):
@@ -152,12 +147,17 @@ def findings(table: pd.DataFrame, ax, *, phantom: bool):
     """The comparisons that speak to each of the paper's findings, with 95 % intervals, from `findings.comparisons`."""
     place = table["finding"].astype(str) + " · " + table["second"] + ", " + table["dataset"]
     rows = table.assign(place=place + ", seed " + table["seed"].astype(str))
-    dots(rows, ax, y="place", hue="verdict", value="difference", low="low", high="high")
-    ax.axvline(0, color="black", linewidth=1)
-    if table.empty:
-        ax.text(0, 0, "no comparison")
     ax.set_xlabel("difference of macro-F1, 95 % paired interval")
     ax.set_title(entitled("What speaks to each finding", phantom))
+    return _about_zero(rows, ax, y="place", hue="verdict", empty="no comparison")
+
+
+def _about_zero(differences: pd.DataFrame, ax, *, y: str, hue: str, empty: str):
+    """Differences with their intervals about a line at zero, or the word `empty` where there is none."""
+    dots(differences, ax, y=y, hue=hue, value="difference", low="low", high="high")
+    ax.axvline(0, color="black", linewidth=1)
+    if differences.empty:
+        ax.text(0, 0, empty)
     _legend(ax)
     return ax
 
