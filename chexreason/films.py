@@ -5,6 +5,8 @@ Polarity and bit depth are DICOM's to tell (PS3.3, C.7.6.3 and C.11); a JPEG or 
 """
 
 import stat
+import struct
+from itertools import pairwise
 from pathlib import Path
 from textwrap import shorten
 
@@ -145,8 +147,8 @@ def _dicom(path: Path) -> np.ndarray:
     syntax = data.file_meta.TransferSyntaxUID
     if not get_decoder(syntax).is_available:
         raise FilmError(f"no decoder is installed for {syntax.name}")
-    if syntax.is_encapsulated and syntax != RLELossless:
-        _refuse_other_size(data)
+    if syntax.is_encapsulated:
+        (_refuse_unpacking if syntax == RLELossless else _refuse_other_size)(data)
     stored = data.pixel_array
     if stored.ndim == 3:  # a secondary capture in colour, made RGB by pydicom
         return np.array(Image.fromarray(stored).convert("L"))
@@ -166,6 +168,34 @@ def _refuse_other_size(data) -> None:
         raise FilmError("broken DICOM: its image does not begin as a JPEG, JPEG-LS or JPEG 2000 stream does")
     if size != (data.Columns, data.Rows):
         raise FilmError(f"its header says {data.Columns} x {data.Rows} pixels, its image {size[0]} x {size[1]}")
+
+
+def _refuse_unpacking(data) -> None:
+    """Raise FilmError where a run-length coded image unpacks to more than twice what the DICOM header says.
+
+    It has no size of its own, its decoder unpacks to the end, and some writers pad (PS3.5, annex G).
+    """
+    from pydicom.encaps import generate_frames
+
+    frame = next(generate_frames(data.PixelData, number_of_frames=1))
+    segments, *starts = struct.unpack("<16L", frame[:64].ljust(64, b"\0"))
+    for start, end in pairwise([*starts[:segments], len(frame)]):
+        if _unpacked(frame[start:end], limit := 2 * data.Rows * data.Columns) > limit:
+            raise FilmError(f"its header says {data.Columns} x {data.Rows} pixels, its image is more than twice that")
+
+
+def _unpacked(segment: bytes, limit: int) -> int:
+    """The bytes that a run-length coded segment unpacks to, counted until they exceed `limit` (PS3.5, G.3.1)."""
+    at = size = 0
+    while at < len(segment) and size <= limit:
+        control = segment[at]
+        if control < 128:  # so many bytes and one more, as they stand
+            size, at = size + control + 1, at + control + 2
+        elif control > 128:  # the next byte, repeated
+            size, at = size + 257 - control, at + 2
+        else:
+            at += 1
+    return size
 
 
 def _encoded_size(stream: bytes) -> tuple[int, int] | None:

@@ -28,7 +28,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from pydicom.encaps import encapsulate
-from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 from test_films import RAMP, TWELVE_BIT, dicom, huge_jpeg, written
 
 from chexreason import curate, films, models, params, predict, records, review, teaching
@@ -201,13 +201,17 @@ BOMBS = {
     ),
     "a JPEG 2000 in a wrapping": (lambda: holding(JPEG2000Lossless, large("JPEG2000")), "does not begin as a JPEG"),
     "no stream at all": (lambda: holding(JPEGBaseline8Bit, bytes(1000)), "does not begin as a JPEG"),
+    "128 MB of one grey, run-length coded in a small DICOM": (
+        lambda: holding(RLELossless, struct.pack("<16L", 1, 64, *[0] * 14) + b"\x81\0" * 1_000_000),
+        "its header says 16 x 16 pixels, its image is more than twice that",
+    ),
     "a deflated DICOM": (deflated, "deflated DICOM, whose size is not known before it is unpacked"),
 }
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("make, told", BOMBS.values(), ids=BOMBS)
-def test_an_image_that_would_unpack_to_much_more_is_refused_by_its_header(tmp_path, make, told):
+def test_an_image_that_would_unpack_to_much_more_is_refused_before_it_is_decoded(tmp_path, make, told):
     (tmp_path / "film").write_bytes(make())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(FilmError, match=told):
