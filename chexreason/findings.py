@@ -152,7 +152,7 @@ def summary(study, table: pd.DataFrame) -> pd.DataFrame:
 def _shown(rows: pd.DataFrame, full: bool) -> str:
     """How many comparisons came out how, by what was expected of them; `full`: whether a full run has any."""
     if rows.empty:
-        return f"no comparison speaks to it{'; left to `make full`' if full else ''}"
+        return f"no comparison speaks to it{'; left to a full run' if full else ''}"
     parts = []
     for expected, group in rows.groupby("expected", sort=False):
         counts = ", ".join(f"{count} {said}" for said, count in group["said"].value_counts(sort=False).items())

@@ -120,7 +120,7 @@ def test_what_make_full_would_add_is_read_from_the_params_file(name, left_to_ful
     study = params.load(f"params/{name}.yaml", full=False)
     nothing = pd.DataFrame(columns=["finding", "expected", "said", "verdict"])
     shown = findings.summary(study, nothing).iloc[:, 2]
-    assert [text.endswith("left to `make full`") for text in shown] == left_to_full
+    assert [text.endswith("left to a full run") for text in shown] == left_to_full
 
 
 def test_a_study_that_trains_nothing_is_told_and_drawn(tmp_path):
