@@ -1,6 +1,6 @@
 """A book read by strangers: nothing of a credentialed source, nothing of the machine, and a model's text as text only.
 
-Phantoms stand in for credentialed films.  Every name of theirs says CANARY, and every film bears a stamp of one grey.
+Phantoms stand in for credentialed films.  Every name of theirs says CANARY7, and every film bears a stamp of one grey.
 """
 
 import base64
@@ -32,7 +32,9 @@ from chexreason.execute import execute
 from chexreason.labels import CHEXPERT14
 from chexreason.sources import phantom
 
-CANARY = b"canary"
+CANARY = b"canary7"
+"""What every name of the source begins with, in lower case; no page of the book's own speaks of it."""
+
 STAMP, SIDE = 137, 32
 """A square of this grey value and side, in pixels, stands in the corner of every film of 160 x 160."""
 
@@ -45,11 +47,11 @@ def write_hospital(folder: Path, name: str, films: int, seed: int) -> None:
     """A table `<name>.csv` of films of one hospital, with reports beside the labels, and the films."""
     drawn = phantom.film_table(films, seed)
     number = [f"{name.upper()}{row:04}" for row in range(len(drawn))]
-    table = pd.DataFrame({"file": [f"CANARYFOLDER/CANARYFILM{each}.png" for each in number]})
-    table["pid"] = "CANARYPATIENT" + name.upper() + drawn["patient"].str[-5:]
-    table["exam"] = [f"CANARYEXAM{each}" for each in number]
+    table = pd.DataFrame({"file": [f"CANARY7FOLDER/CANARY7FILM{each}.png" for each in number]})
+    table["pid"] = "CANARY7PATIENT" + name.upper() + drawn["patient"].str[-5:]
+    table["exam"] = [f"CANARY7EXAM{each}" for each in number]
     table["position"] = drawn["view"]
-    table["report"] = [f"CANARYREPORT {each}: the heart is enlarged." for each in number]
+    table["report"] = [f"CANARY7REPORT {each}: the heart is enlarged." for each in number]
     table.join(drawn[list(CHEXPERT14)]).to_csv(folder / f"{name}.csv", index=False)
     for file, recipe in zip(table["file"], drawn["recipe"], strict=True):
         pixels = phantom.draw(recipe, 160).image.copy()
@@ -114,12 +116,12 @@ def write_page(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def hospital(tmp_path_factory):
     """A folder of two tables and their films, named by an environment in which much is to be kept to oneself."""
-    folder = tmp_path_factory.mktemp("CANARYROOT")
+    folder = tmp_path_factory.mktemp("CANARY7ROOT")
     write_hospital(folder, "home", films=200, seed=8)
     write_hospital(folder, "away", films=40, seed=9)
-    (folder / "CANARYHOME").mkdir()
-    private = {"HOSPITAL": str(folder), "HOME": str(folder / "CANARYHOME"), "USER": "canaryuser"}
-    private |= {"LOGNAME": "canaryuser", "FAKE_API_KEY": "sk-canary-0123456789", "MPLCONFIGDIR": cache("matplotlib")}
+    (folder / "CANARY7HOME").mkdir()
+    private = {"HOSPITAL": str(folder), "HOME": str(folder / "CANARY7HOME"), "USER": "canary7user"}
+    private |= {"LOGNAME": "canary7user", "FAKE_API_KEY": "sk-canary7-0123456789", "MPLCONFIGDIR": cache("matplotlib")}
     with pytest.MonkeyPatch.context() as patched:
         for name, value in private.items():
             patched.setenv(name, value)
@@ -145,7 +147,7 @@ def executed(folder: Path, credentialed: bool):
 @pytest.fixture(scope="module")
 def study(hospital, tmp_path_factory):
     """The credentialed study, and its book with a page of nasty text; the book's own pages are left out."""
-    folder = tmp_path_factory.mktemp("CANARYSTUDY")
+    folder = tmp_path_factory.mktemp("CANARY7STUDY")
     study = executed(folder, credentialed=True)
     chapters = [study.folder / "notebooks" / f"{name}.ipynb" for name in ("1_curate", "5_predict", "page")]
     with pytest.MonkeyPatch.context() as patched:
