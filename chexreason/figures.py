@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 MARKERS = "osD^vP*X"
+SHORT = 12  # letters; a cell of so many is not broken over lines
 WITHHELD = "Films of this source are under an agreement and are not shown."
 
 
@@ -36,7 +37,10 @@ def entitled(text: str, phantom: bool) -> str:
 
 
 def shown(table: pd.DataFrame, caption: str, *, phantom: bool):
-    """`table` as a notebook shows it: under a caption, three decimals, a dash for undefined; its text is escaped."""
+    """`table` as a notebook shows it: under a caption, three decimals, a dash for undefined; its text is escaped.
+
+    Short texts, such as the names of data sets, stay on their line.
+    """
     from html import escape
 
     from pandas.io.formats.style import Styler
@@ -44,6 +48,9 @@ def shown(table: pd.DataFrame, caption: str, *, phantom: bool):
     name = "".join(letter for letter in caption.lower() if letter.isalnum())  # a fixed name: the same page every time
     look = Styler(table, uuid=name, cell_ids=False, caption=escape(entitled(caption, phantom)))
     look.set_table_styles([{"selector": "caption", "props": "text-align: left"}])
+    short = [column for column, cells in table.select_dtypes("str").items() if cells.str.len().max() <= SHORT]
+    on_a_line = [{"selector": "td", "props": "white-space: nowrap"}]
+    look.set_table_styles({column: on_a_line for column in short}, overwrite=False)
     look.format(precision=3, na_rep="–", escape="html").format_index(escape="html", axis="columns")
     return look.hide(axis="index")
 
@@ -54,7 +61,7 @@ def compact(table: pd.DataFrame) -> pd.DataFrame:
     for name in [column for column in table if f"{column}_low" in table]:
         bounds = table[[name, f"{name}_low", f"{name}_high"]]
         sign = "+" if (bounds < 0).any(axis=None) else ""
-        form = f"{{:{sign}.3f}} ({{:{sign}.3f}} to {{:{sign}.3f}})"
+        form = f"{{:{sign}.3f}} ({{:{sign}.3f}}\u00a0to\u00a0{{:{sign}.3f}})"  # the interval is not broken over lines
         told = ["–" if np.isnan(row[0]) else form.format(*row) for row in bounds.to_numpy()]
         table = table.assign(**{name: told}).drop(columns=[f"{name}_low", f"{name}_high"])
     return table
@@ -64,17 +71,18 @@ def dots(table: pd.DataFrame, ax, *, y: str, hue: str, value: str, low: str, hig
     """A dot at `value` with a bar from `low` to `high` for each row of `table`.
 
     The categories of column `y` run from the top, in order of appearance; those of `hue` have their own colour, marker
-    and lane, `skip` colours and markers left to another panel.  A row without a value keeps its place and shows
-    nothing.  Returns `ax`.
+    and, where a place has several rows, lane; `skip` colours and markers are left to another panel.  A row without a
+    value keeps its place and shows nothing.  Returns `ax`.
     """
     import seaborn as sns
 
     places, series = list(dict.fromkeys(table[y])), list(dict.fromkeys(table[hue]))
     colours = sns.color_palette("colorblind", skip + len(series))
+    width = 0.7 / len(series) if table.duplicated(y).any() else 0.0
     for number, name in enumerate(series):
         colour, marker = colours[skip + number], MARKERS[(skip + number) % len(MARKERS)]
         rows = table[table[hue] == name].dropna(subset=[value])
-        lane = (number - (len(series) - 1) / 2) * 0.7 / len(series)
+        lane = (number - (len(series) - 1) / 2) * width
         heights = np.array([places.index(place) for place in rows[y]]) + lane
         ax.hlines(heights, rows[low], rows[high], color=colour, linewidth=2)
         ax.plot(rows[value], heights, marker, color=colour, label=name, markeredgecolor="white")

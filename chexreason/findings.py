@@ -127,9 +127,10 @@ def _verdict(expected: str, said: str) -> str:
 
 def told(table: pd.DataFrame) -> pd.DataFrame:
     """`comparisons` to be read: finding, dataset, step, seed, expected, change with its interval, and the verdict."""
+    form = "{:+.3f} ({:+.3f}\u00a0to\u00a0{:+.3f})"
     columns = {
         "step": table["first"] + " → " + table["second"].str.split("/", n=1).str[1],
-        "change": [f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})" for row in table.itertuples()],
+        "change": [form.format(*row) for row in table[["difference", "low", "high"]].to_numpy()],
     }
     return table.assign(**columns)[["finding", "dataset", "step", "seed", "expected", "change", "verdict"]]
 

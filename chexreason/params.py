@@ -601,7 +601,7 @@ class Study(Section):
         study = self.model_copy(update=kept | ({"prompts": None} if trying else {}))
         study.__dict__["hash"] = self.hash
         study._left_out = [
-            *(f"the {len(self.prompts.variants)} prompts of Table 1" for _ in [0] if trying),
+            *([f"the {len(self.prompts.variants)} prompts of Table 1"] if trying else []),
             *(f"untuned {name}" for name, model in self.models.items() if model.full),
             *(f"SFT of {run.model}, {run.format}" for run in self.sft.runs if run.full),
             *(f"GRPO of {run.model}, {run.reward} reward" for run in self.grpo.runs if run.full),

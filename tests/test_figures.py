@@ -61,6 +61,13 @@ def test_series_of_one_place_do_not_hide_each_other(overall, axes):
     assert len(set(heights)) == len(heights) == 3
 
 
+def test_a_place_of_one_row_has_its_dot_beside_its_name(axes):
+    rows = pd.DataFrame({"place": ["1 · b", "1 · c"], "verdict": ["not told", "otherwise"], "difference": [0.1, 0.2]})
+    rows = rows.assign(low=0.0, high=0.3)
+    ax = figures.dots(rows, axes[0], y="place", hue="verdict", value="difference", low="low", high="high")
+    assert [list(line.get_ydata()) for line in ax.lines] == [[0.0], [1.0]]
+
+
 def test_tension_shows_gains_and_losses_about_zero(axes):
     rows = [("m/sft → grpo", "b", 0.1), ("m/sft → grpo", "c", -0.1)]
     gains = pd.DataFrame(rows, columns=["step", "dataset", "difference"])
@@ -188,5 +195,5 @@ def test_a_value_and_its_interval_are_read_from_one_cell():
     )
     compact = figures.compact(table)
     assert list(compact) == ["model", "f1", "difference", "n"]
-    assert list(compact["f1"]) == ["0.500 (0.400 to 0.625)", "–"]
-    assert list(compact["difference"]) == ["-0.010 (-0.030 to +0.010)", "+0.020 (+0.000 to +0.040)"]
+    assert list(compact["f1"]) == ["0.500 (0.400\u00a0to\u00a00.625)", "–"]
+    assert list(compact["difference"]) == ["-0.010 (-0.030\u00a0to\u00a0+0.010)", "+0.020 (+0.000\u00a0to\u00a0+0.040)"]

@@ -79,7 +79,7 @@ def test_a_comparison_is_told_with_its_step_and_interval(whole):
     _, table = whole
     row = findings.told(table).set_index("finding").loc[2].iloc[0]
     assert row["step"] == "stand-in-medgemma/untuned → sft/free_reasoning" and row["verdict"] == "as published"
-    assert row["change"] == "+1.000 (+1.000 to +1.000)"
+    assert row["change"] == "+1.000 (+1.000\u00a0to\u00a0+1.000)"
 
 
 def test_the_conclusions_count_verdicts_and_say_phantom(whole):
