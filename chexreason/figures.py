@@ -39,7 +39,7 @@ def entitled(text: str, phantom: bool) -> str:
 def shown(table: pd.DataFrame, caption: str, *, phantom: bool):
     """`table` as a notebook shows it: under a caption, three decimals, a dash for undefined; its text is escaped.
 
-    Short texts, such as the names of data sets, stay on their line.
+    Short texts, such as the names of data sets, stay on their line; a heading may break after an underscore.
     """
     from html import escape
 
@@ -51,7 +51,8 @@ def shown(table: pd.DataFrame, caption: str, *, phantom: bool):
     short = [column for column, cells in table.select_dtypes("str").items() if cells.str.len().max() <= SHORT]
     on_a_line = [{"selector": "td", "props": "white-space: nowrap"}]
     look.set_table_styles({column: on_a_line for column in short}, overwrite=False)
-    look.format(precision=3, na_rep="–", escape="html").format_index(escape="html", axis="columns")
+    look.format(precision=3, na_rep="–", escape="html")
+    look.format_index(lambda name: escape(str(name)).replace("_", "_<wbr>"), axis="columns")
     return look.hide(axis="index")
 
 
