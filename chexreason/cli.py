@@ -106,8 +106,11 @@ def score(given: argparse.Namespace) -> None:
 
 def predict(given: argparse.Namespace) -> None:
     """Print what a checkpoint of a study says about films of the caller's own."""
+    import warnings
+
     from chexreason import predict
 
+    warnings.simplefilter("ignore", FutureWarning)  # what libraries tell each other of names to come
     study = _study(given.params)
     seed = study.seeds[0] if given.seed is None else given.seed
     replies = predict.own(study, given.model, given.checkpoint, seed, given.films)

@@ -24,7 +24,8 @@ ENVIRONMENT = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TRL_EXPERIMENTAL_SILENCE": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "PYTHONWARNINGS": "ignore::FutureWarning",  # libraries telling each other what they will rename
+    # What libraries tell each other of names to come, and peft of a base model that it cannot look up by its path.
+    "PYTHONWARNINGS": "ignore::FutureWarning,ignore:Could not find a config file:UserWarning",
 }
 """What every kernel starts with, unless the caller's environment says otherwise."""
 
