@@ -62,10 +62,14 @@ def compact(table: pd.DataFrame) -> pd.DataFrame:
     for name in [column for column in table if f"{column}_low" in table]:
         bounds = table[[name, f"{name}_low", f"{name}_high"]]
         sign = "+" if (bounds < 0).any(axis=None) else ""
-        form = f"{{:{sign}.3f}} ({{:{sign}.3f}}\u00a0to\u00a0{{:{sign}.3f}})"  # the interval is not broken over lines
-        told = ["–" if np.isnan(row[0]) else form.format(*row) for row in bounds.to_numpy()]
+        told = ["–" if np.isnan(row[0]) else estimate_text(*row, sign=sign) for row in bounds.to_numpy()]
         table = table.assign(**{name: told}).drop(columns=[f"{name}_low", f"{name}_high"])
     return table
+
+
+def estimate_text(value: float, low: float, high: float, *, sign: str = "") -> str:
+    """A value and its interval as text, the interval kept on one line; `sign` is "+" where gains are to show theirs."""
+    return f"{value:{sign}.3f} ({low:{sign}.3f}\u00a0to\u00a0{high:{sign}.3f})"
 
 
 def dots(table: pd.DataFrame, ax, *, y: str, hue: str, value: str, low: str, high: str, skip: int = 0):

@@ -177,10 +177,11 @@ def _refuse_unpacking(data) -> None:
     """
     from pydicom.encaps import generate_frames
 
+    limit = 2 * data.Rows * data.Columns
     frame = next(generate_frames(data.PixelData, number_of_frames=1))
     segments, *starts = struct.unpack("<16L", frame[:64].ljust(64, b"\0"))
     for start, end in pairwise([*starts[:segments], len(frame)]):
-        if _unpacked(frame[start:end], limit := 2 * data.Rows * data.Columns) > limit:
+        if _unpacked(frame[start:end], limit) > limit:
             raise FilmError(f"its header says {data.Columns} x {data.Rows} pixels, its image is more than twice that")
 
 

@@ -11,7 +11,7 @@ the first in macro-F1.  Each has what the finding would lead one to expect, and 
 import pandas as pd
 
 from chexreason import compare, params, published, records, score
-from chexreason.figures import entitled
+from chexreason.figures import entitled, estimate_text
 
 VERDICTS = ("as published", "otherwise", "not told")
 
@@ -127,10 +127,9 @@ def _verdict(expected: str, said: str) -> str:
 
 def told(table: pd.DataFrame) -> pd.DataFrame:
     """`comparisons` to be read: finding, dataset, step, seed, expected, change with its interval, and the verdict."""
-    form = "{:+.3f} ({:+.3f}\u00a0to\u00a0{:+.3f})"
     columns = {
         "step": table["first"] + " → " + table["second"].str.split("/", n=1).str[1],
-        "change": [form.format(*row) for row in table[["difference", "low", "high"]].to_numpy()],
+        "change": [estimate_text(row.difference, row.low, row.high, sign="+") for row in table.itertuples()],
     }
     return table.assign(**columns)[["finding", "dataset", "step", "seed", "expected", "change", "verdict"]]
 
