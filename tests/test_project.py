@@ -48,7 +48,7 @@ def test_environment_yml_defers_to_the_lock():
     assert environment["name"] == PROJECT["name"]
     assert str(python.specifier) == PROJECT["requires-python"]
     assert {"pip", "make", "git"} <= set(conda)
-    assert pip == {"pip": ["-r requirements.lock", "-e ."]}
+    assert pip == {"pip": ["-c requirements.lock", "-e ."]}
 
 
 def test_versions_and_licences_agree():
