@@ -1,34 +1,51 @@
 """How answers are written and read: `read_strict(write(answer, form), form) == answer`.
 
-Strict reading decides the hard reward: one `<think>` block, then one `<solution>` block, nothing else (PROTOCOL:
-equation 3); of an Only Label answer the `<solution>` block alone.
+`read_strict` decides the hard reward.  It accepts one `<think>` block, then one `<solution>` block, and nothing else
+(PROTOCOL: equation 3).  An Only Label answer is the `<solution>` block alone.
 
-Evaluation reads every model's replies by the same rules:
+`read` is the reading of evaluation.  It reads the replies of every model by these rules:
 
-1. Labels stand between `<solution>` and `</solution>`, or the tags of another of `LABELS`.  Of several such blocks the
-   one that closes last counts, wherever it stands and whatever it holds.  One that is still open at the end was cut
-   off at the length limit: its list may lack names, so it is never read.
-2. Where no tag is opened after the thought, a JSON object is read that has one of `LABELS` as a key, for a text or a
-   list of texts.  Where there is none, the text after the last "conclusion:" (or another of `LABELS`) is, as far as a
-   blank line, if it is nothing but names: without tags only that tells a list from prose.
-3. Names are separated by commas, semicolons, bullets, code fences and tags.  What is no name then is split into its
-   lines, and a line at "and" if every part of it is a name.
-4. A name is one of the fourteen, or of `SYNONYMS`, whatever its case and spacing: white space, characters that do not
-   print, and a hyphen or underscore between words.  Numbers and bullets before it, and emphasis, quotes, brackets and
-   full stops around it, do not count.  Nothing else is forgiven: "no Edema", "Edema?", "mild Edema" are unknown names.
-5. A reply has failed when no block can be read, or when its block names none of the fourteen.  One of these is No
-   Finding, so an empty list and "None" are no answers.
-6. A failed reply that says one of `REFUSALS` in its opening, counted from the end of its thought, is a refusal.
-7. The reasoning is what stands in the thought, in tags or under a key or heading of `THOUGHTS`; without any of these,
-   all that stands before the labels.  What comes after the labels did not lead to them, and is left out.
+Where the labels are
+1. Labels are between `<solution>` and `</solution>`, or between the tags of another word of `LABELS`.  If there are
+   several blocks, the one that closes last counts.  A block that is still open at the end was cut off: it is not read.
+2. A thought is between the tags of a word of `THOUGHTS`; if only its closing tag is there, it began with the reply.
+   What follows the last thought wins over what is before it.  A block inside a thought is a draft and is not read,
+   unless it ends the closed thought and nothing follows.  A thought that is never closed was cut off, and a block in
+   it is no answer.
+3. If no label tag follows the last thought, two other forms are read there: a JSON object with a word of `LABELS` as a
+   key, or the paragraph after the last "conclusion:" (or another word of `LABELS`) if it has names and verdicts only.
 
-Strict reading takes names by rules 3 and 4 too, so that both read the same labels.  Either takes time in proportion to
-the length of the reply.
+What the names say (`read_strict` follows these rules too)
+4. A name is one of the fourteen labels or of `SYNONYMS`.  Case, spacing, characters that do not print, emphasis,
+   quotes, brackets and a final full stop do not count.  Names are separated by commas, semicolons, lines, bullets, code
+   fences, tags, or "and".  Neutral words around a name, such as "Labels:" or "the findings are", are left out.  Any
+   other words make it an unknown name: "mild Edema", "Edema?".
+5. A name may have a verdict: "Edema: no", "Fracture = 1", "Edema (absent)", "no evidence of Edema", a check box, or a
+   row of a table or of JSON.  "No Finding" is a label, not a denial.
+6. A sign, number or check box before a name is a verdict too, except in a plain list, in which all names have a dash,
+   or have numbers that rise from 1.  If one name has such a mark, all names of the list must have one.
+7. A heading such as "Absent:" or "present:" is the verdict of the names in its line or, if it ends its line, of the
+   lines after it.
+8. The reply is unreadable if it is unclear which names are affirmed: a name without a verdict comes after a denial
+   ("No Edema, Fracture") or before one that stands behind its name ("Edema, Fracture: no"); a verdict without a name; a
+   heading, a value or a sentence that is not understood; a name affirmed and denied; a block that only denies.
+
+What comes out
+9. A reply has failed if no block can be read, if the block is unreadable, or if it affirms none of the fourteen.  One
+   of these is No Finding, so an empty list and "None" are not answers.
+10. A failed reply that has one of `REFUSALS` in its opening, counted from the end of its thought, is a refusal.
+11. The reasoning is the text of the thought, in tags or under a key or heading of `THOUGHTS`; without any of these, all
+    text before the labels.  Text after the labels is left out, because it did not lead to them.
+
+Reading takes time in proportion to the length of the reply.
 """
 
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -79,15 +96,15 @@ OPENING = 300
 """Characters within which a refusal says so; a disclaimer further down is none."""
 
 _TAGS = ("<think>", "</think>", "<solution>", "</solution>")
-_OPENED, _LABELS_OPENED = (re.compile(f"<(?:{'|'.join(words)})>") for words in (THOUGHTS + LABELS, LABELS))
+_LABELS_OPENED = re.compile(f"<(?:{'|'.join(LABELS)})>")
+_THOUGHT_TAG = re.compile(f"<(/?)(?:{'|'.join(THOUGHTS)})>")
 _THOUGHT_HEADING, _LABEL_HEADING = (
     re.compile(rf"\b(?:{'|'.join(words)})[\"'*_`]{{0,3}}\s?:[*_]{{0,2}}", re.IGNORECASE) for words in (THOUGHTS, LABELS)
 )
 _SEPARATOR = re.compile(rf"[,;•]|```(?:\w*+\n)?|</?(?:{'|'.join(LABELS)})>")
-_AND = re.compile(r"\s(?:and|&)\s", re.IGNORECASE)
-_UNPRINTED = r"\x00-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff"
+_UNPRINTED = r"\x00-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f\ufeff"
 _SPACING = re.compile(rf"[\s{_UNPRINTED}]+|(?<=\w)[-_‐‑](?=\w)")
-_BEFORE, _AFTER = "0123456789.)-–+*•#>_`\"'“‘[{", ".*_`\"'”’]}"
+_BEFORE, _AFTER = ".)*#>_`\"'“‘[{", ".*_`\"'”’]}"
 
 
 class Answer(NamedTuple):
@@ -132,8 +149,9 @@ def write(answer: Answer, form: str = "free_reasoning") -> str:
 def read_strict(text: str, form: str = "free_reasoning") -> Answer | None:
     """The answer in a reply of exactly the form that `write` gives it, or None.
 
-    White space around the blocks is allowed, and names outside the fourteen are dropped, as the paper filters them
-    before it scores.
+    White space around the blocks is allowed.  Names outside the fourteen are dropped, as the paper filters them before
+    it scores.  None also for a solution that is unreadable by rule 8 or has a tag of a thought, so that a denied label
+    earns nothing.
     """
     thoughts = 0 if form == ONLY_LABEL else 1
     if [text.count(tag) for tag in _TAGS] != [thoughts, thoughts, 1, 1]:
@@ -146,35 +164,67 @@ def read_strict(text: str, form: str = "free_reasoning") -> Answer | None:
     body = body.lstrip()
     if not (body.startswith("<solution>") and body.endswith("</solution>")):
         return None
-    return Answer(reasoning, _names(body.removeprefix("<solution>").removesuffix("</solution>"))[0])
+    names = None if _THOUGHT_TAG.search(body) else _names(body.removeprefix("<solution>").removesuffix("</solution>"))
+    return None if names is None else Answer(reasoning, names[0])
 
 
 def read(text: str) -> Reading:
-    """Evaluation's reading, the same for every model."""
-    found = _tagged(text)
-    start = _thought_ends(text)
-    if not found and not _OPENED.search(text, start):
-        found = _object(text, start) or _headed(text, start)
-    reasoning, block = found or (_thought(_LABELS_OPENED.split(text, 1)[0]), "")
-    labels, duplicates, unknown = _names(block)
-    return Reading(labels, not labels, duplicates, unknown, reasoning, not labels and _refuses(text, start))
+    """What evaluation reads from a reply, by the rules at the head of this module, the same for every model.
+
+    >>> read("<think>The heart is wide.</think> <solution>Cardiomegaly: yes, Edema: no</solution>").labels
+    ('Cardiomegaly',)
+    """
+    reasoning, block = _answer(text) or (_thought(_LABELS_OPENED.split(text, 1)[0]), "")
+    labels, duplicates, unknown = _names(block) or ((), 0, 0)
+    refused = not labels and _refuses(text, _thought_ends(text))
+    return Reading(labels, not labels, duplicates, unknown, reasoning, refused)
 
 
-# Where the labels stand: each of these gives the reasoning and the text that names the labels, or None.
+# Where the labels are: each of these gives the reasoning and the text that names the labels, or None.
 
 
-def _tagged(text: str) -> tuple[str, str] | None:
+def _answer(text: str) -> tuple[str, str] | None:
+    outside, closed = _outside_thoughts(text)
+    start, end = outside.pop() if closed else (0, 0)
+    if found := _tagged(text, start, end):
+        return found
+    if closed and not _LABELS_OPENED.search(text, start) and (found := _object(text, start) or _headed(text, start)):
+        return found
+    return next(filter(None, (_tagged(text, *part) for part in reversed(outside))), None) or _misnested(text)
+
+
+def _outside_thoughts(text: str) -> tuple[list[tuple[int, int]], bool]:
+    """Where the parts of `text` outside its thoughts start and end, and whether its last thought is closed."""
+    parts, start, inside = [], 0, False
+    for tag in _THOUGHT_TAG.finditer(text):
+        if tag[1]:  # without an opening tag before it, all since the last thought was a thought
+            start, inside = tag.end(), False
+        elif not inside:
+            parts.append((start, tag.start()))
+            inside = True
+    return (parts, False) if inside else ([*parts, (start, len(text))], True)
+
+
+def _misnested(text: str) -> tuple[str, str] | None:
+    """The block that ends a closed thought which ends the reply."""
+    reply = text.rstrip()
+    tag = next((f"</{word}>" for word in THOUGHTS if reply.endswith(f"</{word}>")), None)
+    reply = reply[: -len(tag)].rstrip() if tag else ""
+    return _tagged(reply, 0, len(reply)) if reply.endswith(tuple(f"</{word}>" for word in LABELS)) else None
+
+
+def _tagged(text: str, start: int, end: int) -> tuple[str, str] | None:
     blocks = []
     for word in LABELS:
         opening, closing = f"<{word}>", f"</{word}>"
-        start = text.rfind(opening, 0, max(0, text.rfind(closing)))
-        if start >= 0:
-            inside = start + len(opening)
-            blocks.append((text.index(closing, inside), start, inside))
+        opened = text.rfind(opening, start, max(start, text.rfind(closing, start, end)))
+        if opened >= 0:
+            inside = opened + len(opening)
+            blocks.append((text.index(closing, inside), opened, inside))
     if not blocks:
         return None
-    end, start, inside = max(blocks)
-    return _thought(text[:start]), text[inside:end]
+    closed, opened, inside = max(blocks)
+    return _thought(text[:opened]), _led(text[start:opened], text[inside:closed])
 
 
 def _object(text: str, start: int) -> tuple[str, str] | None:
@@ -187,18 +237,28 @@ def _object(text: str, start: int) -> tuple[str, str] | None:
     thought = next((values[word] for word in THOUGHTS if isinstance(values.get(word), str)), None)
     given = next((values[word] for word in LABELS if word in values), None)
     names = [given] if isinstance(given, str) else given
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        names = ",".join(names)
+    elif isinstance(names, dict) or (isinstance(names, list) and any(isinstance(name, dict) for name in names)):
+        names = json.dumps(names, ensure_ascii=False).replace("\\n", "\n")
+    else:
         return None
-    return (_thought(text[:opening]) if thought is None else thought.strip()), ",".join(names)
+    return (_thought(text[:opening]) if thought is None else thought.strip()), names
 
 
 def _headed(text: str, start: int) -> tuple[str, str] | None:
     heading = max(_LABEL_HEADING.finditer(text, start), key=re.Match.start, default=None)
     if heading is None or text.count("{", start) > text.count("}", start):  # an object still open was cut off, too
         return None
-    block = text[heading.end() :].lstrip().partition("\n\n")[0]
-    labels, _, unknown = _names(block)
+    block = _led(text[start : heading.start()], text[heading.end() :].lstrip().partition("\n\n")[0])
+    labels, _, unknown = _names(block) or ((), 0, 0)
     return (_thought(text[: heading.start()]), block) if labels and not unknown else None
+
+
+def _led(before: str, block: str) -> str:
+    """The block; with a denial in front where the unfinished sentence before it ends in one ("not present:")."""
+    lead = re.split(r"[.!?\n]", before[-OPENING:])[-1]
+    return f"no {block}" if re.search("n[:(-]*$", _kinds(lead)[0]) else block
 
 
 # The thought, and what is said instead of an answer.
@@ -226,28 +286,7 @@ def _refuses(text: str, start: int) -> bool:
     return any(refusal in " ".join(opening.split()) for refusal in REFUSALS)
 
 
-# The names in a block.
-
-
-def _names(block: str) -> tuple[tuple[str, ...], int, int]:
-    """Labels in CheXpert's order, how many were repeated, and how many names are none of the fourteen."""
-    given = [label for item in _SEPARATOR.split(block) for label in _named(item)]
-    known = [label for label in given if label]
-    labels = tuple(name for name in CHEXPERT14 if name in known)
-    return labels, len(known) - len(labels), len(given) - len(known)
-
-
-def _named(item: str) -> list[str | None]:
-    """The labels `item` names, None standing for an unknown name."""
-    if not item.strip():
-        return []
-    if label := _CANONICAL.get(_key(item)):
-        return [label]
-    lines = item.splitlines()
-    if len(lines) > 1:
-        return [label for line in lines for label in _named(line)]
-    parts = [_CANONICAL.get(_key(part)) for part in _AND.split(f" {item} ") if part.strip()]
-    return parts if all(parts) else [None]
+# The names in a block, and the verdicts about them.
 
 
 def _key(name: str) -> str:
@@ -255,3 +294,211 @@ def _key(name: str) -> str:
 
 
 _CANONICAL = {_key(name): label for name, label in (*zip(CHEXPERT14, CHEXPERT14, strict=True), *SYNONYMS.items())}
+
+_WORDS = {
+    "n": """no not non none nope nor neither never nothing nil neg negative negatives without absent absence deny denies
+        denied denying except excepting but exclude excludes excluded excluding lack lacks lacking missing devoid unlike
+        unlikely less-likely doubtful improbable false n unseen undetected resolved ruled-out rule-out rules-out
+        ruling-out r/o w/o cannot minus zero free-of free-from clear-of clear-from clear-for unremarkable-for normal-for
+        instead-of rather-than other-than ✗ ✘ ✖ ❌ ☐ ☒""",
+    "y": """yes y true present positive positives pos seen visible identified detected found noted observed evident
+        confirmed shown demonstrated apparent ✓ ✔ ✅ ☑""",
+    "w": """a an the this that these those following below above all both any it its is are was were be been being has
+        have had there here i we you my our your of for to on in at from with as by final predicted main overall other
+        definite patient image film radiograph radiographs scan study chest x-ray x-rays cxr label labels finding
+        findings diagnosis diagnoses answer answers solution conclusion impression result results prediction predictions
+        abnormality abnormalities pathology pathologies disease diseases condition conditions list output json boxed
+        text evidence sign signs status value""",
+    "<": "show shows showing see sees find finds demonstrate demonstrates reveal reveals suggest suggests < ~",
+    "a": "and &",
+    "o": "or",
+    ":": ": = |",
+    "-": "- – — −",
+    "(": "(",
+    "+": "+",
+    "": "] ) [ { } * _ ` \" ' “ ” ‘ ’ . # > \\ $",
+}
+_KINDS = {word.replace("-", "") or word: kind for kind, words in _WORDS.items() for word in words.split()}
+_KINDS |= {name: "F" if label == "No Finding" else "N" for name, label in _CANONICAL.items()}
+"""What a word or symbol is: N a name (F No Finding), n denies, y affirms, w is neutral, a and o join, < is of a
+sentence or strikes out.  The empty kind does not count."""
+_NUMBER = re.compile(r"[-+−]?\d+(?:\.\d+)?%?")
+_WORD = re.compile(rf"(?<!\w){_NUMBER.pattern}(?!\w)|[rw]/o\b|[^\W_]+(?:['’][^\W_]+)*|[^\w\s]", re.IGNORECASE)
+_HIDDEN, _GLUE = re.compile(rf"(?!\s)[{_UNPRINTED}*`]"), re.compile(r"(?<=\w)[-_‐‑](?=\w)")
+_BOX = re.compile(r"(?<!:)(?<!:\s)(?:\[\s*\]|\(\s*\))|[\[(]\s*(?:(?P<checked>[xX+✓✔])|[-–−✗✘])\s*[\])]")
+_MARK = re.compile(
+    r"[^\S\n]*[>#|\"'`*_\[{]*[^\S\n]*"
+    r"(?:([-–—−]+|\+)(?!\d)|([-+−]?\d+(?:\.\d+)?)([^\S\n]*[.)\]:=|-](?!\d))?)?"  # a sign, or a number and its end
+)
+_HEADING = re.compile(r"[:=|(]|\s[-–—]\s")
+_NOTHING = re.compile(r"[\s\[\]{}()|:=]*|[\s|:-]*--[\s|:-]*")
+_FORMS = (
+    (re.compile("a?N(?:aN)*a?"), None),
+    (re.compile("N(?:aN)*[:(-]?[y1+]|yN(?:aN)*"), True),
+    (re.compile("N(?:[ao]n?N)*[:(-]?[n0-]|nN(?:o?n?N)*"), False),
+)
+"""The verdict of an item about its names (N), by the kinds of its words."""
+
+
+class _Item(NamedTuple):
+    """One item of a list: its labels, the verdict of its words, and the sign or number before them."""
+
+    labels: tuple[str, ...] = ()
+    verdict: bool | None = None
+    mark: str = ""
+    denied_before: bool = False  # the denial comes before the names, and cannot be about earlier ones
+    unknown: bool = False
+    named: bool = False
+    unclear: bool = False
+
+
+class _Unclear(ValueError):
+    """By rule 8, the block is unreadable."""
+
+
+def _names(block: str) -> tuple[tuple[str, ...], int, int] | None:
+    """Labels in CheXpert's order, how many were repeated, and how many names are unknown; None if unreadable."""
+    sections = _sections(block)
+    items = [item for _, section in sections for item in section]
+    try:
+        affirmed = _affirmed(sections) if any(item.named for item in items) else []
+    except _Unclear:
+        return None
+    labels = tuple(name for name in CHEXPERT14 if name in affirmed)
+    return labels, len(affirmed) - len(labels), sum(item.unknown for item in items)
+
+
+def _affirmed(sections: list[tuple[bool | str | None, list[_Item]]]) -> list[str]:
+    affirmed, denied, bare, denial = [], set(), False, False
+    for heading, items in sections:
+        if any(item.unclear for item in items):
+            raise _Unclear
+        denial = denial and heading is not True
+        named = [item for item in items if item.labels]
+        for item, own in zip(named, _verdicts(named), strict=True):
+            if heading is False:
+                unclear = own is not None
+            elif own is None:
+                unclear = denial or heading == "unclear"
+            else:
+                unclear = own is False and bare and not item.denied_before
+            if unclear:
+                raise _Unclear
+            if heading is not False:
+                bare, denial = bare or own is None, denial or own is False
+            if own is False or heading is False:
+                denied.update(item.labels)
+            else:
+                affirmed.extend(item.labels)
+    if denied.intersection(affirmed) or (denied and not affirmed):
+        raise _Unclear
+    return affirmed
+
+
+def _verdicts(items: list[_Item]) -> list[bool | None]:
+    """The verdict of each item of one list, by its words or by the marks before it (rule 6)."""
+    marks = [item.mark for item in items]
+    if set(marks) in ({""}, {"-"}, {"1."}) or not marks or _rising(marks):
+        return [item.verdict for item in items]
+    marked = {"+": True, "1": True, "-": False, "0": False}
+    if not set(marks) <= set(marked) or any(item.verdict is not None for item in items):
+        raise _Unclear
+    return [marked[mark] for mark in marks]
+
+
+def _rising(marks: list[str]) -> bool:
+    """Whether the marks are the numbers of a plain list."""
+    values = [float(number[1]) if (number := re.fullmatch(r"(\d+)\.?", mark)) else 0.0 for mark in marks]
+    return values[0] >= 1 and all(one < two for one, two in pairwise(values))
+
+
+def _sections(block: str) -> list[tuple[bool | str | None, list[_Item]]]:
+    """The items under each heading, whose verdict is None if it is neutral or missing, or "unclear"."""
+    sections, one_line = [(None, [])], False
+    heading_of, item_of = cache(_heading), cache(_item)  # a long reply repeats itself
+    for line, breaks in _lines(_BOX.sub(lambda box: "✓" if box["checked"] else "✗", block)):
+        verdict, items = sections[-1]
+        one_line = one_line or not line.strip()
+        if verdict is False and items and breaks and one_line:
+            sections.append(("unclear", []))
+        outer = None
+        for _ in range(2):  # one heading within another: no more are understood
+            if not (heading := heading_of(line)):
+                break
+            verdict, line = heading
+            last, items = sections[-1]
+            if verdict is None and last is not None:  # a neutral heading does not end what a denial reaches
+                verdict = "unclear" if items else last
+            if outer is False and verdict is not False:
+                verdict = "unclear"
+            sections.append((verdict, [_Item(unclear=True)] if verdict == "unclear" else []))
+            outer, one_line = verdict, not _NOTHING.fullmatch(line)
+        if not _NOTHING.fullmatch(line):
+            sections[-1][1].append(item_of(line))
+    return sections
+
+
+def _lines(block: str) -> Iterator[tuple[str, bool]]:
+    """The items of a block, those of several lines line by line, and whether each begins a new line."""
+    for item in _SEPARATOR.split(block):
+        lines = item.strip().splitlines()
+        if len(lines) > 1 and not _CANONICAL.get(_key(item[_MARK.match(item).end() :])):
+            yield from ((line, number > 0) for number, line in enumerate(lines))
+        elif lines:
+            yield item, False
+
+
+def _heading(line: str) -> tuple[bool | str | None, str] | None:
+    """The verdict of the heading that a line begins with, and the rest of the line; None without a heading."""
+    mark = _MARK.match(line).end()
+    end = _HEADING.search(line, mark)
+    if not end and not line.lstrip().startswith("#"):
+        return None
+    head, rest = (line[mark : end.start()], line[end.end() :]) if end else (line, "")
+    kinds, labels = _kinds(head)
+    if labels:
+        return None
+    verdict = {"": None, "y": True, "n": False}.get(kinds, "unclear")
+    certain = end and end[0] in ":=|"
+    return (verdict, rest) if certain or (head.strip() and verdict != "unclear") else None
+
+
+def _item(line: str) -> _Item:
+    line = line.rstrip().removesuffix("|")
+    found = _MARK.match(line)
+    rest, (sign, number, end) = line[found.end() :], found.groups()
+    mark = ("+" if sign == "+" else "-") if sign else (number or "") + ("." if end else "")
+    if label := _CANONICAL.get(_key(rest)):
+        return _Item((label,), mark=mark, named=True)
+    kinds, labels = _kinds(rest)
+    for form, verdict in _FORMS:
+        if form.fullmatch(kinds.replace("F", "N")):
+            return _Item(labels, verdict, mark, kinds[0] == "n", named=True)
+    if labels:
+        return _Item(unknown=True, named=True, unclear=bool(set(kinds) & set("n0F:<")) or kinds.count("?") > 2)
+    kinds, _ = _kinds(line)
+    return _Item(unknown=True, unclear="n" in kinds or (bool(kinds) and kinds != "1" and set(kinds) <= set("01#-+")))
+
+
+def _kinds(text: str) -> tuple[str, tuple[str, ...]]:
+    """The kinds of the words in a text, one character each, and its labels: N, or F for No Finding."""
+    words = _WORD.findall(_GLUE.sub(" ", _HIDDEN.sub("", text)).casefold())
+    kinds, labels, at = [], [], 0
+    while at < len(words):
+        pair = "".join(words[at : at + 2])  # of a name, or "ruled out"
+        word = pair if pair in _KINDS else words[at]
+        kinds.append(_kind(word))
+        if kinds[-1] in ("N", "F"):
+            labels.append(_CANONICAL[word])
+        at += 2 if pair in _KINDS else 1
+    shape = "".join(kinds)
+    if "Fw" in shape:  # "no finding of ..." is a denial
+        shape, labels = shape.replace("Fw", "n").replace("F", "n"), [label for label in labels if label != "No Finding"]
+    return re.sub("(?<=n)y+|(?<=y)y+", "", shape.replace("w", "")), tuple(labels)
+
+
+def _kind(word: str) -> str:
+    kind = _KINDS.get(word, "?")
+    if kind == "?" and _NUMBER.fullmatch(word):
+        return word if word in ("0", "1") else "#"
+    return "n" if word.endswith(("n't", "n’t")) else kind
