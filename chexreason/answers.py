@@ -309,7 +309,7 @@ _WORDS = {
         findings diagnosis diagnoses answer answers solution conclusion impression result results prediction predictions
         abnormality abnormalities pathology pathologies disease diseases condition conditions list output json boxed
         text evidence sign signs status value""",
-    "<": "show shows showing see sees find finds demonstrate demonstrates reveal reveals suggest suggests < ~",
+    "<": "< ~",
     "a": "and &",
     "o": "or",
     ":": ": = |",
@@ -320,16 +320,17 @@ _WORDS = {
 }
 _KINDS = {word.replace("-", "") or word: kind for kind, words in _WORDS.items() for word in words.split()}
 _KINDS |= {name: "F" if label == "No Finding" else "N" for name, label in _CANONICAL.items()}
-"""What a word or symbol is: N a name (F No Finding), n denies, y affirms, w is neutral, a and o join, < is of a
-sentence or strikes out.  The empty kind does not count."""
+"""What a word or symbol is: N a name (F No Finding), n denies, y affirms, w is neutral, a and o join, and < strikes
+out.  The empty kind does not count."""
 _NUMBER = re.compile(r"[-+−]?\d+(?:\.\d+)?%?")
 _WORD = re.compile(rf"(?<!\w){_NUMBER.pattern}(?!\w)|[rw]/o\b|[^\W_]+(?:['’][^\W_]+)*|[^\w\s]", re.IGNORECASE)
 _HIDDEN, _GLUE = re.compile(rf"(?!\s)[{_UNPRINTED}*`]"), re.compile(r"(?<=\w)[-_‐‑](?=\w)")
 _BOX = re.compile(r"(?<!:)(?<!:\s)(?:\[\s*\]|\(\s*\))|[\[(]\s*(?:(?P<checked>[xX+✓✔])|[-–−✗✘])\s*[\])]")
 _MARK = re.compile(
     r"[^\S\n]*[>#|\"'`*_\[{]*[^\S\n]*"
-    r"(?:([-–—−]+|\+)(?!\d)|([-+−]?\d+(?:\.\d+)?)([^\S\n]*[.)\]:=|-](?!\d))?)?"  # a sign, or a number and its end
+    r"(?:([-–—−]+(?!\d)|\++(?!\d))|([-+−]?\d+(?:\.\d+)?|[A-Za-z]{1,3}(?=[.)]\s))([\"']?[^\S\n]*[.)\]:=|-](?!\d))?)?"
 )
+"""What may precede a name: decoration, then a sign, or a number (or letter) and what ends it."""
 _HEADING = re.compile(r"[:=|(]|\s[-–—]\s")
 _NOTHING = re.compile(r"[\s\[\]{}()|:=]*|[\s|:-]*--[\s|:-]*")
 _FORMS = (
@@ -450,15 +451,17 @@ def _lines(block: str) -> Iterator[tuple[str, bool]]:
 
 def _heading(line: str) -> tuple[bool | str | None, str] | None:
     """The verdict of the heading that a line begins with, and the rest of the line; None without a heading."""
-    mark = _MARK.match(line).end()
-    end = _HEADING.search(line, mark)
+    mark = _MARK.match(line)
+    end = _HEADING.search(line, mark.end())
     if not end and not line.lstrip().startswith("#"):
         return None
-    head, rest = (line[mark : end.start()], line[end.end() :]) if end else (line, "")
+    head, rest = (line[mark.end() : end.start()], line[end.end() :]) if end else (line, "")
     kinds, labels = _kinds(head)
     if labels:
         return None
     verdict = {"": None, "y": True, "n": False}.get(kinds, "unclear")
+    if (mark[2] or "1")[0] in "0-−":
+        verdict = "unclear"
     certain = end and end[0] in ":=|"
     return (verdict, rest) if certain or (head.strip() and verdict != "unclear") else None
 
@@ -467,7 +470,7 @@ def _item(line: str) -> _Item:
     line = line.rstrip().removesuffix("|")
     found = _MARK.match(line)
     rest, (sign, number, end) = line[found.end() :], found.groups()
-    mark = ("+" if sign == "+" else "-") if sign else (number or "") + ("." if end else "")
+    mark = ("+" if sign[0] == "+" else "-") if sign else (number or "") + ("." if end else "")
     if label := _CANONICAL.get(_key(rest)):
         return _Item((label,), mark=mark, named=True)
     kinds, labels = _kinds(rest)
@@ -475,7 +478,7 @@ def _item(line: str) -> _Item:
         if form.fullmatch(kinds.replace("F", "N")):
             return _Item(labels, verdict, mark, kinds[0] == "n", named=True)
     if labels:
-        return _Item(unknown=True, named=True, unclear=bool(set(kinds) & set("n0F:<")) or kinds.count("?") > 2)
+        return _Item(unknown=True, named=True, unclear=bool(set(kinds) & set("n0F:<w")) or kinds.count("?") > 2)
     kinds, _ = _kinds(line)
     return _Item(unknown=True, unclear="n" in kinds or (bool(kinds) and kinds != "1" and set(kinds) <= set("01#-+")))
 
@@ -494,7 +497,8 @@ def _kinds(text: str) -> tuple[str, tuple[str, ...]]:
     shape = "".join(kinds)
     if "Fw" in shape:  # "no finding of ..." is a denial
         shape, labels = shape.replace("Fw", "n").replace("F", "n"), [label for label in labels if label != "No Finding"]
-    return re.sub("(?<=n)y+|(?<=y)y+", "", shape.replace("w", "")), tuple(labels)
+    shape = shape if "?" in shape else shape.replace("w", "")  # beside unknown words, neutral ones make a sentence
+    return re.sub("(?<=n)y+|(?<=y)y+", "", shape), tuple(labels)
 
 
 def _kind(word: str) -> str:

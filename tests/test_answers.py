@@ -263,6 +263,8 @@ SOLUTIONS = [
     ("Negative for: Edema, Fracture", None),
     ("No finding of Edema, Fracture", None),
     ("All labels except Edema, Fracture", None),
+    ("Hardly any Edema, Fracture", None),
+    ("Cannot exclude Edema, Fracture", None),
     ("The radiograph fails to demonstrate Edema, Fracture", None),
     ("Absent: findings: Edema, Fracture", None),
     ("Absent: Edema\nCardiomegaly", None),
@@ -316,10 +318,14 @@ SOLUTIONS = [
     # marks before names
     ("+ Cardiomegaly\n- Edema\n- Fracture", (C,)),
     ("(+) Cardiomegaly, (-) Edema", (C,)),
+    ("++ Cardiomegaly\n-- Edema", (C,)),
     ("1 Cardiomegaly\n0 Edema\n0 Fracture", (C,)),
     ("0 Edema\n1 Cardiomegaly", (C,)),
     ("0. Edema\n1. Cardiomegaly", None),
     ("-1 Edema\n1 Cardiomegaly", None),
+    ("a) Edema\nb) Cardiomegaly", None),
+    ('{"1": ["Cardiomegaly"], "0": ["Edema"]}', None),
+    ("0: labels: Edema, Fracture", None),
     ("[x] Cardiomegaly\n[ ] Edema", (C,)),
     ("- [x] Cardiomegaly\n- [ ] Edema", (C,)),
     ("[x] Cardiomegaly [ ] Edema", None),
@@ -334,6 +340,9 @@ SOLUTIONS = [
     ("**Findings:** Cardiomegaly, Edema", (C, E)),
     ("The labels are Cardiomegaly and Edema.", (C, E)),
     ("Final answer - Cardiomegaly, Edema", (C, E)),
+    ("Labels (2): Cardiomegaly, Edema", (C, E)),
+    ("Consistent with Cardiomegaly, Edema", None),
+    ("The film shows Cardiomegaly, Edema", None),
     ('{"labels": ["Cardiomegaly", "Edema"]}', (C, E)),
     ('```json\n{"labels": ["Cardiomegaly", "Edema"]}\n```', (C, E)),
     ("\\boxed{Cardiomegaly, Edema}", (C, E)),
@@ -370,16 +379,15 @@ def partly_denied(draw) -> tuple[str, tuple[str, ...]]:
     denied, affirmed = names[: draw(st.integers(1, 4))], names[4 : draw(st.integers(4, 6))]
     denial = draw(st.sampled_from(DENIALS_BEFORE + DENIALS_AFTER)).format(draw(st.sampled_from(JOINS)).join(denied))
     parts = [*(draw(st.sampled_from(AFFIRMATIONS)).format(name) for name in affirmed), denial]
-    return draw(st.sampled_from(("\n", "; ", ", ", "\n\n", "\n- "))).join(draw(st.permutations(parts))), frozenset(
-        denied
-    )
+    separator = draw(st.sampled_from(("\n", "; ", ", ", "\n\n", "\n- ")))
+    return separator.join(draw(st.permutations(parts))), tuple(name for name in CHEXPERT14 if name in affirmed)
 
 
 @given(partly_denied())
 def test_a_name_under_denial_is_never_read_and_no_affirmed_one_is_lost(solution):
     text, affirmed = solution
-    for reply in (FULL.format(text), f"<answer>{text}</answer>", f"Conclusion: {text}"):
-        assert read(reply).labels in ((), affirmed)
+    assert read(FULL.format(text)).labels in ((), affirmed)
+    assert set(read(f"Conclusion: {text}").labels) <= set(affirmed)  # of its first paragraph
     answer = read_strict(FULL.format(text))
     assert answer is None or answer.labels == affirmed
 
