@@ -45,6 +45,11 @@ def reply(names: str) -> str:
         (reply("Edema"), [F], SHORT, -0.1),  # 0/2 - 0.1
         (reply("Edema, Edema"), [E], LONG, 1.0),  # a repeated name is one label
         (reply("Edema, Infiltration"), [E], LONG, 1.0),  # names outside the fourteen are filtered first
+        (reply("Edema: yes, Fracture: no"), [E], LONG, 1.0),  # a denied name is not named
+        (reply("Edema, no Fracture"), [E, F], LONG, 1 / 2),
+        (reply("No Edema, Fracture"), [F], LONG, 0.0),  # unclear whether Fracture is denied: unreadable
+        (reply("No Edema, Fracture"), [], LONG, 0.0),
+        (reply("No Edema, Fracture"), [F], SHORT, 0.0),  # and no penalty for length
         (reply(""), [], LONG, 1.0),
         (reply(""), [E], LONG, 0.0),
         (reply("Edema"), [], LONG, 0.0),
@@ -156,6 +161,7 @@ def filled(**counts: int) -> Window:
         ("<solution>Edema</solution>", [E], Parts(100, 50, 0, 0, 50)),
         (reply("Edema") + " So it is.", [E, F], Parts(0, 35, 0, 0, 50)),
         ("I see edema.", [E], Parts(0, 0, 0, 0, 50)),
+        (reply("No Edema, Fracture"), [F], Parts(0, 0, 0, 0, 50)),  # unreadable
         ("I see nothing.", [], Parts(0, 0, 0, 0, 50)),  # no answer is no match, even of nothing
         # all penalties of form together stop at the limit: 7 x 100 > 500
         (reply(", ".join(f"sign {number}" for number in range(7))), [E], Parts(0, 0, 0, 0, 500)),
