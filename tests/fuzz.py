@@ -27,6 +27,7 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
+from test_answers import FULL, partly_denied
 from test_films import TWELVE_BIT, dicom, encoded, packed, written
 
 from chexreason import answers, films, params, records
@@ -95,6 +96,17 @@ REPLIES = (
     .map("".join)
     .map(lambda text: text.encode("utf-8", "surrogatepass"))
 )
+DENIALS = partly_denied().map(lambda solution: json.dumps(solution).encode())
+
+
+def read_denials(data: bytes) -> None:
+    """Read a solution of which it is known what it affirms: a name that it only denies never comes out."""
+    solution, affirmed = json.loads(data)
+    labels = answers.read(FULL.format(solution)).labels
+    if labels not in ((), tuple(affirmed)):
+        raise AssertionError(f"{solution!r} reads as {labels}, and affirms {affirmed}")
+
+
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10) | st.dates()
 VALUES = st.recursive(SCALARS, lambda each: st.lists(each) | st.dictionaries(st.text(max_size=8), each), max_leaves=8)
 
@@ -136,6 +148,7 @@ def targets(folder: Path) -> dict[str, Target]:
     rows = b"file,pid,edema,view\na.png,p1,1,PA\nb.png,p2,0,AP\n"
     return {
         "answers": Target(lambda data: answers.read(data.decode("utf-8", "replace")), (), REPLIES | st.binary()),
+        "denials": Target(read_denials, (), DENIALS),
         "params files": Target(
             from_file(params.load, folder),
             (params.ParamsError,),
