@@ -478,7 +478,7 @@ def _item(line: str) -> _Item:
         if form.fullmatch(kinds.replace("F", "N")):
             return _Item(labels, verdict, mark, kinds[0] == "n", named=True)
     if labels:
-        return _Item(unknown=True, named=True, unclear=bool(set(kinds) & set("n0F:<w")) or kinds.count("?") > 2)
+        return _Item(unknown=True, named=True, unclear=bool(set(kinds) & set("n01#+-F:<w")) or kinds.count("?") > 2)
     kinds, _ = _kinds(line)
     return _Item(unknown=True, unclear="n" in kinds or (bool(kinds) and kinds != "1" and set(kinds) <= set("01#-+")))
 

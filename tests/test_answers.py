@@ -305,6 +305,7 @@ SOLUTIONS = [
     ("Cardiomegaly: 1, Edema: -1", None),
     ("Cardiomegaly: 0.9, Edema: 0.1", None),
     ("Edema: uncertain, Fracture", None),
+    ("Edema 0.03, Fracture", None),
     ("Possible: Edema, Fracture", None),
     ('{"Cardiomegaly": 1, "Edema": 0}', (C,)),
     ('{\n  "Cardiomegaly": true,\n  "Edema": false\n}', (C,)),
@@ -369,7 +370,7 @@ DENIALS_AFTER = (
     "{} - negative", "{}, none of these", "{}\nnot seen", "{} | 0", "{} [ ]", "{} was not convincingly seen", "{} ✗",
 )  # fmt: skip
 JOINS = (", ", "; ", "\n", "\n- ", ",\n", " and ", " or ", " nor ", ", and ", " • ", "/", '", "', ", no ", "\n1. ")
-AFFIRMATIONS = ("{}", "{}: yes", "Labels: {}", "Present: {}", "{} is present", "there is {}", "+ {}", "1 {}")
+AFFIRMATIONS = ("{}", "{}: yes", "Labels: {}", "Present: {}", "{} is present", "there is {}", "1 {}")
 
 
 @st.composite
@@ -380,7 +381,9 @@ def partly_denied(draw) -> tuple[str, tuple[str, ...]]:
     denial = draw(st.sampled_from(DENIALS_BEFORE + DENIALS_AFTER)).format(draw(st.sampled_from(JOINS)).join(denied))
     parts = [*(draw(st.sampled_from(AFFIRMATIONS)).format(name) for name in affirmed), denial]
     separator = draw(st.sampled_from(("\n", "; ", ", ", "\n\n", "\n- ")))
-    return separator.join(draw(st.permutations(parts))), tuple(name for name in CHEXPERT14 if name in affirmed)
+    if separator.startswith("\n"):  # else the denial would reach what follows it
+        parts = draw(st.permutations(parts))
+    return separator.join(parts), tuple(name for name in CHEXPERT14 if name in affirmed)
 
 
 @given(partly_denied())
