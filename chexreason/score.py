@@ -1,4 +1,4 @@
-"""Scores: counts, precision, recall and F1 per label and overall, with patient bootstrap intervals.
+"""Scores: precision, recall, F1, specificity, false alarms, AUROC and AUPRC, with patient bootstrap intervals.
 
 Conventions, the same in every table:
 
@@ -8,9 +8,18 @@ Conventions, the same in every table:
   there.  It has no part in a macro mean; its false alarms count in the micro scores.
 - A label that was never answered has no precision, and no part in the macro precision.  Where every label has a
   positive, this is scikit-learn's `zero_division=nan`.
+- A label without a negative in the truth has no specificity, and no part in the macro specificity.
+- A label needs a positive and a negative for its AUROC, and a positive for its AUPRC (average precision); both are
+  scikit-learn's `roc_auc_score` and `average_precision_score`, and their macro means are over the labels that have one.
 - An interval is the 2.5th to 97.5th percentile over samples of *patients* drawn with replacement, so that films of one
   patient stay together; a sample follows the same rules, so a rare label may be missing from some samples' means.
   The estimate itself is the plain one, not a mean of samples.
+- There is no interval (NaN) where fewer than two patients have a film in the score's denominator: recall, F1 and AUPRC
+  need two patients with a positive film, specificity two with a negative one, AUROC both, precision two patients with
+  an answer.  A macro mean has an interval where one of its labels has.  There is none either where the score is
+  undefined in more than half of the resamples; otherwise the interval is over the resamples in which it is defined.
+- Where all resamples give the same value (a model without an error), the interval has no width.  That is not
+  certainty: patients with errors may exist, and none was seen.
 - McNemar's test counts films as independent, which films of one patient are not; the bootstrap does not.
 """
 
@@ -23,8 +32,11 @@ import pandas as pd
 
 COUNTS = ("tp", "fp", "fn", "tn")
 RATES = ("precision", "recall", "f1")
+AREAS = ("auroc", "auprc")
 PAIRED = ("macro_f1", "micro_f1", "reward")
 """The metrics whose differences between two models are reported."""
+
+NO_FINDING = "No Finding"
 
 _CELLS = 2_000_000  # weights held at once, draws x patients: 16 MB as float64, small enough to stay near the processor
 
@@ -32,9 +44,12 @@ _CELLS = 2_000_000  # weights held at once, draws x patients: 16 MB as float64, 
 class Scores(NamedTuple):
     """What one model scored on one data set.
 
-    `labels` has a row a label: label, support, tp, fp, fn, tn, precision, recall, f1, f1_low, f1_high.  `overall` holds
-    n (films), micro and macro precision, recall and F1 and the means asked for, each with `_low` and `_high`.
-    `samples` has a row a bootstrap sample and a column a metric of `overall`.
+    `labels` has one row per label: label, support, tp, fp, fn, tn, precision, recall, f1 and specificity, the last two
+    with `_low` and `_high`.  `overall` holds n (films), n_normal (films without a finding), micro and macro precision,
+    recall and F1, macro_specificity, false_alarm_rate (see `false_alarms`) and the means asked for, each with `_low`
+    and `_high`.  `samples` has one row per resample and one column per metric of `overall`, NaN where the metric is
+    undefined or has no interval.
+    `score_probabilities` gives auroc and auprc in place of these, and the number of films in `labels`.
     """
 
     labels: pd.DataFrame
@@ -60,12 +75,17 @@ def tally(truth: np.ndarray, given: np.ndarray) -> np.ndarray:
     `truth` (films, labels) holds 1, 0 or NaN (unknown: adds to none), `given` (films, labels) true or false.  Returns
     bool (films, labels, 4).  Raises ValueError for any other truth: uncertain labels are settled first.
     """
-    truth, given = np.asarray(truth, dtype=float), np.asarray(given, dtype=bool)
+    truth, given = _settled(truth), np.asarray(given, dtype=bool)
+    present, absent = truth == 1, truth == 0
+    return np.stack([present & given, absent & given, present & ~given, absent & ~given], axis=-1)
+
+
+def _settled(truth: np.ndarray) -> np.ndarray:
+    truth = np.asarray(truth, dtype=float)
     strange = truth[~np.isin(truth, (0.0, 1.0)) & ~np.isnan(truth)]
     if strange.size:
         raise ValueError(f"truth holds {strange[0]:g}; a settled label is 1, 0 or NaN (see chexreason.labels.settle)")
-    present, absent = truth == 1, truth == 0
-    return np.stack([present & given, absent & given, present & ~given, absent & ~given], axis=-1)
+    return truth
 
 
 def rates(counts: np.ndarray) -> np.ndarray:
@@ -84,9 +104,35 @@ def micro(counts: np.ndarray) -> np.ndarray:
 def macro(counts: np.ndarray) -> np.ndarray:
     """Mean rates (..., 3) over the labels of `counts` (..., labels, 3 or 4) that have a positive and a defined rate."""
     by_label = rates(counts)
-    defined = ~np.isnan(by_label) & ~np.isnan(by_label[..., [1]])  # recall is undefined just where no film is positive
+    return _mean(np.where(np.isnan(by_label[..., [1]]), np.nan, by_label))  # no recall: no film is positive
+
+
+def specificity(counts: np.ndarray) -> np.ndarray:
+    """Specificity (..., 1) from the counts (..., 4): TN over TN and FP; NaN where no film is negative."""
+    fp, tn = (np.asarray(counts, dtype=float)[..., [column]] for column in (1, 3))
     with np.errstate(invalid="ignore"):
-        return np.where(defined, by_label, 0.0).sum(axis=-2) / defined.sum(axis=-2)
+        return tn / (tn + fp)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """The mean over labels of `values` (..., labels, metrics), of those that are defined."""
+    defined = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(defined, values, 0.0).sum(axis=-2) / defined.sum(axis=-2)
+
+
+def false_alarms(truth: pd.DataFrame, given: pd.DataFrame) -> pd.Series:
+    """Whether a normal film was answered with a finding (films; 1 or 0, NaN where the film is not normal).
+
+    A film is normal when the truth is known for all labels and says No Finding; where the labels do not include No
+    Finding, when none of them is present.  A false alarm is an answer with any label but No Finding that the truth has
+    as absent, so a true Support Devices on a film without a finding is none.  Their mean is the false-alarm rate; it is
+    NaN where no film is normal, and for the label No Finding alone.
+    """
+    findings = [name for name in truth if name != NO_FINDING]
+    normal = truth[NO_FINDING].eq(1) if NO_FINDING in truth else truth.eq(0).all(axis=1)
+    alarm = (given[findings].astype(bool) & truth[findings].eq(0)).any(axis=1)
+    return alarm.astype(float).where(normal & truth.notna().all(axis=1) & bool(findings))
 
 
 def resample(sums: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
@@ -98,9 +144,12 @@ def resample(sums: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarr
     return np.concatenate([times @ sums for times in _weights(patients, draws, rng)])
 
 
-def _weights(patients: int, draws: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """How often each patient is drawn, float64 (some of the draws, patients), a block at a time to bound memory."""
-    block = max(1, _CELLS // patients)
+def _weights(patients: int, draws: int, rng: np.random.Generator, films: int = 0) -> Iterator[np.ndarray]:
+    """How often each patient is drawn, float64 (some of the draws, patients), a block at a time to bound memory.
+
+    `films` is the number of rows that the caller makes of each draw, where there are more of them than patients.
+    """
+    block = max(1, _CELLS // max(patients, films))
     for start in range(0, draws, block):
         rows = min(block, draws - start)
         drawn = rng.integers(patients, size=(rows, patients))
@@ -109,10 +158,11 @@ def _weights(patients: int, draws: int, rng: np.random.Generator) -> Iterator[np
 
 
 def interval(samples: np.ndarray) -> np.ndarray:
-    """The 95 % percentile interval (2, ...) of bootstrap samples (draws, ...); NaN where no sample is defined."""
+    """The 95 % percentile interval (2, ...) of the resamples (draws, ...) that are defined; NaN if under half are."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)
-        return np.nanpercentile(samples, (2.5, 97.5), axis=0)
+        bounds = np.nanpercentile(samples, (2.5, 97.5), axis=0)
+    return np.where(np.isnan(samples).mean(axis=0) > 0.5, np.nan, bounds)
 
 
 def with_interval(name: str, value: float, samples: np.ndarray) -> dict[str, float]:
@@ -133,26 +183,49 @@ def score(
 
     `patients` says whose film each row is; `means` (films x quantities, NaN left out) are averaged over films beside
     the rates, as the reward is.  All four share one index.  Two models scored with equally seeded `rng` see the same
-    draws.  Raises ValueError where the tables do not line up or no film is given.
+    draws.  Raises ValueError where the tables do not line up, a patient is missing or no film is given.
     """
     means = pd.DataFrame(index=truth.index) if means is None else means
     _aligned(truth, answers=given, patients=patients, means=means)
+    means = means.assign(false_alarm_rate=false_alarms(truth, given))
     counts = tally(truth.to_numpy(), given.to_numpy())
     by_film = np.concatenate([counts.reshape(len(truth), -1), means.fillna(0.0), means.notna()], axis=1, dtype=float)
     by_patient = pd.DataFrame(by_film).groupby(patients.to_numpy(), sort=True).sum().to_numpy()
     plain = _metrics(by_patient.sum(axis=0, keepdims=True), truth.shape[1], list(means))
     samples = _metrics(resample(by_patient, draws, rng), truth.shape[1], list(means))
-    overall = {"n": len(truth)} | {
-        name: value
-        for metric in plain
-        if metric != "f1"
-        for name, value in with_interval(metric, plain[metric][0], samples[metric]).items()
-    }
-    return Scores(
-        _label_table(truth.columns, counts.sum(axis=0), interval(samples["f1"])),
-        overall,
-        pd.DataFrame({metric: values for metric, values in samples.items() if metric != "f1"}),
-    )
+    table = pd.DataFrame({"label": list(truth), "support": counts[..., [0, 2]].sum(axis=(0, 2))})
+    table[list(COUNTS)] = counts.sum(axis=0)
+    table[["precision", "recall"]] = rates(counts.sum(axis=0))[:, :2]
+    n = {"n": len(truth), "n_normal": int(means["false_alarm_rate"].notna().sum())}
+    return _scores(table, n, plain, samples, _contributors(by_patient, truth.shape[1], list(means)))
+
+
+def _scores(table: pd.DataFrame, n: dict[str, int], plain: dict, samples: dict, contributors: dict) -> Scores:
+    """Scores of `plain` values (1, labels) or (1,) by metric, with the intervals of their `samples` (draws, ...).
+
+    `contributors` says of each metric how many patients it rests on: of fewer than two there is no interval.
+    """
+    samples = {name: np.where(contributors[name] < 2, np.nan, values) for name, values in samples.items()}
+    overall = dict(n)
+    for name, value in plain.items():
+        if value.ndim == 2:
+            bounds = interval(samples[name])
+            table = table.assign(**{name: value[0], f"{name}_low": bounds[0], f"{name}_high": bounds[1]})
+        else:
+            overall |= with_interval(name, value[0], samples[name])
+    return Scores(table, overall, pd.DataFrame({name: values for name, values in samples.items() if values.ndim == 1}))
+
+
+def _contributors(by_patient: np.ndarray, labels: int, means: list[str]) -> dict[str, np.ndarray]:
+    """How many patients have a film in the denominator of each metric of `_metrics`: (labels,) or a number."""
+    tp, fp, fn, tn = np.moveaxis(by_patient[:, : labels * 4].reshape(-1, labels, 4), -1, 0)
+    positive, negative, answered = tp + fn > 0, tn + fp > 0, tp + fp > 0
+    patients = {"f1": positive.sum(axis=0), "specificity": negative.sum(axis=0)}
+    for rate, there in zip(RATES, (answered, positive, positive), strict=True):
+        patients |= {f"micro_{rate}": there.any(axis=1).sum(), f"macro_{rate}": there.sum(axis=0).max()}
+    films = by_patient[:, labels * 4 + len(means) :]
+    averaged = dict(zip(means, (films > 0).sum(axis=0), strict=True))
+    return patients | {"macro_specificity": patients["specificity"].max()} | averaged
 
 
 def _aligned(truth: pd.DataFrame, **tables: pd.DataFrame | pd.Series) -> None:
@@ -164,25 +237,77 @@ def _aligned(truth: pd.DataFrame, **tables: pd.DataFrame | pd.Series) -> None:
             raise ValueError(f"the {name} are about {list(table.columns)}, the truth about {list(truth.columns)}")
         if not table.index.equals(truth.index):
             raise ValueError(f"the {name} and the truth are not about the same films in the same order")
+        if name == "patients" and table.isna().any():
+            raise ValueError(
+                f"film {table.index[table.isna()][0]} has no patient; its patient must be known to resample"
+            )
 
 
 def _metrics(totals: np.ndarray, labels: int, means: list[str]) -> dict[str, np.ndarray]:
     """Every metric of each row of `totals` (rows, labels * 4 counts, sums of means, films of means)."""
     counts = totals[:, : labels * 4].reshape(-1, labels, 4)
     sums, films = np.split(totals[:, labels * 4 :], 2, axis=1)
-    metrics = {"f1": rates(counts)[..., 2]}
+    metrics = {"f1": rates(counts)[..., 2], "specificity": specificity(counts)[..., 0]}
     for name, function in {"micro": micro, "macro": macro}.items():
         metrics |= {f"{name}_{rate}": column for rate, column in zip(RATES, function(counts).T, strict=True)}
+    metrics["macro_specificity"] = _mean(specificity(counts))[..., 0]
     with np.errstate(invalid="ignore"):
         return metrics | dict(zip(means, (sums / films).T, strict=True))
 
 
-def _label_table(names: pd.Index, counts: np.ndarray, f1_interval: np.ndarray) -> pd.DataFrame:
-    table = pd.DataFrame({"label": list(names), "support": counts[:, 0] + counts[:, 2]})
-    table[list(COUNTS)] = counts
-    table[list(RATES)] = rates(counts)
-    table[["f1_low", "f1_high"]] = f1_interval.T
-    return table
+def score_probabilities(
+    truth: pd.DataFrame, probabilities: pd.DataFrame, patients: pd.Series, draws: int, rng: np.random.Generator
+) -> Scores:
+    """AUROC and AUPRC of `probabilities` (films x labels) against `truth` (1, 0, NaN), with bootstrap intervals.
+
+    Only the order of the probabilities counts, and equal ones are tied.  A film with a NaN in its truth or probability
+    for a label is left out of that label.  The three tables share one index.  `labels` has label, support, films, auroc
+    and auprc; `overall` has n, macro_auroc and macro_auprc; both with `_low` and `_high`.  An `rng` of the same seed
+    gives the same resamples as in `score`.  Raises ValueError as `score` does.
+    """
+    _aligned(truth, answers=probabilities, patients=patients)
+    owner, owners = pd.factorize(patients.to_numpy(), sort=True)
+    states = pd.DataFrame(_settled(truth), index=truth.index, columns=truth.columns).mask(probabilities.isna())
+    ranked = [_ranked(states[name].to_numpy(), probabilities[name].to_numpy(float), owner) for name in truth]
+    plain = _areas(ranked, np.ones((len(owners), 1)))
+    blocks = [_areas(ranked, np.ascontiguousarray(times.T)) for times in _weights(len(owners), draws, rng, len(truth))]
+    samples = {name: np.concatenate([block[name] for block in blocks]) for name in plain}
+    positive, negative = (states.eq(state).groupby(owner).any().sum().to_numpy() for state in (1, 0))
+    contributors = {"auroc": np.minimum(positive, negative), "auprc": positive}
+    contributors |= {f"macro_{name}": count.max() for name, count in contributors.items()}
+    table = pd.DataFrame({"label": list(truth), "support": states.eq(1).sum().to_numpy()})
+    return _scores(table.assign(films=states.notna().sum().to_numpy()), {"n": len(truth)}, plain, samples, contributors)
+
+
+def _ranked(truth: np.ndarray, probability: np.ndarray, owner: np.ndarray) -> list:
+    """How many films each patient (column) has in each step (row), as three sparse matrices (steps, patients).
+
+    A step is a probability that some positive film has, from the highest on.  The first matrix counts its positive
+    films, the second the negative films from below the step before down to it, the third those of just its probability.
+    The negative films below the last step have a row of their own.
+    """
+    from scipy.sparse import csr_array
+
+    steps = np.unique(-probability[truth == 1])
+    row = np.searchsorted(steps, -probability)
+    level = np.append(steps, np.nan)[row] == -probability
+    shape = (len(steps) + 1, owner.max() + 1)
+    films = [np.flatnonzero(kind) for kind in (truth == 1, truth == 0, (truth == 0) & level)]
+    return [csr_array((np.ones(len(each)), (row[each], owner[each])), shape=shape) for each in films]
+
+
+def _areas(ranked: list[list], weights: np.ndarray) -> dict[str, np.ndarray]:
+    """AUROC and AUPRC (resamples, labels), and their means over labels, for `weights` (patients, resamples)."""
+    areas = np.full((weights.shape[1], len(ranked), 2), np.nan)
+    for label, (positive, negative, tied) in enumerate(ranked):
+        found, tp, fp = positive @ weights, (positive @ weights).cumsum(axis=0), (negative @ weights).cumsum(axis=0)
+        ahead = fp - tied @ weights / 2 if tied.nnz else fp  # of each positive film; one of its probability is half
+        with np.errstate(invalid="ignore"):
+            areas[:, label, 0] = 1 - np.einsum("sr,sr->r", found, ahead) / (tp[-1] * fp[-1])
+            areas[:, label, 1] = np.einsum("sr,sr->r", found, tp / np.maximum(tp + fp, 1)) / tp[-1]
+    means = _mean(areas)
+    by_label = {name: areas[..., column] for column, name in enumerate(AREAS)}
+    return by_label | {f"macro_{name}": means[:, column] for column, name in enumerate(AREAS)}
 
 
 def difference(first: Scores | Travel, second: Scores | Travel, metrics: tuple[str, ...] = PAIRED) -> pd.DataFrame:
