@@ -98,9 +98,9 @@ def score(given: argparse.Namespace) -> None:
     """Print how one CSV file's labels score against another's."""
     from chexreason import score_files
 
-    scored = score_files.score_files(
-        given.truth, given.pred, given.label_set, given.patient, draws=given.draws, seed=given.seed
-    )
+    labels = None if given.labels is None else [name.strip() for name in given.labels.split(",")]
+    options = {"draws": given.draws, "seed": given.seed, "labels": labels, "threshold": given.threshold}
+    scored = score_files.score_files(given.truth, given.pred, given.label_set, given.patient, **options)
     print(json.dumps(scored, indent=1, allow_nan=False) if given.json else score_files.told(scored))
 
 
@@ -179,10 +179,12 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("score", help="score labels in a CSV file against the truth in another")
     command.add_argument("--truth", required=True, help="a CSV file: id, and a column of 1, 0 or blank for each label")
-    command.add_argument("--pred", required=True, help="a CSV file of the same form, about the same films")
-    command.add_argument("--label-set", required=True, metavar="SET", help="such as chexpert14, nih9 or competition5")
-    command.add_argument("--patient", metavar="COLUMN", help="whose film it is, in the truth: patients are drawn whole")
-    command.add_argument("--draws", type=int, default=10_000, help="bootstrap samples (10000)")
+    command.add_argument("--pred", required=True, help="a CSV file of the same films; 1, 0, blank, or probabilities")
+    command.add_argument("--label-set", metavar="SET", help="such as chexpert14, nih9 or competition5")
+    command.add_argument("--labels", metavar="A,B", help="the label columns (all columns that both files have)")
+    command.add_argument("--threshold", type=float, metavar="P", help="F1 too: a probability of at least P is present")
+    command.add_argument("--patient", metavar="COLUMN", help="whose film it is, in the truth: patients are resampled")
+    command.add_argument("--draws", type=int, default=10_000, help="bootstrap resamples (10000)")
     command.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (0)")
     command.add_argument("--json", action="store_true", help="one JSON object")
     command.set_defaults(command=score)

@@ -1,22 +1,29 @@
 """Truth and predictions of anyone's, in two CSV files, scored as a study's answers are.
 
-A row a film, a column `id`, and for each label of the set a column of 1, 0 or blank; other columns are passed over.
-Blank is unknown, in either file: such a film is left out of that label's counts and of no other's, and how many were
-left out is told, since a model that leaves its hard films blank would otherwise seem better than it is.
+One row per film, a column `id`, and one column per label.  The truth is 1, 0 or blank; the predictions are that, or
+probabilities from 0 to 1.  Cells are separated by commas, semicolons or tabs; TRUE and FALSE are 1 and 0.  Blanks
+around a cell, non-breaking ones too, do not count; otherwise ids and patients are compared as text, letter by letter.
+Blank is unknown, in either file: such a film is left out of that label's scores and of no other's, and the result says
+how many were left out, since a model that leaves its hard films blank would otherwise seem better than it is.
 """
 
 import csv
-from collections.abc import Collection
+import io
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from chexreason import score
-from chexreason.labels import LABEL_SETS
+from chexreason.labels import CHEXPERT14, LABEL_SETS
 
 ID = "id"
-STATES = {"": np.nan, "0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0}
+WORDS = {"true": "1", "false": "0"}
+MISSING = ("na", "n/a", "nan", "null", "none", "<na>", "#n/a")
+ABOUT = "film|image|path|patient|subject|study|series|dicom|view|frontal|ap|split|fold|follow|sex|gender|age|unnamed"
+"""A column whose name begins with one of these words says something about a film, and is scored only when asked for."""
 
 
 class ScoreError(ValueError):
@@ -24,83 +31,290 @@ class ScoreError(ValueError):
 
 
 def score_files(
-    truth: str | Path, predictions: str | Path, label_set: str, patient: str | None, draws: int, seed: int
+    truth: str | Path,
+    predictions: str | Path,
+    label_set: str | None = None,
+    patient: str | None = None,
+    draws: int = 10_000,
+    seed: int = 0,
+    labels: Sequence[str] | None = None,
+    threshold: float | None = None,
 ) -> dict:
     """Score the CSV file `predictions` against the CSV file `truth`; the result can be written as JSON.
 
+    The labels are those of `label_set` (a name in `labels.LABEL_SETS`), or `labels`, or else the columns that both
+    files have, those aside that say something about a film (`ABOUT`) or hold only text.
     `patient` is a column of `truth` that says whose film a row is: the bootstrap then draws patients, else films.
-    `labels` is a list with an object a label (the columns of `score.Scores.labels`), `overall` holds n (films), micro
-    and macro precision, recall and F1 with their 95 % intervals; what is undefined is None.
-    Raises ScoreError for an unknown label set, too few draws, and files that lack a column or a film, name one twice,
-    or hold anything but 1, 0 and blank.
+
+    Predictions of 1, 0 and blank give the scores of `score.score`, probabilities those of `score.score_probabilities`,
+    and with a `threshold`, the same for every label, both: a probability of at least `threshold` counts as 1.
+
+    `labels` is a list with one object per label (the columns of `score.Scores.labels`), `overall` holds n (films) and
+    the scores over all labels with their 95 % intervals; what is undefined is None, as are the bounds where there is no
+    interval.  `left_out` counts blank cells, `not_scored` names the columns of each file that were passed over, and
+    `notes` holds what must be known to read the scores.
+    Raises ScoreError for unknown labels, too few draws, and files that lack a column or a film, name one twice or in
+    two ways, hold other values, or mix labels and probabilities.
     """
-    if label_set not in LABEL_SETS:
-        raise ScoreError(f"unknown label set {label_set!r}; choose one of {', '.join(LABEL_SETS)}")
-    for name, value, least in (("draws", draws, 1), ("seed", seed, 0)):
-        if value < least:
-            raise ScoreError(f"{name} must be at least {least}, not {value}")
-    names = list(LABEL_SETS[label_set])
-    stated = _films(Path(truth), names, [patient] if patient else [])
-    given = _films(Path(predictions), names)
-    _refuse_missing(Path(predictions), stated.index.difference(given.index))
-    _refuse_missing(Path(truth), given.index.difference(stated.index))
-    known, answered = stated[names].astype(float), given.loc[stated.index, names].astype(float)
-    owner = stated[patient] if patient else stated.index.to_series()
-    scored = score.score(known.mask(answered.isna()), answered.eq(1.0), owner, draws, np.random.default_rng(seed))
-    return {
+    _refuse_options(label_set, labels, draws, seed, threshold)
+    files = Path(truth), Path(predictions)
+    stated, given = _films(files[0], [patient] if patient else []), _films(files[1])
+    _refuse_missing(files[1], stated[ID], given[ID])
+    _refuse_missing(files[0], given[ID], stated[ID])
+    names = list(LABEL_SETS[label_set]) if label_set else labels or _common(files, (stated, given), patient)
+    for file, rows in zip(files, (stated, given), strict=True):
+        _refuse_columns(file, rows, names)
+    if patient in names:
+        raise ScoreError(f"column {patient!r} cannot be both the patient and a label; leave it out of the labels")
+    known = _truth(files[0], stated[names])
+    answered, soft = _predictions(files[1], given[names])
+    answered = answered.set_index(given[ID]).loc[stated[ID]].set_axis(stated.index)
+    if threshold is not None and not soft:
+        raise ScoreError(f"{files[1]}: holds labels, not probabilities; leave out the threshold {threshold}")
+    owner, known_to_both = stated[patient or ID], known.mask(answered.isna())
+    parts = []
+    if soft:
+        parts.append(score.score_probabilities(known_to_both, answered, owner, draws, np.random.default_rng(seed)))
+    if not soft or threshold is not None:
+        hard = answered >= (threshold if soft else 1)
+        parts.append(score.score(known_to_both, hard, owner, draws, np.random.default_rng(seed)))
+    rows = [
+        {name: value for row in each for name, value in _nullable(row).items()}
+        for each in zip(*(part.labels.to_dict("records") for part in parts), strict=True)
+    ]
+    result = {
         "label_set": label_set,
-        "labels": [_nullable(row) for row in scored.labels.to_dict("records")],
-        "overall": _nullable(scored.overall),
+        "labels": rows,
+        "overall": {name: value for part in parts for name, value in _nullable(part.overall).items()},
         "left_out": {"truth": int(known.isna().sum().sum()), "predictions": int(answered.isna().sum().sum())},
         "draws": draws,
         "seed": seed,
+        "threshold": threshold,
         "clustered_by": patient or ID,
+        "patients": int(owner.nunique()),
+        "not_scored": {
+            kind: [name for name in table if name and name not in (ID, patient, *names)]
+            for kind, table in (("truth", stated), ("predictions", given))
+        },
     }
+    return result | {"notes": [*_interval_notes(result), *_patient_notes(files[0], stated, patient)]}
 
 
 def told(scored: dict) -> str:
     """What `score_files` returned, as a person reads it."""
-    overall, left_out = scored["overall"], scored["left_out"]
+    overall, left_out, one = scored["overall"], scored["left_out"], len(scored["labels"]) == 1
+    of = f" of {scored['patients']} patients" if scored["clustered_by"] != ID else ""
     lines = [
-        f"{overall['n']} films, {scored['label_set']}; 95 % intervals from {scored['draws']:,} samples, "
-        f"clustered by {scored['clustered_by']}",
-        "",
-        pd.DataFrame(scored["labels"], dtype=object).fillna("-").to_string(index=False, float_format="{:.3f}".format),
-        "",
-        *(f"{mean} {rate}: {_told(overall, f'{mean}_{rate}')}" for mean in ("micro", "macro") for rate in score.RATES),
-        "",
-        f"Blank, and left out of their label's counts: {left_out['truth']} in the truth, "
-        f"{left_out['predictions']} in the predictions.",
-        "A label without a positive film has no part in a macro mean, nor one never answered in macro precision.",
+        f"{overall['n']} films{of}, {len(scored['labels'])} label{'s' * (not one)} "
+        f"({scored['label_set'] or 'columns of both files'}); 95 % intervals from {scored['draws']:,} resamples, "
+        f"clustered by {scored['clustered_by']}"
     ]
-    return "\n".join(lines)
+    table = pd.DataFrame(scored["labels"], dtype=object)
+    if "auroc" in table:
+        lines += ["", _table(table, ["label", "support", "films", *score.AREAS])]
+    if scored["threshold"] is not None:
+        lines += ["", f"With a probability of at least {scored['threshold']:g} as present:"]
+    if "f1" in table:
+        rates = [*score.RATES, "specificity"]
+        lines += ["", _table(table, ["label", "support", *score.COUNTS, *rates])]
+    metrics = [name for name in overall if f"{name}_low" in overall and not (one and name[:6] in ("micro_", "macro_"))]
+    lines += ["", *(f"{name.replace('_', ' ')}: {_told(overall, name, 'undefined')}" for name in metrics)]
+    if "n_normal" in overall:
+        lines[-1] += f", of {overall['n_normal']} normal films"
+    lines += [
+        "",
+        f"Blank, and left out of their label's scores: {left_out['truth']} in the truth, "
+        f"{left_out['predictions']} in the predictions.",
+    ]
+    for kind, names in scored["not_scored"].items():
+        lines += [f"Not scored, in the {kind}: {', '.join(names)}."] if names else []
+    if not one:
+        lines.append(
+            "A macro mean is over the labels for which the score is defined, F1 over those with a positive film."
+        )
+    return "\n".join([*lines, *scored["notes"]])
 
 
-def _told(overall: dict, metric: str) -> str:
-    value, low, high = (overall[metric + end] for end in ("", "_low", "_high"))
-    return "undefined" if value is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
+def _table(table: pd.DataFrame, columns: list[str]) -> str:
+    rows = table.to_dict("records")
+    text = {
+        name: [_told(row, name, "-") if f"{name}_low" in table else _number(row[name]) for row in rows]
+        for name in columns
+    }
+    return pd.DataFrame(text).to_string(index=False)
 
 
-def _films(file: Path, labels: list[str], others: Collection[str] = ()) -> pd.DataFrame:
-    """The films of a CSV file, by id: `labels` as 1.0, 0.0 or NaN, and `others` as text without a gap."""
+def _number(value: float | str | None) -> str:
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _told(scores: dict, metric: str, undefined: str) -> str:
+    value, low, high = (scores[metric + end] for end in ("", "_low", "_high"))
+    if value is None:
+        return undefined
+    return f"{value:.3f} " + ("(no interval)" if low is None else f"({low:.3f} to {high:.3f})")
+
+
+def _interval_notes(result: dict) -> list[str]:
+    """Which scores have no interval, and which have one without width, and what that means."""
+    rows = {"": result["overall"]} | {f"{row['label']} ": row for row in result["labels"]}
+    found = [
+        (name + metric.replace("_", " "), row[f"{metric}_low"], row[f"{metric}_high"])
+        for name, row in rows.items()
+        for metric in row
+        if f"{metric}_low" in row and row[metric] is not None
+    ]
+    none = [name for name, low, _ in found if low is None]
+    flat = [name for name, low, high in found if low is not None and low == high]
+    notes = []
+    if none:
+        notes.append(f"No interval, since too few patients count in it (see chexreason.score): {_some(none)}.")
+    if flat:
+        told = "Every resample gives the same value, so the interval has no width, and other patients may give another"
+        notes.append(f"{told}: {_some(flat)}.")
+    return notes
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _patient_notes(file: Path, rows: pd.DataFrame, patient: str | None) -> list[str]:
+    """That films are resampled although the truth has a column of patients with several films."""
+    for name in rows:
+        if patient is None and name.casefold().startswith(("patient", "subject")) and rows[name].duplicated().any():
+            return [
+                f"Films were resampled, one by one. {file.name} has a column {name!r} in which names repeat: "
+                f"with --patient {name}, patients are resampled, and the intervals are as wide as they should be."
+            ]
+    return []
+
+
+def _refuse_options(label_set, labels, draws, seed, threshold) -> None:
+    if label_set is not None and label_set not in LABEL_SETS:
+        raise ScoreError(f"unknown label set {label_set!r}; choose one of {', '.join(LABEL_SETS)}")
+    if label_set is not None and labels is not None:
+        raise ScoreError("give a label set or labels, not both")
+    if labels is not None and (not labels or "" in labels or ID in labels or len(set(labels)) < len(labels)):
+        raise ScoreError(f"labels {', '.join(labels)!r}: give the names of columns, each of them once, and not {ID!r}")
+    if threshold is not None and not 0 < threshold <= 1:
+        raise ScoreError(f"threshold must be above 0 and at most 1, not {threshold}")
+    for name, value, least in (("draws", draws, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ScoreError(f"{name} must be at least {least}, not {value}")
+
+
+def _common(files: tuple[Path, Path], tables: tuple[pd.DataFrame, pd.DataFrame], patient: str | None) -> list[str]:
+    """The label columns that both files have, in the order of the truth."""
+    about = re.compile(rf"({ABOUT})(id|name|path)?(?![a-z])")
+    names = [[name for name in table if name not in ("", ID, patient)] for table in tables]
+    names = [[name for name in each if not about.match(name.casefold())] for each in names]
+    for name in set(names[0]).symmetric_difference(names[1]):
+        here = int(name in names[1])
+        for other in names[1 - here]:
+            if _plain(name) == _plain(other):
+                raise ScoreError(
+                    f"{files[here]}: column {name!r} is {other!r} in {files[1 - here]}; write one name in both files"
+                )
+    both = [
+        name
+        for name in names[0]
+        if name in names[1] and (name in CHEXPERT14 or not all(_only_text(table[name]) for table in tables))
+    ]
+    if not both:
+        there = "; ".join(f"{file} has {', '.join(table)}" for file, table in zip(files, tables, strict=True))
+        raise ScoreError(f"no label is a column of both files: {there}")
+    return both
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).casefold()
+
+
+def _only_text(cells: pd.DataFrame | pd.Series) -> bool:
+    """Whether no cell is blank, a number, or a word for one."""
+    if isinstance(cells, pd.DataFrame):  # two columns of one name: refused later
+        return False
+    return not (cells.eq("") | _numbers(cells).notna() | cells.str.lower().isin((*WORDS, *MISSING))).any()
+
+
+def _numbers(cells: pd.Series) -> pd.Series:
+    return pd.to_numeric(cells, errors="coerce").astype(float)
+
+
+def _words(cells: pd.Series) -> pd.Series:
+    return cells.str.lower().replace(WORDS)
+
+
+def _truth(file: Path, cells: pd.DataFrame) -> pd.DataFrame:
+    """Labels (films x labels) as 1.0, 0.0 or NaN."""
+    values = cells.apply(_words).apply(_numbers)
+    for name in cells:
+        right = "write 1 or 0, or nothing where unknown"
+        column, wrong = values[name], (cells[name] != "") & ~values[name].isin((0.0, 1.0))
+        if (wrong & column.eq(-1)).any():
+            right += "; -1 (uncertain) has no score: your uncertainty policy says which of the three it becomes"
+        elif (wrong & column.between(0, 1)).any():
+            right += "; the truth cannot be a probability: are the two files swapped?"
+        _refuse(file, name, cells.loc[wrong, name], right + _no_label(name))
+    return values
+
+
+def _no_label(name: str) -> str:
+    return "" if name in CHEXPERT14 else "; if this column is not a label, choose the labels with --labels"
+
+
+def _predictions(file: Path, cells: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
+    """Predictions (films x labels; NaN where blank), and whether they are probabilities."""
+    numbers = cells.apply(_numbers)
+    inner = (numbers > 0) & (numbers < 1)
+    soft = inner.any()
+    hard = [name for name in cells if not soft[name] and cells[name].ne("").any()]
+    numbers[hard] = cells[hard].apply(_words).apply(_numbers)
+    for name in cells:
+        outside = cells.loc[(cells[name] != "") & ~numbers[name].between(0, 1), name]
+        right = "write 1 or 0, or a probability from 0 to 1 (70 % is 0.7), or nothing where unknown"
+        _refuse(file, name, outside, right + _no_label(name))
+    if soft.any() and hard:
+        name = soft.idxmax()
+        right = (
+            "write 1 or 0 in all columns or probabilities in all columns, or choose with --labels; only 1 and 0 are in "
+        )
+        _refuse(file, name, cells.loc[inner[name], name], right + ", ".join(hard))
+    return numbers, bool(soft.any())
+
+
+def _films(file: Path, others: Collection[str] = ()) -> pd.DataFrame:
+    """The cells of a CSV file as text, by id; ids and `others` name something, and each thing in one way."""
     rows = _rows(file)
-    for name in (ID, *labels, *others):
-        if list(rows).count(name) != 1:
-            fault = "two columns" if name in rows else "no column"
-            raise ScoreError(f"{file}: {fault} {name!r}; there are {', '.join(rows)}")
+    _refuse_columns(file, rows, [ID, *others])
     for name in (ID, *others):
-        _refuse(file, name, rows.loc[rows[name] == "", name], "every film needs one")
+        cells = rows[name]
+        _refuse(file, name, cells[cells == ""], "every film needs one")
+        _refuse(file, name, cells[cells.str.lower().isin(MISSING)], "this is a word for a missing value; give the name")
+        _refuse(file, name, cells[~cells.map(str.isprintable)], "an invisible character is in this name; remove it")
     _refuse(file, ID, rows.loc[rows[ID].duplicated(), ID], "this film stands in a row above")
-    for name in labels:
-        _refuse(file, name, rows.loc[~rows[name].isin(list(STATES)), name], "write 1 or 0, or nothing where unknown")
-    return rows.assign(**{name: rows[name].map(STATES) for name in labels}).set_index(ID, drop=False)
+    for name in (ID, *others):
+        names = rows[name].drop_duplicates()
+        again = names[_as_number(names).duplicated()]
+        _refuse(
+            file, name, again, "a row above has the same number written otherwise (007, 7 or 7.0); write it one way"
+        )
+    return rows
+
+
+def _as_number(names: pd.Series) -> pd.Series:
+    """Names, those that are whole numbers without leading zeros and without .0 at the end."""
+    return names.str.replace(r"^0*(\d+?)(?:\.0*)?$", r"\1", regex=True)
 
 
 def _rows(file: Path) -> pd.DataFrame:
     """The cells of a CSV file as text, without blank rows, by row number; the heading is row 1."""
     try:
-        with open(file, encoding="utf-8-sig", newline="") as lines:
-            rows = {number: [cell.strip() for cell in row] for number, row in enumerate(csv.reader(lines), 1)}
+        text = file.read_bytes().decode("utf-8-sig")
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)
+        cells = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        rows = {number: [cell.strip() for cell in row] for number, row in enumerate(cells, 1)}
     except (UnicodeDecodeError, csv.Error) as error:
         raise ScoreError(f"{file}: cannot be read as CSV in UTF-8: {error}") from None
     heading = rows.pop(1, [])
@@ -109,8 +323,21 @@ def _rows(file: Path) -> pd.DataFrame:
         raise ScoreError(f"{file}: holds no film; it needs a heading ({ID}, then the labels) and a row a film")
     for number, row in rows.items():
         if len(row) != len(heading):
-            raise ScoreError(f"{file}, row {number}: {len(row)} cells, and the heading has {len(heading)}")
+            right = "write an equal number"
+            if all(len(row) == len(heading) + 1 for row in rows.values()):
+                right = (
+                    "the heading lacks the name of a column (R's write.table does so; use write.csv, row.names = FALSE)"
+                )
+            raise ScoreError(f"{file}, row {number}: {len(row)} cells, and the heading has {len(heading)}; {right}")
     return pd.DataFrame(rows.values(), index=list(rows), columns=heading)
+
+
+def _refuse_columns(file: Path, rows: pd.DataFrame, names: Collection[str]) -> None:
+    """Raises ScoreError where a column of `names` is not in the file, or is there twice."""
+    for name in names:
+        if list(rows).count(name) != 1:
+            fault = "two columns" if name in rows else "no column"
+            raise ScoreError(f"{file}: {fault} {name!r}; there are {', '.join(rows)}")
 
 
 def _refuse(file: Path, column: str, wrong: pd.Series, right: str) -> None:
@@ -119,11 +346,14 @@ def _refuse(file: Path, column: str, wrong: pd.Series, right: str) -> None:
         raise ScoreError(f"{file}, row {wrong.index[0]}, column {column}: {wrong.iloc[0]!r}; {right}")
 
 
-def _refuse_missing(file: Path, films: pd.Index) -> None:
-    """Raises ScoreError where `file` lacks `films` that the other file has."""
-    if len(films):
+def _refuse_missing(file: Path, films: pd.Series, there: pd.Series) -> None:
+    """Raises ScoreError where `file`, whose films are `there`, lacks some of the `films` of the other file."""
+    films = sorted(set(films) - set(there))
+    if films:
         more = f" and {len(films) - 3} more" if len(films) > 3 else ""
-        raise ScoreError(f"{file}: no row for {', '.join(map(repr, films[:3]))}{more}, which the other file has")
+        alike = _as_number(pd.Series(films)).isin(_as_number(there)).any()
+        hint = "; ids are compared as text, so 007, 7 and 7.0 differ: write them alike in both files" if alike else ""
+        raise ScoreError(f"{file}: no row for {', '.join(map(repr, films[:3]))}{more}, which the other file has{hint}")
 
 
 def _nullable(row: dict) -> dict:
