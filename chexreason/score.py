@@ -129,10 +129,11 @@ def false_alarms(truth: pd.DataFrame, given: pd.DataFrame) -> pd.Series:
     as absent, so a true Support Devices on a film without a finding is none.  Their mean is the false-alarm rate; it is
     NaN where no film is normal, and for the label No Finding alone.
     """
-    findings = [name for name in truth if name != NO_FINDING]
-    normal = truth[NO_FINDING].eq(1) if NO_FINDING in truth else truth.eq(0).all(axis=1)
-    alarm = (given[findings].astype(bool) & truth[findings].eq(0)).any(axis=1)
-    return alarm.astype(float).where(normal & truth.notna().all(axis=1) & bool(findings))
+    states, finding = truth.to_numpy(float), truth.columns != NO_FINDING
+    normal = (states == 0).all(axis=1) if finding.all() else (states[:, ~finding] == 1).all(axis=1)
+    normal &= ~np.isnan(states).any(axis=1) & finding.any()
+    alarm = (given.to_numpy(bool) & (states == 0))[:, finding].any(axis=1)
+    return pd.Series(np.where(normal, alarm, np.nan), index=truth.index)
 
 
 def resample(sums: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
@@ -209,8 +210,7 @@ def _scores(table: pd.DataFrame, n: dict[str, int], plain: dict, samples: dict, 
     overall = dict(n)
     for name, value in plain.items():
         if value.ndim == 2:
-            bounds = interval(samples[name])
-            table = table.assign(**{name: value[0], f"{name}_low": bounds[0], f"{name}_high": bounds[1]})
+            table[[name, f"{name}_low", f"{name}_high"]] = np.column_stack([value[0], *interval(samples[name])])
         else:
             overall |= with_interval(name, value[0], samples[name])
     return Scores(table, overall, pd.DataFrame({name: values for name, values in samples.items() if values.ndim == 1}))
@@ -276,7 +276,8 @@ def score_probabilities(
     contributors = {"auroc": np.minimum(positive, negative), "auprc": positive}
     contributors |= {f"macro_{name}": count.max() for name, count in contributors.items()}
     table = pd.DataFrame({"label": list(truth), "support": states.eq(1).sum().to_numpy()})
-    return _scores(table.assign(films=states.notna().sum().to_numpy()), {"n": len(truth)}, plain, samples, contributors)
+    table["films"] = states.notna().sum().to_numpy()
+    return _scores(table, {"n": len(truth)}, plain, samples, contributors)
 
 
 def _ranked(truth: np.ndarray, probability: np.ndarray, owner: np.ndarray) -> list:
