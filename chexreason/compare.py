@@ -338,6 +338,7 @@ def _macro(study, judged: Judged, dataset: str, label_set: str) -> dict[str, flo
 
 RESULT = ("model", "seed", "dataset", "label_set", "n", "micro_f1", "macro_f1", "macro_f1_low", "macro_f1_high")
 RESULT += ("fail_rate", "params_hash", "phantom", "refusal_rate", "protocol")
+RESULT += tuple(name + end for name in ("macro_specificity", "false_alarm_rate") for end in ("", "_low", "_high"))
 
 
 def results(study) -> list[dict]:
@@ -363,7 +364,7 @@ def gains(paired: pd.DataFrame) -> pd.DataFrame:
 def changes(gains: pd.DataFrame) -> pd.DataFrame:
     """Rows of `gains` to be read: dataset, model, seed, change with its interval, and the verdict."""
     rows = [
-        (row.dataset, row.second, row.seed, f"{row.difference:+.2f} ({row.low:+.2f} to {row.high:+.2f})", said)
+        (row.dataset, row.second, row.seed, f"{row.difference:+.2f} ({_bounds(row.low, row.high, '+.2f')})", said)
         for row in gains.itertuples()
         for said in [score.verdict(row.low, row.high)]
     ]
@@ -388,11 +389,16 @@ def found(paired: pd.DataFrame) -> list[str]:
 def _sentence(row) -> str:
     said, metric = score.verdict(row.low, row.high), row.metric.replace("_f1", "-F1")
     where = f"On {row.dataset} ({row.label_set}), seed {row.seed}"
-    bounds = f"95 % interval {row.low:+.3f} to {row.high:+.3f}"
+    bounds = _bounds(row.low, row.high, "+.3f", "95 % interval ")
     if said == "cannot be told apart":
         return f"{where}, {row.second} and {row.first} {said}: {row.difference:+.3f} {metric} ({bounds})."
     against = {"gained": "over", "lost": "against"}[said]
     return f"{where}, {row.second} {said} {abs(row.difference):.3f} {metric} {against} {row.first} ({bounds})."
+
+
+def _bounds(low: float, high: float, form: str, name: str = "") -> str:
+    """The ends of an interval as text; NaN where too few patients give one (see `score`)."""
+    return "no interval: too few patients" if np.isnan(low) else f"{name}{low:{form}} to {high:{form}}"
 
 
 def without_positive(scores: pd.DataFrame) -> str:
@@ -453,7 +459,11 @@ def notes(study) -> list[str]:
 
 def sensitivity_table(table: pd.DataFrame) -> pd.DataFrame:
     """The `sensitivity` record to be read: a row a checkpoint and test set, a column a policy, macro-F1 (interval)."""
-    told = [f"{row.macro_f1:.2f} ({row.macro_f1_low:.2f}–{row.macro_f1_high:.2f})" for row in table.itertuples()]
+    told = [
+        f"{row.macro_f1:.2f}"
+        + ("" if np.isnan(row.macro_f1_low) else f" ({row.macro_f1_low:.2f}–{row.macro_f1_high:.2f})")
+        for row in table.itertuples()
+    ]
     column = table["policy"] + table["closed"].map({False: "", True: ", closed"})
     rows = table.assign(told=told, column=column).set_index(["model", "seed", "dataset", "label_set", "column"])["told"]
     return rows.unstack(sort=False).rename_axis(columns=None).reset_index()
@@ -495,7 +505,7 @@ def travelled(travel: pd.DataFrame) -> list[str]:
 def _journey(row) -> str:
     verdict = score.verdict(row.change_low, row.change_high)
     said = {"gained": "a gain", "lost": "a loss"}.get(verdict, "which cannot be told from no change")
-    share = f"{row.relative:+.0%}, 95 % interval {row.relative_low:+.0%} to {row.relative_high:+.0%}"
+    share = f"{row.relative:+.0%}, {_bounds(row.relative_low, row.relative_high, '+.0%', '95 % interval ')}"
     return (
         f"{row.model}, seed {row.seed}, from {row.near} to {row.far}: macro-F1 {row.near_macro_f1:.3f} to "
         f"{row.far_macro_f1:.3f} ({'from nothing' if np.isnan(row.relative) else share}), {said}."
@@ -512,7 +522,7 @@ def _lost(row) -> str:
     said = {"gained": "travels better than", "lost": "loses more than"}.get(word, "cannot be told apart from")
     return (
         f"From {row.near} to {row.far}, {row.second} (seed {row.seed}) {said} {row.first}: "
-        f"{row.difference:+.3f} macro-F1 (95 % interval {row.low:+.3f} to {row.high:+.3f})."
+        f"{row.difference:+.3f} macro-F1 ({_bounds(row.low, row.high, '+.3f', '95 % interval ')})."
     )
 
 

@@ -68,7 +68,12 @@ def compact(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def estimate_text(value: float, low: float, high: float, *, sign: str = "") -> str:
-    """A value and its interval as text, the interval kept on one line; `sign` is "+" where gains are to show theirs."""
+    """A value and its interval as text, the interval kept on one line; `sign` is "+" where gains are to show theirs.
+
+    A value without an interval (NaN: too few patients, see `score`) is followed by a remark.
+    """
+    if np.isnan(low):
+        return f"{value:{sign}.3f} (no\u00a0interval)"
     return f"{value:{sign}.3f} ({low:{sign}.3f}\u00a0to\u00a0{high:{sign}.3f})"
 
 

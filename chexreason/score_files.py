@@ -26,6 +26,10 @@ ABOUT = "film|image|path|patient|subject|study|series|dicom|view|frontal|ap|spli
 """A column whose name begins with one of these words says something about a film, and is scored only when asked for."""
 
 
+FEW = 20
+"""With fewer patients the percentile interval is too narrow: the notes say so."""
+
+
 class ScoreError(ValueError):
     """Two files cannot be scored; the message names the file, the row, the column and the value."""
 
@@ -167,6 +171,9 @@ def _interval_notes(result: dict) -> list[str]:
     none = [name for name, low, _ in found if low is None]
     flat = [name for name, low, high in found if low is not None and low == high]
     notes = []
+    if 1 < result["patients"] < FEW:
+        kind = "films" if result["clustered_by"] == ID else "patients"
+        notes.append(f"The intervals rest on {result['patients']} {kind}: with fewer than {FEW}, they are too narrow.")
     if none:
         notes.append(f"No interval, since too few patients count in it (see chexreason.score): {_some(none)}.")
     if flat:
