@@ -7,11 +7,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from chexreason import compare, params, records, score
+from chexreason import compare, figures, params, records, score
 from chexreason.labels import CHEXPERT14, LABEL_SETS, NIH9, NIH10, POLICIES
 
 RESULT_KEYS = ["model", "seed", "dataset", "label_set", "n", "micro_f1", "macro_f1", "macro_f1_low", "macro_f1_high"]
 RESULT_KEYS += ["fail_rate", "params_hash", "phantom", "refusal_rate", "protocol"]
+RESULT_KEYS += ["macro_specificity", "macro_specificity_low", "macro_specificity_high"]
+RESULT_KEYS += ["false_alarm_rate", "false_alarm_rate_low", "false_alarm_rate_high"]
 
 
 def rng(seed=0):
@@ -163,6 +165,48 @@ def test_a_label_the_hospital_does_not_have_is_in_no_score(compared):
     settled = compare.settled_films(study)
     assert settled.loc[settled["dataset"] == "c-test", "Lung Opacity"].isna().all()
     assert settled.loc[settled["dataset"] == "b-test", list(CHEXPERT14)].isin([0, 1]).all(axis=None)
+
+
+def test_specificity_and_false_alarms_stand_beside_f1(study):
+    from sklearn.metrics import recall_score
+
+    path = compare.answers_path(study, "medgemma", "untuned", 0)
+    answers = records.load(path).query("dataset == 'b-test'").assign(failed=False)
+    answers["labels"] = [["No Finding"] if k % 3 else ["Edema", "Cardiomegaly"] for k in range(len(answers))]
+    films = compare.settled_films(study)
+    labels, overall, _ = compare.score_answers(study, films, answers, "b-test", "shared9")
+    truth = films.loc[answers["film"]]
+    for row in labels.itertuples():
+        given = [row.label in labels for labels in answers["labels"]]
+        assert row.specificity == pytest.approx(recall_score(truth[row.label] == 1, given, pos_label=0))
+        assert row.specificity_low <= row.specificity <= row.specificity_high
+    assert overall["macro_specificity"] == pytest.approx(labels["specificity"].mean())
+    alarms = (np.arange(60) % 3 == 0) & (truth[["Edema", "Cardiomegaly"]] == 0).any(axis=1)
+    normal = truth["No Finding"] == 1
+    assert overall["n_normal"] == normal.sum() > 10
+    assert overall["false_alarm_rate"] == pytest.approx(alarms[normal].mean())
+    assert overall["false_alarm_rate_low"] < overall["false_alarm_rate"] < overall["false_alarm_rate_high"]
+
+
+def test_the_records_hold_specificity_and_false_alarms_with_intervals(compared):
+    _, tables = compared
+    sft, untuned = (tables["overall"].query(f"model.str.contains('/{name}')") for name in ("sft/", "untuned"))
+    ends = [f"{name}{end}" for name in ("macro_specificity", "false_alarm_rate") for end in ("", "_low", "_high")]
+    assert (sft[ends[:3]] == 1).all(axis=None) and (untuned[ends[:3]] == 1).all(axis=None)  # no answer is wrong
+    assert (sft.loc[sft["n_normal"] > 1, ends[3]] == 0).all() and {"n_normal", *ends} <= set(tables["overall"])
+    assert (tables["scores"]["specificity"] == 1).all() and {"specificity_low", "specificity_high"} <= set(
+        tables["scores"]
+    )
+
+
+def test_a_difference_without_an_interval_is_told_as_such():
+    row = {"dataset": "b", "label_set": "shared9", "seed": 0, "first": "m/untuned", "second": "m/sft/x"}
+    row |= {"metric": "macro_f1", "difference": 0.1, "low": np.nan, "high": np.nan, "step": "untuned → sft/x"}
+    rows = pd.DataFrame([row])
+    (sentence,) = compare.found(rows)
+    assert "cannot be told apart: +0.100 macro-F1 (no interval: too few patients)." in sentence
+    assert compare.changes(rows).loc[0, "change"] == "+0.10 (no interval: too few patients)"
+    assert figures.estimate_text(0.5, np.nan, np.nan) == "0.500 (no\u00a0interval)"
 
 
 def test_paired_rows_are_the_steps_of_training(compared):

@@ -35,12 +35,14 @@ def test_a_case_worked_by_hand():
         [2, 1, 0, 1, 1],  # the third film is unknown, and its answer counts nowhere
         [0, 0, 1, 0, 3],
     ]
-    expected = [[1 / 2, 1 / 2, 1 / 2], [1, 1 / 2, 2 / 3], [0, NAN, NAN]]
-    np.testing.assert_allclose(labels[["precision", "recall", "f1"]], expected, atol=1e-15)
+    expected = [[1 / 2, 1 / 2, 1 / 2, 1 / 2], [1, 1 / 2, 2 / 3, 1], [0, NAN, NAN, 3 / 4]]
+    np.testing.assert_allclose(labels[["precision", "recall", "f1", "specificity"]], expected, atol=1e-15)
     overall = result.overall
     assert overall["n"] == 4
     assert [overall[f"micro_{rate}"] for rate in score.RATES] == pytest.approx([2 / 4, 2 / 4, 2 / 4])
     assert [overall[f"macro_{rate}"] for rate in score.RATES] == pytest.approx([3 / 4, 1 / 2, 7 / 12])
+    assert overall["macro_specificity"] == pytest.approx(3 / 4)  # of all three labels: each has a negative film
+    assert overall["n_normal"] == 0 and np.isnan(overall["false_alarm_rate"])  # no film shows none of the three
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -104,6 +106,39 @@ def test_tables_that_do_not_line_up_are_refused():
         scored(HAND_TRUTH, HAND_GIVEN, patients=["p", "q", "r"])
     with pytest.raises(ValueError, match="no film or no label"):
         scored(HAND_TRUTH.iloc[:0], HAND_GIVEN.iloc[:0], patients=[])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_specificity_agrees_with_scikit_learn(seed):
+    from sklearn.metrics import recall_score
+
+    truth = (rng(seed).random((90, 4)) < 0.4).astype(float)
+    truth[:, 0] = seed % 2  # without a positive, or without a negative
+    given = rng(seed + 50).random((90, 4)) < 0.3
+    result = scored(table(truth), table(given))
+    theirs = [recall_score(truth[:, k], given[:, k], pos_label=0, zero_division=np.nan) for k in range(4)]
+    np.testing.assert_allclose(result.labels["specificity"], theirs, rtol=0, atol=1e-12)
+    assert result.overall["macro_specificity"] == pytest.approx(np.nanmean(theirs), abs=1e-12)
+
+
+def test_a_false_alarm_is_a_finding_answered_on_a_normal_film():
+    names = ["No Finding", "Edema", "Support Devices"]
+    truth = [[1, 0, 0], [1, 0, 0], [1, 0, 1], [1, 0, 0], [0, 0, 0], [0, 1, 0], [1, NAN, 0], [NAN, 0, 0]]
+    given = [[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0], [0, 1, 0], [0, 1, 1], [0, 1, 0], [0, 1, 0]]
+    alarms = score.false_alarms(table(truth, names), table(given, names).astype(bool))
+    # a device that is there is no alarm; not normal: no "No Finding", a finding, an unknown label
+    np.testing.assert_array_equal(alarms, [0, 1, 0, 0, NAN, NAN, NAN, NAN])
+    overall = scored(table(truth, names), table(given, names).astype(bool)).overall
+    assert overall["n_normal"] == 4 and overall["false_alarm_rate"] == 1 / 4
+    assert overall["false_alarm_rate_low"] == 0 < overall["false_alarm_rate_high"]
+
+
+def test_without_the_label_no_finding_a_normal_film_shows_no_label():
+    truth, given = table([[0, 0], [0, 0], [1, 0], [NAN, 0]], ["A", "B"]), table([[1, 0], [0, 0], [1, 1], [1, 1]])
+    alarms = score.false_alarms(truth, given.set_axis(["A", "B"], axis=1))
+    np.testing.assert_array_equal(alarms, [1, 0, NAN, NAN])
+    alone = table([[1.0], [0.0]], ["No Finding"])
+    assert score.false_alarms(alone, alone).isna().all()  # there is no finding to answer
 
 
 # --- bootstrap -------------------------------------------------------------------------------------------------------
@@ -193,6 +228,121 @@ def test_the_order_of_films_does_not_matter():
     one = score.score(truth, given, patients, 40, rng(5))
     other = score.score(truth.iloc[order], given.iloc[order], patients.iloc[order], 40, rng(5))
     assert one.overall == other.overall
+
+
+def test_one_patient_has_no_interval_however_many_films():
+    truth = table(rng(1).random((50, 2)) < 0.4, ["A", "B"]).astype(float)
+    given = table(rng(2).random((50, 2)) < 0.4, ["A", "B"])
+    one, other = (
+        scored(truth, each, ["p"] * 50, means=table({"reward": rng(3).random(50)})) for each in (given, ~given)
+    )
+    ends = [f"{metric}{end}" for metric in one.samples for end in ("_low", "_high")]
+    assert np.isnan([one.overall[end] for end in ends]).all()
+    assert one.labels[["f1_low", "f1_high", "specificity_low", "specificity_high"]].isna().all(axis=None)
+    rows = score.difference(one, other)
+    assert rows["difference"].notna().all() and rows[["low", "high"]].isna().all(axis=None)
+    assert score.verdict(*rows.loc[0, ["low", "high"]]) == "cannot be told apart"
+
+
+def test_a_score_that_rests_on_one_patient_has_no_interval():
+    """F1 rests on patients with a positive film: A has one, B two; specificity: B has one with a negative film."""
+    truth = table([[1, 1, 1], [1, 1, 1], [0, 1, 0], [0, 0, 1]], ["A", "B", "C"]).astype(float)
+    given = table([[1, 1, 1], [0, 0, 0], [0, 1, 0], [1, 0, 0]], ["A", "B", "C"]).astype(bool)
+    result = scored(truth, given, ["p", "p", "q", "r"])
+    labels = result.labels.set_index("label")
+    assert labels["f1_low"].isna().tolist() == [True, False, False]
+    assert labels["specificity_low"].isna().tolist() == [False, True, True]
+    assert not np.isnan(result.overall["macro_f1_low"])  # B and C have one
+    assert np.isnan(scored(truth[["A"]], given[["A"]], ["p", "p", "q", "r"]).overall["macro_f1_low"])
+    assert np.isnan(scored(truth[["C"]], given[["C"]], ["p", "p", "q", "r"]).overall["micro_precision_low"])
+
+
+def test_a_metric_undefined_in_most_resamples_has_no_interval():
+    values = np.arange(100.0)
+    assert score.interval(np.where(values < 50, np.nan, values)).tolist() == pytest.approx([51.225, 97.775])
+    assert np.isnan(score.interval(np.where(values < 51, np.nan, values))).all()
+
+
+def test_a_model_without_an_error_has_an_interval_without_width():
+    overall = scored(HAND_TRUTH, HAND_TRUTH.eq(1)).overall
+    assert (overall["macro_f1"], overall["macro_f1_low"], overall["macro_f1_high"]) == (1, 1, 1)
+
+
+def test_a_film_without_a_patient_is_refused():
+    with pytest.raises(ValueError, match="film 2 has no patient"):
+        scored(HAND_TRUTH, HAND_GIVEN, ["p", "q", None, "r"])
+
+
+# --- probabilities ---------------------------------------------------------------------------------------------------
+
+
+def areas(truth, probability, weights=None):
+    """scikit-learn's AUROC and AUPRC of one label, NaN where it has none."""
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    weights = np.ones(len(truth)) if weights is None else weights
+    known = ~np.isnan(truth) & ~np.isnan(probability) & (weights > 0)
+    films = {"y_true": truth[known], "y_score": probability[known], "sample_weight": weights[known]}
+    there = set(truth[known])
+    return (
+        roc_auc_score(**films) if there == {0.0, 1.0} else NAN,
+        average_precision_score(**films) if 1.0 in there else NAN,
+    )
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_auroc_and_auprc_agree_with_scikit_learn_in_every_resample(seed):
+    random, films = rng(seed), 30 + 10 * seed
+    truth = np.where(random.random((films, 3)) < 0.1, NAN, random.random((films, 3)) < 0.3)
+    probability = random.random((films, 3)).round(1 + seed % 3)  # of one digit: many are tied
+    probability[random.random(probability.shape) < 0.05] = NAN
+    patients = random.integers(films // 3, size=films)
+    result = score.score_probabilities(table(truth), table(probability), pd.Series(patients), 15, rng(seed))
+    plain = [areas(truth[:, k], probability[:, k]) for k in range(3)]
+    np.testing.assert_allclose(result.labels[["auroc", "auprc"]], plain, rtol=0, atol=1e-12)
+    names, codes = np.unique(patients, return_inverse=True)
+    for draw, sample in zip(
+        rng(seed).integers(len(names), size=(15, len(names))), result.samples.to_numpy(), strict=True
+    ):
+        weights = np.bincount(draw, minlength=len(names))[codes]
+        theirs = np.nanmean([areas(truth[:, k], probability[:, k], weights) for k in range(3)], axis=0)
+        np.testing.assert_allclose(sample, theirs, rtol=0, atol=1e-12)
+    known = ~np.isnan(truth) & ~np.isnan(probability)
+    assert result.labels["films"].tolist() == known.sum(axis=0).tolist()
+    assert result.labels["support"].tolist() == (known & (truth == 1)).sum(axis=0).tolist()
+
+
+def test_areas_worked_by_hand(recwarn):
+    truth = table([[1, 1, 0, NAN], [1, 0, 0, NAN], [0, 1, 0, NAN], [0, 0, 0, NAN]], ["A", "B", "none", "unknown"])
+    probability = table(
+        [[0.9, 0.5, 0.1, 0.1], [0.8, 0.5, 0.2, 0.2], [0.2, 0.5, 0.3, 0.3], [0.1, 0.5, 0.4, 0.4]], list(truth)
+    )
+    result = score.score_probabilities(truth, probability, pd.Series(range(4)), 200, rng())
+    np.testing.assert_array_equal(result.labels["auroc"], [1, 1 / 2, NAN, NAN])
+    np.testing.assert_array_equal(result.labels["auprc"], [1, 1 / 2, NAN, NAN])
+    assert (result.overall["macro_auroc"], result.overall["macro_auprc"]) == (3 / 4, 3 / 4)
+    reverse = score.score_probabilities(truth, 1 - probability, pd.Series(range(4)), 2, rng())
+    assert reverse.labels["auroc"].tolist()[:2] == [0, 1 / 2]
+    assert not recwarn.list
+
+
+def test_an_interval_of_auroc_needs_two_patients_of_either_kind():
+    truth, probability = table({"A": [1.0, 1, 0, 0]}), table({"A": [0.9, 0.3, 0.4, 0.1]})
+    low = [
+        score.score_probabilities(truth, probability, pd.Series(list(owner)), 100, rng()).labels.iloc[0]
+        for owner in ("pqrs", "ppqr", "pqrr", "pppp")
+    ]
+    assert [np.isnan(row["auroc_low"]) for row in low] == [False, True, True, True]
+    assert [np.isnan(row["auprc_low"]) for row in low] == [False, True, False, True]
+
+
+def test_resamples_of_auroc_do_not_depend_on_how_many_are_held_at_once(monkeypatch):
+    truth, probability = table(rng(1).random((60, 2)) < 0.3).astype(float), table(rng(2).random((60, 2)))
+    patients = pd.Series(rng(3).integers(20, size=60))
+    whole = score.score_probabilities(truth, probability, patients, 101, rng(4))
+    monkeypatch.setattr(score, "_CELLS", 300)
+    again = score.score_probabilities(truth, probability, patients, 101, rng(4))
+    pd.testing.assert_frame_equal(whole.samples, again.samples, check_exact=True)
 
 
 # --- between data sets, and label by label ---------------------------------------------------------------------------
