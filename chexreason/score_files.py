@@ -216,13 +216,11 @@ def _common(files: tuple[Path, Path], tables: tuple[pd.DataFrame, pd.DataFrame],
     about = re.compile(rf"({ABOUT})(id|name|path)?(?![a-z])")
     names = [[name for name in table if name not in ("", ID, patient)] for table in tables]
     names = [[name for name in each if not about.match(name.casefold())] for each in names]
-    for name in set(names[0]).symmetric_difference(names[1]):
-        here = int(name in names[1])
-        for other in names[1 - here]:
-            if _plain(name) == _plain(other):
-                raise ScoreError(
-                    f"{files[here]}: column {name!r} is {other!r} in {files[1 - here]}; write one name in both files"
-                )
+    spellings = {_plain(name): name for name in names[1] if name not in names[0]}
+    for name in names[0]:
+        other = spellings.get(_plain(name))
+        if other and name not in names[1]:
+            raise ScoreError(f"{files[1]}: column {other!r} is {name!r} in {files[0]}; write one name in both files")
     both = [
         name
         for name in names[0]
