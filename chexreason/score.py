@@ -36,7 +36,8 @@ AREAS = ("auroc", "auprc")
 PAIRED = ("macro_f1", "micro_f1", "reward")
 """The metrics whose differences between two models are reported."""
 
-NO_FINDING = "No Finding"
+NORMAL = ("nofinding", "nofindings", "normal")
+"""What the label of a normal film is called, in small letters without blanks; every other label is a finding."""
 
 _CELLS = 2_000_000  # weights held at once, draws x patients: 16 MB as float64, small enough to stay near the processor
 
@@ -129,7 +130,8 @@ def false_alarms(truth: pd.DataFrame, given: pd.DataFrame) -> pd.Series:
     as absent, so a true Support Devices on a film without a finding is none.  Their mean is the false-alarm rate; it is
     NaN where no film is normal, and for the label No Finding alone.
     """
-    states, finding = truth.to_numpy(float), truth.columns != NO_FINDING
+    names = truth.columns.astype("str").str.casefold().str.replace(r"[\W_]", "", regex=True)
+    states, finding = truth.to_numpy(float), ~names.isin(NORMAL)
     normal = (states == 0).all(axis=1) if finding.all() else (states[:, ~finding] == 1).all(axis=1)
     normal &= ~np.isnan(states).any(axis=1) & finding.any()
     alarm = (given.to_numpy(bool) & (states == 0))[:, finding].any(axis=1)

@@ -10,6 +10,7 @@ how many were left out, since a model that leaves its hard films blank would oth
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def score_files(
             for kind, table in (("truth", stated), ("predictions", given))
         },
     }
-    return result | {"notes": [*_interval_notes(result), *_patient_notes(files[0], stated, patient)]}
+    return result | {"notes": _notes(result, [] if patient else _patient_columns(stated))}
 
 
 def told(scored: dict) -> str:
@@ -140,12 +141,11 @@ def told(scored: dict) -> str:
 
 
 def _table(table: pd.DataFrame, columns: list[str]) -> str:
-    rows = table.to_dict("records")
-    text = {
-        name: [_told(row, name, "-") if f"{name}_low" in table else _number(row[name]) for row in rows]
-        for name in columns
-    }
-    return pd.DataFrame(text).to_string(index=False)
+    rows = [
+        {name: _told(row, name, "-") if f"{name}_low" in row else _number(row[name]) for name in columns}
+        for row in table.to_dict("records")
+    ]
+    return pd.DataFrame(rows).to_string(index=False)
 
 
 def _number(value: float | str | None) -> str:
@@ -159,42 +159,38 @@ def _told(scores: dict, metric: str, undefined: str) -> str:
     return f"{value:.3f} " + ("(no interval)" if low is None else f"({low:.3f} to {high:.3f})")
 
 
-def _interval_notes(result: dict) -> list[str]:
-    """Which scores have no interval, and which have one without width, and what that means."""
-    rows = {"": result["overall"]} | {f"{row['label']} ": row for row in result["labels"]}
-    found = [
-        (name + metric.replace("_", " "), row[f"{metric}_low"], row[f"{metric}_high"])
-        for name, row in rows.items()
-        for metric in row
-        if f"{metric}_low" in row and row[metric] is not None
-    ]
-    none = [name for name, low, _ in found if low is None]
-    flat = [name for name, low, high in found if low is not None and low == high]
-    notes = []
-    if 1 < result["patients"] < FEW:
-        kind = "films" if result["clustered_by"] == ID else "patients"
-        notes.append(f"The intervals rest on {result['patients']} {kind}: with fewer than {FEW}, they are too narrow.")
-    if none:
-        notes.append(f"No interval, since too few patients count in it (see chexreason.score): {_some(none)}.")
-    if flat:
-        told = "Every resample gives the same value, so the interval has no width, and other patients may give another"
-        notes.append(f"{told}: {_some(flat)}.")
-    return notes
+def _notes(result: dict, patient_columns: list[str]) -> list[str]:
+    """What must be known of the intervals: which are missing, without width, rough or too narrow."""
+    places = {"": result["overall"]} | {f"{row['label']} ": row for row in result["labels"]}
+    bounds = {
+        place + metric.replace("_", " "): (row[f"{metric}_low"], row[f"{metric}_high"])
+        for place, row in places.items()
+        for metric, value in row.items()
+        if f"{metric}_low" in row and value is not None
+    }
+    none = [name for name, (low, _) in bounds.items() if low is None]
+    flat = [name for name, (low, high) in bounds.items() if low is not None and low == high]
+    owners, draws = f"{result['patients']} {'patients' if result['clustered_by'] != ID else 'films'}", result["draws"]
+    notes = {
+        f"No interval, since too few patients count in it (see chexreason.score): {_some(none)}.": none,
+        "Every resample gives the same value, so the interval has no width, and other patients may give another value: "
+        f"{_some(flat)}.": flat,
+        f"The intervals rest on {owners}: with fewer than {FEW}, they are too narrow.": 1 < result["patients"] < FEW,
+        f"{draws} resamples make a rough interval: use 1,000 or more.": draws < 1000,
+        f"Films were resampled one by one, and in the column {_some(patient_columns)} of the truth names repeat: name "
+        "it with --patient to resample patients, or the intervals are too narrow.": patient_columns,
+    }
+    return [note for note, applies in notes.items() if applies]
 
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
-def _patient_notes(file: Path, rows: pd.DataFrame, patient: str | None) -> list[str]:
-    """That films are resampled although the truth has a column of patients with several films."""
-    for name in rows:
-        if patient is None and name.casefold().startswith(("patient", "subject")) and rows[name].duplicated().any():
-            return [
-                f"Films were resampled, one by one. {file.name} has a column {name!r} in which names repeat: "
-                f"with --patient {name}, patients are resampled, and the intervals are as wide as they should be."
-            ]
-    return []
+def _patient_columns(rows: pd.DataFrame) -> list[str]:
+    """The columns that seem to name patients, some of them with several films."""
+    there = [name for name in rows.columns.unique() if name.casefold().startswith(("patient", "subject"))]
+    return [name for name in there if "age" not in name.casefold() and rows[name].duplicated().any()]
 
 
 def _refuse_options(label_set, labels, draws, seed, threshold) -> None:
@@ -224,7 +220,7 @@ def _common(files: tuple[Path, Path], tables: tuple[pd.DataFrame, pd.DataFrame],
     both = [
         name
         for name in names[0]
-        if name in names[1] and (name in CHEXPERT14 or not all(_only_text(table[name]) for table in tables))
+        if name in names[1] and (name in CHEXPERT14 or not all(_only_text(table[[name]]) for table in tables))
     ]
     if not both:
         there = "; ".join(f"{file} has {', '.join(table)}" for file, table in zip(files, tables, strict=True))
@@ -236,27 +232,22 @@ def _plain(name: str) -> str:
     return re.sub(r"[\W_]", "", name).casefold()
 
 
-def _only_text(cells: pd.DataFrame | pd.Series) -> bool:
+def _only_text(cells: pd.DataFrame) -> bool:
     """Whether no cell is blank, a number, or a word for one."""
-    if isinstance(cells, pd.DataFrame):  # two columns of one name: refused later
-        return False
-    return not (cells.eq("") | _numbers(cells).notna() | cells.str.lower().isin((*WORDS, *MISSING))).any()
+    return not (cells.isin(["", *MISSING]) | _numbers(cells).notna()).any(axis=None)
 
 
-def _numbers(cells: pd.Series) -> pd.Series:
-    return pd.to_numeric(cells, errors="coerce").astype(float)
-
-
-def _words(cells: pd.Series) -> pd.Series:
-    return cells.str.lower().replace(WORDS)
+def _numbers(cells: pd.DataFrame, words: dict[str, str] = WORDS) -> pd.DataFrame:
+    """The cells as numbers, NaN where a cell is not one; `words` are the words for numbers."""
+    return cells.apply(lambda column: pd.to_numeric(column.str.lower().replace(words), errors="coerce").astype(float))
 
 
 def _truth(file: Path, cells: pd.DataFrame) -> pd.DataFrame:
     """Labels (films x labels) as 1.0, 0.0 or NaN."""
-    values = cells.apply(_words).apply(_numbers)
-    for name in cells:
+    values = _numbers(cells)
+    for name, column in values.items():
+        wrong = (cells[name] != "") & ~column.isin((0.0, 1.0))
         right = "write 1 or 0, or nothing where unknown"
-        column, wrong = values[name], (cells[name] != "") & ~values[name].isin((0.0, 1.0))
         if (wrong & column.eq(-1)).any():
             right += "; -1 (uncertain) has no score: your uncertainty policy says which of the three it becomes"
         elif (wrong & column.between(0, 1)).any():
@@ -271,22 +262,19 @@ def _no_label(name: str) -> str:
 
 def _predictions(file: Path, cells: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
     """Predictions (films x labels; NaN where blank), and whether they are probabilities."""
-    numbers = cells.apply(_numbers)
-    inner = (numbers > 0) & (numbers < 1)
+    values, labels = _numbers(cells, {}), _numbers(cells)
+    inner = values.gt(0) & values.lt(1)
     soft = inner.any()
-    hard = [name for name in cells if not soft[name] and cells[name].ne("").any()]
-    numbers[hard] = cells[hard].apply(_words).apply(_numbers)
-    for name in cells:
-        outside = cells.loc[(cells[name] != "") & ~numbers[name].between(0, 1), name]
+    values = values.assign(**{name: labels[name] for name in cells if not soft[name]})  # TRUE is not a probability
+    for name, column in values.items():
+        outside = cells.loc[(cells[name] != "") & ~column.between(0, 1), name]
         right = "write 1 or 0, or a probability from 0 to 1 (70 % is 0.7), or nothing where unknown"
         _refuse(file, name, outside, right + _no_label(name))
+    hard = [name for name in cells if not soft[name] and values[name].notna().any()]
     if soft.any() and hard:
-        name = soft.idxmax()
-        right = (
-            "write 1 or 0 in all columns or probabilities in all columns, or choose with --labels; only 1 and 0 are in "
-        )
-        _refuse(file, name, cells.loc[inner[name], name], right + ", ".join(hard))
-    return numbers, bool(soft.any())
+        right = "write 1 or 0 in all columns or probabilities in all, or choose with --labels; only 1 and 0 are in "
+        _refuse(file, soft.idxmax(), cells.loc[inner[soft.idxmax()], soft.idxmax()], right + ", ".join(hard))
+    return values, bool(soft.any())
 
 
 def _films(file: Path, others: Collection[str] = ()) -> pd.DataFrame:
@@ -301,16 +289,15 @@ def _films(file: Path, others: Collection[str] = ()) -> pd.DataFrame:
     _refuse(file, ID, rows.loc[rows[ID].duplicated(), ID], "this film stands in a row above")
     for name in (ID, *others):
         names = rows[name].drop_duplicates()
-        again = names[_as_number(names).duplicated()]
-        _refuse(
-            file, name, again, "a row above has the same number written otherwise (007, 7 or 7.0); write it one way"
-        )
+        again = names[_alike(names).duplicated()]
+        _refuse(file, name, again, "a row above has it otherwise (as P1 and p1, or 007, 7 and 7.0); write it one way")
     return rows
 
 
-def _as_number(names: pd.Series) -> pd.Series:
-    """Names, those that are whole numbers without leading zeros and without .0 at the end."""
-    return names.str.replace(r"^0*(\d+?)(?:\.0*)?$", r"\1", regex=True)
+def _alike(names: pd.Series) -> pd.Series:
+    """Names in small letters of one form, and whole numbers without leading zeros and without .0 at the end."""
+    plain = names.map(lambda name: unicodedata.normalize("NFKC", name).casefold())
+    return plain.str.replace(r"^0*(\d+?)(?:\.0*)?$", r"\1", regex=True)
 
 
 def _rows(file: Path) -> pd.DataFrame:
@@ -328,11 +315,9 @@ def _rows(file: Path) -> pd.DataFrame:
         raise ScoreError(f"{file}: holds no film; it needs a heading ({ID}, then the labels) and a row a film")
     for number, row in rows.items():
         if len(row) != len(heading):
-            right = "write an equal number"
+            right = "write as many"
             if all(len(row) == len(heading) + 1 for row in rows.values()):
-                right = (
-                    "the heading lacks the name of a column (R's write.table does so; use write.csv, row.names = FALSE)"
-                )
+                right = "name the column that is one too many, or remove it (in R: write.csv with row.names = FALSE)"
             raise ScoreError(f"{file}, row {number}: {len(row)} cells, and the heading has {len(heading)}; {right}")
     return pd.DataFrame(rows.values(), index=list(rows), columns=heading)
 
@@ -356,8 +341,8 @@ def _refuse_missing(file: Path, films: pd.Series, there: pd.Series) -> None:
     films = sorted(set(films) - set(there))
     if films:
         more = f" and {len(films) - 3} more" if len(films) > 3 else ""
-        alike = _as_number(pd.Series(films)).isin(_as_number(there)).any()
-        hint = "; ids are compared as text, so 007, 7 and 7.0 differ: write them alike in both files" if alike else ""
+        alike = _alike(pd.Series(films)).isin(_alike(there)).any()
+        hint = "; ids are compared as text, so 007, 7 and 7.0 differ, and P1 and p1: write them alike" if alike else ""
         raise ScoreError(f"{file}: no row for {', '.join(map(repr, films[:3]))}{more}, which the other file has{hint}")
 
 

@@ -137,6 +137,8 @@ def test_without_the_label_no_finding_a_normal_film_shows_no_label():
     truth, given = table([[0, 0], [0, 0], [1, 0], [NAN, 0]], ["A", "B"]), table([[1, 0], [0, 0], [1, 1], [1, 1]])
     alarms = score.false_alarms(truth, given.set_axis(["A", "B"], axis=1))
     np.testing.assert_array_equal(alarms, [1, 0, NAN, NAN])
+    named = truth.assign(no_finding=[1, 0, 1, 1])
+    np.testing.assert_array_equal(score.false_alarms(named, named.eq(1)), [0, NAN, 0, NAN])
     alone = table([[1.0], [0.0]], ["No Finding"])
     assert score.false_alarms(alone, alone).isna().all()  # there is no finding to answer
 

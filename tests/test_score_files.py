@@ -216,11 +216,7 @@ def test_fewer_than_two_patients_have_no_interval(files, patients, width):
     pred = "id,Edema\n0,1\n1,1\n2,0\n3,0\n"
     scored = files(truth, pred, None, "owner")
     row = scored["labels"][0]
-    assert (row["f1"], row["tp"], row["patients"] if "patients" in row else scored["patients"]) == (
-        0.5,
-        1,
-        len(set(patients)),
-    )
+    assert (row["f1"], row["tp"], scored["patients"]) == (0.5, 1, len(set(patients)))
     assert (row["f1_low"] is None, row["f1_high"] is None) == (width is None, width is None)
     text = told(scored)
     if width is None:
@@ -236,7 +232,7 @@ def test_an_interval_without_width_is_explained(files):
 
 
 def test_films_resampled_where_patients_are_known_are_told(files):
-    assert "with --patient patient, patients are resampled" in told(files())
+    assert "in the column patient of the truth names repeat: name it with --patient" in told(files())
     assert "--patient" not in told(files(patient="patient"))
 
 
@@ -311,12 +307,16 @@ def swap(old, new, text=TRUTH):
         ({"truth": swap("b,", "b\u200b,")}, r"row 3, column id: 'b\\u200b'; an invisible character is in this name"),
         ({"truth": swap(",q", ",n/a"), "patient": "patient"}, r"row 4, column patient: 'n/a'; this is a word for a"),
         (
+            {"truth": swap(",q", ",P"), "patient": "patient"},
+            r"row 4, column patient: 'P'; a row above has",
+        ),
+        (
             {"truth": swap(",q", ",07").replace(",q", ",7.0"), "patient": "patient"},
-            r"row 5, column patient: '7\.0'; a row above has the same number written otherwise",
+            r"row 5, column patient: '7\.0'; a row above has it otherwise",
         ),
         (
             {"truth": swap("\na,", "\n07,").replace("b,", "7,")},
-            r"row 3, column id: '7'; a row above has the same number",
+            r"row 3, column id: '7'; a row above has it otherwise",
         ),
         (
             {"truth": swap("\na,", "\n007,"), "predictions": swap("\na,", "\n7,", PREDICTIONS)},
@@ -349,7 +349,7 @@ def swap(old, new, text=TRUTH):
         ({"predictions": PROBABILITIES, "threshold": float("nan")}, "threshold must be above 0 and at most 1, not nan"),
         (
             {"truth": swap("id,", "", TRUTH)},
-            r"truth\.csv, row 2: 7 cells, and the heading has 6; the heading lacks the name of a column \(R's wri",
+            r"truth\.csv, row 2: 7 cells, and the heading has 6; name the column that is one too many, or remo",
         ),
         (
             {"predictions": PREDICTIONS + 'e,0,"0,0,0,0\n'},
