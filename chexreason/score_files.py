@@ -270,7 +270,7 @@ def _predictions(file: Path, cells: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
         outside = cells.loc[(cells[name] != "") & ~column.between(0, 1), name]
         right = "write 1 or 0, or a probability from 0 to 1 (70 % is 0.7), or nothing where unknown"
         _refuse(file, name, outside, right + _no_label(name))
-    hard = [name for name in cells if not soft[name] and values[name].notna().any()]
+    hard = [name for name in cells if not soft[name] and values[name].nunique() > 1]  # all 0 may be either
     if soft.any() and hard:
         right = "write 1 or 0 in all columns or probabilities in all, or choose with --labels; only 1 and 0 are in "
         _refuse(file, soft.idxmax(), cells.loc[inner[soft.idxmax()], soft.idxmax()], right + ", ".join(hard))
@@ -315,7 +315,7 @@ def _rows(file: Path) -> pd.DataFrame:
         raise ScoreError(f"{file}: holds no film; it needs a heading ({ID}, then the labels) and a row a film")
     for number, row in rows.items():
         if len(row) != len(heading):
-            right = "write as many"
+            right = "write as many cells as the heading has"
             if all(len(row) == len(heading) + 1 for row in rows.values()):
                 right = "name the column that is one too many, or remove it (in R: write.csv with row.names = FALSE)"
             raise ScoreError(f"{file}, row {number}: {len(row)} cells, and the heading has {len(heading)}; {right}")

@@ -106,6 +106,10 @@ def areas(films):
     return [measure(films["truth"], films["probability"]) for measure in (roc_auc_score, average_precision_score)]
 
 
+def known(truth, probability, name="Edema"):
+    return pd.DataFrame({"truth": truth[name], "probability": probability[name]})
+
+
 def made_up(seed, names, films=80):
     """Truth and probabilities of made-up films, both with blanks, by id; `patient` has three films each."""
     random, ids = np.random.default_rng(seed), pd.Index([f"f{k}" for k in range(films)], name="id")
@@ -120,7 +124,7 @@ def made_up(seed, names, films=80):
 def test_probabilities_agree_with_scikit_learn_on_the_known_films(files):
     truth, probability = made_up(1, list(COMPETITION5))
     scored = files(truth.to_csv(), probability.sample(frac=1, random_state=0).to_csv(), patient="patient")
-    expected = [areas(pd.DataFrame({"truth": truth[name], "probability": probability[name]})) for name in COMPETITION5]
+    expected = [areas(known(truth, probability, name)) for name in COMPETITION5]
     assert [row["label"] for row in scored["labels"]] == list(COMPETITION5)
     ours = [[row["auroc"], row["auprc"]] for row in scored["labels"]]
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
@@ -142,6 +146,12 @@ def test_a_threshold_adds_the_scores_of_the_labels_it_makes(files):
     assert both["overall"] == soft["overall"] | hard["overall"]
     assert (both["threshold"], soft["threshold"]) == (0.5, None)
     assert "With a probability of at least 0.5 as present:" in told(both) and "macro f1: " in told(both)
+
+
+def test_a_label_without_a_variation_may_stand_among_probabilities(files):
+    truth, probability = made_up(4, ["Edema", "Fracture"])
+    scored = files(truth.to_csv(), probability.assign(Fracture=0).to_csv(), None)
+    assert [row["auroc"] for row in scored["labels"]] == [pytest.approx(areas(known(truth, probability))[0]), 0.5]
 
 
 def test_the_labels_are_those_both_files_have_unless_chosen(files):
