@@ -338,7 +338,7 @@ def _macro(study, judged: Judged, dataset: str, label_set: str) -> dict[str, flo
 
 RESULT = ("model", "seed", "dataset", "label_set", "n", "micro_f1", "macro_f1", "macro_f1_low", "macro_f1_high")
 RESULT += ("fail_rate", "params_hash", "phantom", "refusal_rate", "protocol")
-RESULT += tuple(name + end for name in ("macro_specificity", "false_alarm_rate") for end in ("", "_low", "_high"))
+SPECIFIC = tuple(name + end for name in ("macro_specificity", "false_alarm_rate") for end in ("", "_low", "_high"))
 
 
 def results(study) -> list[dict]:
@@ -346,7 +346,8 @@ def results(study) -> list[dict]:
 
     An undefined score is None.  Raises RecordError before the study has been compared.
     """
-    overall = records.load(study.folder / "compare" / "overall.parquet")[list(RESULT)]
+    overall = records.load(study.folder / "compare" / "overall.parquet")
+    overall = overall[[*RESULT, *overall.columns.intersection(SPECIFIC, sort=False)]]  # an earlier record lacks them
     rows = overall.astype(object).where(overall.notna(), None)
     return rows.to_dict("records")
 
