@@ -304,8 +304,8 @@ _WORDS = {
     "y": """yes y true present positive positives pos seen visible identified detected found noted observed evident
         confirmed shown demonstrated apparent ✓ ✔ ✅ ☑""",
     "w": """a an the this that these those following below above all both any it its is are was were be been being has
-        have had there here i we you my our your of for to on in at from with as by final predicted main overall other
-        definite patient image film radiograph radiographs scan study chest x-ray x-rays cxr label labels finding
+        have had there here i we you my our your of for to on in at from with as by final predicted main overall
+        definite patient image film radiograph radiographs scan study chest x-ray x-rays cxr label labels
         findings diagnosis diagnoses answer answers solution conclusion impression result results prediction predictions
         abnormality abnormalities pathology pathologies disease diseases condition conditions list output json boxed
         text evidence sign signs status value""",
@@ -478,7 +478,7 @@ def _item(line: str) -> _Item:
         if form.fullmatch(kinds.replace("F", "N")):
             return _Item(labels, verdict, mark, kinds[0] == "n", named=True)
     if labels:
-        return _Item(unknown=True, named=True, unclear=bool(set(kinds) & set("n01#+-F:<w")) or kinds.count("?") > 2)
+        return _Item(unknown=True, named=True, unclear=bool(set(kinds) & set("n01#+-F:<w")))
     kinds, _ = _kinds(line)
     return _Item(unknown=True, unclear="n" in kinds or (bool(kinds) and kinds != "1" and set(kinds) <= set("01#-+")))
 
