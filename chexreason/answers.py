@@ -402,7 +402,7 @@ def _verdicts(items: list[_Item]) -> list[bool | None]:
     if set(marks) in ({""}, {"-"}, {"1."}) or not marks or _rising(marks):
         return [item.verdict for item in items]
     marked = {"+": True, "1": True, "-": False, "0": False}
-    if not set(marks) <= set(marked) or any(item.verdict is not None for item in items):
+    if not (set(marks) <= {"+", "-"} or set(marks) <= {"1", "0"}) or any(item.verdict is not None for item in items):
         raise _Unclear
     return [marked[mark] for mark in marks]
 

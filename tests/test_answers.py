@@ -332,6 +332,7 @@ SOLUTIONS = [
     ("[x] Cardiomegaly [ ] Edema", None),
     ("☑ Cardiomegaly\n☐ Edema", (C,)),
     ("Cardiomegaly\n- Edema", None),
+    ("1 Cardiomegaly\n- Edema", None),
     ("- Edema\n- Fracture", (E, F)),
     ("1. Edema\n2. Fracture\n3. Cardiomegaly", (C, E, F)),
     ("1 Edema\n2 Fracture", (E, F)),
