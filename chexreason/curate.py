@@ -211,7 +211,7 @@ def choose(study, pools: dict[str, pd.DataFrame]) -> pd.DataFrame:
     else:
         chosen = pd.concat([training(study, pools[study.curate.train]), tests(study, pools)], ignore_index=True)
     _refuse_shared(chosen, study)
-    chosen["path"] = "curate/films/" + chosen["film"].str.replace("/", "_") + ".png"
+    chosen["path"] = "curate/films/" + chosen["film"].map(prepare.file_name)
     chosen["recipe"] = chosen["recipe"].fillna("") if "recipe" in chosen else ""
     chosen["boxes"] = [json.dumps(_boxes(recipe)) for recipe in chosen["recipe"]]
     return chosen[[*COLUMNS, "boxes", "original", "recipe"]]

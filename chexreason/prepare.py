@@ -1,11 +1,25 @@
 """From a chosen film to its image in the study's folder: phantoms are drawn, other films converted, both only once."""
 
 import hashlib
+import os
+import re
 from pathlib import Path
 
 import pandas as pd
 
 from chexreason import records
+
+
+def file_name(film: str) -> str:
+    """The name of a film's image: no two films share one, not even where case does not count, and none is too long.
+
+    >>> file_name("nih-00000001_000"), file_name("own-s159/0")
+    ('nih-00000001_000.png', 'own-s159_0~8c3f0c0b6ee0b2e9.png')
+    """
+    if re.fullmatch(r"[a-z0-9._-]{1,100}", film):
+        return f"{film}.png"
+    readable = re.sub(r"[^A-Za-z0-9._-]", "_", film)[:100]
+    return f"{readable}~{hashlib.blake2b(film.encode(), digest_size=8).hexdigest()}.png"
 
 
 def images(chosen: pd.DataFrame, study) -> pd.DataFrame:
@@ -44,7 +58,7 @@ def _converted(film, study) -> tuple[str, str]:
 
     section = study.sources[film.source]
     original, path = section.folder / film.original, study.folder / film.path
-    if not film.original or not original.is_file():
+    if not film.original or not os.path.isfile(original):  # Path.is_file raises for a name that is too long
         return "", "its image is not there"
     sha256 = records.sha256(original)
     key = _key(records.sha256(films.__file__), section.size, sha256)

@@ -4,11 +4,16 @@
 holds what they share: the table's shape, its checks, and what `chexreason films` prints of it.
 """
 
+import csv
+import gzip
 import os
+import re
+import unicodedata
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from textwrap import shorten
+from typing import NamedTuple, TextIO
 
 import numpy as np
 import pandas as pd
@@ -19,7 +24,14 @@ LABELS = list(CHEXPERT14)
 COLUMNS = ["film", "path", "patient", "study", "view", "split", *LABELS]
 VIEWS = ("PA", "AP", "lateral", "unknown")
 IMAGES = (".png", ".jpg", ".jpeg", ".dcm")
-FILE_NAME = r"[^\x00-\x1f\x7f]{1,70}"  # a DICOM UID has up to 64; a file system takes 255 bytes
+MISSING = ("", "na", "n/a", "#n/a", "<na>", "nan", "null", "none")
+"""What a cell without a value holds, in upper or lower case."""
+LONGEST = 500  # characters of a name; three DICOM UIDs and what joins them have 194
+INVISIBLE = r"\x00\xad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff"
+EDGES = re.compile(rf"^[\s{INVISIBLE}]+|[\s{INVISIBLE}]+$")
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffd\ud800-\udfff]")
+PLAIN = r"[^!-~]"  # finds what is not plain ASCII without blanks
+LABEL = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.ASCII)
 HEADING = 2
 """Row number of the first row of a table: people and spreadsheets count from 1, and the heading is row 1."""
 
@@ -60,24 +72,120 @@ def need(folder: Path, *names: str) -> Path:
     return file
 
 
-def read_csv(file: Path, text: Collection[str], other: Collection[str] = ()) -> pd.DataFrame:
-    """The named columns of a CSV file, those of `text` as str, wherever they stand; the index counts rows from 0.
+def read_csv(file: Path, text: Collection[str], labels: Collection[str] = ()) -> pd.DataFrame:
+    """The named columns of a CSV file, those of `text` as `trimmed` str, `labels` as categories of str.
 
-    Rows may end in one comma more, or less, than the heading does.
-    Raises SourceError when the file cannot be read, or a column is not in it or stands there twice.
+    The index counts rows from 0.  Columns may be in any order.  Blank cells may follow the last column.
+    Raises SourceError when the file cannot be read, when a column is missing or named twice, and for a row that has
+    more or fewer cells than the others, as when R's write.table leaves out the name of the first column.
     """
-    wanted = {*text, *other}
+    import pyarrow as pa
+    from pyarrow import csv as arrow
+
+    uneven = []
     try:
-        table = pd.read_csv(file, usecols=lambda name: name in wanted, dtype=dict.fromkeys(text, str), index_col=False)
-        heading = pd.read_csv(file, header=None, nrows=1, dtype=str, index_col=False).iloc[0].fillna("").tolist()
-    except (ValueError, OSError, EOFError, OverflowError, zlib.error) as error:
-        raise SourceError(f"{file}: cannot be read as a table: {error}") from None
-    for name in (*text, *other):
-        if name not in table:
-            raise SourceError(f"{file}: has no column {name!r}; its columns are {_listed(heading)}")
+        heading, lines, width = _heading(file)
+        _refuse_columns(heading, [*text, *labels], file)
+        if width < len(heading):
+            raise SourceError(f"{file}, row {HEADING}: has {width} cells, and the heading has {len(heading)}")
+        place = {name: str(heading.index(name)) for name in (*text, *labels)}
+        beyond = [str(number) for number in range(len(heading), width)]
+        types = {place[name]: pa.dictionary(pa.int32(), pa.string()) for name in labels}
+        read = arrow.read_csv(
+            file,
+            arrow.ReadOptions(
+                column_names=[str(number) for number in range(width)], skip_rows=lines, use_threads=False
+            ),
+            arrow.ParseOptions(newlines_in_values=True, invalid_row_handler=lambda row: uneven.append(row) or "skip"),
+            arrow.ConvertOptions(
+                column_types=dict.fromkeys([*place.values(), *beyond], pa.string()) | types,
+                include_columns=[*dict.fromkeys(place.values()), *beyond],
+                strings_can_be_null=False,
+            ),
+        )
+    except (ValueError, OSError, EOFError, OverflowError, csv.Error, zlib.error) as error:
+        if isinstance(error, SourceError):
+            raise
+        hint = "; save it as CSV in UTF-8" if "UTF" in str(error).upper() else ""
+        raise SourceError(f"{file}: cannot be read as a table: {shorten(str(error), 200)}{hint}") from None
+    if uneven:
+        row = uneven[0]
+        raise SourceError(
+            f"{file}, row {row.number - lines + 1}: has {row.actual_columns} cells, and the rows before it have "
+            f"{row.expected_columns}: {shorten(row.text, 80)!r}"
+        )
+    table = read.to_pandas()
+    for number in beyond:
+        filled = table[number].str.strip() != ""
+        if filled.any():
+            raise SourceError(
+                f"{file}, row {filled.idxmax() + HEADING}: has {width} cells, and the heading has {len(heading)}; name "
+                "every column (in R, write.table needs row.names = FALSE)"
+            )
+    columns = {name: trimmed(table[place[name]]) for name in text}
+    return pd.DataFrame(columns | {name: table[place[name]] for name in labels}, index=table.index)
+
+
+def opened(file: Path) -> TextIO:
+    """A text file in UTF-8, packed or not, with its line ends as they are."""
+    return (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8-sig", newline="")
+
+
+def _heading(file: Path) -> tuple[list[str], int, int]:
+    """The names of the columns, how many lines they take, and how many cells the first row has."""
+    with opened(file) as stream:
+        rows = csv.reader(stream, strict=True)
+        heading = [EDGES.sub("", name) for name in next((row for row in rows if any(row)), [])]
+        lines = rows.line_num
+        while heading and not heading[-1]:
+            heading.pop()
+        if not heading:
+            raise ValueError("No columns: the file is empty")
+        return heading, lines, len(next((row for row in rows if row), heading))
+
+
+def _refuse_columns(heading: list[str], names: Collection[str], file: Path) -> None:
+    for name in names:
+        if name not in heading:
+            other = next((mark for mark in (";", "\t") if len(heading) == 1 and mark in heading[0]), None)
+            hint = f"; its cells are separated by {other!r}: save it with commas" if other else ""
+            raise SourceError(f"{file}: has no column {name!r}; its columns are {_listed(heading)}{hint}")
         if heading.count(name) > 1:
             raise SourceError(f"{file}: column {name!r} stands in the heading twice; rename or remove one")
-    return table
+
+
+def trimmed(values: pd.Series) -> pd.Series:
+    """Text without blanks and invisible characters at its ends, of any alphabet; NaN where it is one of MISSING."""
+    values = _changed(values, PLAIN, lambda text: EDGES.sub("", text))
+    short = values.str.len() <= max(map(len, MISSING))
+    return values.mask(short & values.where(short, "x").str.lower().isin(MISSING))
+
+
+def names(values: pd.Series) -> pd.Series:
+    """Identifiers, each in one spelling: composed letters (Unicode NFC), and a whole number without its ".0"."""
+    composed = _changed(values, r"[^ -~]", lambda text: unicodedata.normalize("NFC", text))
+    return _changed(composed, r"^\d+\.0+$", lambda text: text.partition(".")[0])
+
+
+def _changed(values: pd.Series, where: str, change) -> pd.Series:
+    """`values` with those that match `where` changed; most tables have none, so that is looked at first."""
+    found = values.str.contains(where, na=False).astype(bool)
+    if not found.any():
+        return values
+    return values.where(~found, values[found].map({text: change(text) for text in values[found].unique()}))
+
+
+def alike(name: str) -> str:
+    """What `name` has in common with other spellings of it: case, width, blanks, dashes and leading zeros do not count.
+
+    >>> alike("P-007") == alike("p\u20137 ")
+    True
+    """
+    if not name.isascii():
+        letters = unicodedata.normalize("NFKC", name)
+        kinds = zip(letters, map(unicodedata.category, letters), strict=True)
+        name = "".join("-" if kind == "Pd" else letter for letter, kind in kinds if kind != "Cf")
+    return re.sub(r"(?<!\d)0+(?=\d)", "", "".join(name.casefold().split()))
 
 
 def _listed(names: list[str], most: int = 30) -> str:
@@ -87,22 +195,30 @@ def _listed(names: list[str], most: int = 30) -> str:
 def states(table: pd.DataFrame, columns: Mapping[str, str], file: Path | str) -> pd.DataFrame:
     """The 14 labels (films x 14, float: 1, 0, -1, NaN) of a table; `columns` says which column holds which label.
 
-    A label without a column is NaN.  Raises SourceError, naming row, column and value, for any other value.
+    A label without a column is NaN, and so is a blank; True and False are 1 and 0.
+    Raises SourceError, naming row, column and value, for any other value.
     """
     stated = {}
     for label, column in columns.items():
-        values = table[column]
-        if values.dtype == object:  # integers beyond the reach of a float, which pandas cannot make numbers of
-            values = values.astype("str").where(values.notna())
-        stated[label] = pd.to_numeric(values, errors="coerce").astype(float)
-        wrong = values.notna() & ~stated[label].isin((1.0, 0.0, UNCERTAIN))
-        if wrong.any():
-            row = wrong.idxmax()
+        codes, values = pd.factorize(table[column])
+        numbers = np.array([*map(_state, values), np.nan])[codes]
+        if (wrong := np.isinf(numbers)).any():
+            row = table.index[wrong.argmax()]
             raise SourceError(
-                f"{file}, row {row + HEADING}, column {column!r}: {str(values[row])[:60]} is no label; "
+                f"{file}, row {row + HEADING}, column {column!r}: {str(table[column][row])[:60]} is no label; "
                 "a label is 1 (present), 0 (absent), -1 (uncertain) or blank (not mentioned)"
             )
+        stated[label] = numbers
     return pd.DataFrame(stated, index=table.index).reindex(columns=LABELS).astype(float)
+
+
+def _state(value) -> float:
+    """A label as 1, 0, -1 or NaN; infinity where it is none."""
+    text = EDGES.sub("", str(value)).lower()
+    if text in MISSING:
+        return np.nan
+    number = {"true": 1.0, "false": 0.0}.get(text) if not LABEL.fullmatch(text) else float(text)
+    return number if number in (1.0, 0.0, UNCERTAIN) else np.inf
 
 
 def refuse_twice(table: pd.DataFrame, column: str, file: Path | str) -> None:
@@ -128,21 +244,20 @@ def among(names: pd.Series | pd.Index, others: pd.Series | pd.Index) -> np.ndarr
 def checked(
     table: pd.DataFrame, file: Path | str, aside: Collection[pd.DataFrame] = (), unknown: Collection[str] = ()
 ) -> Films:
-    """A film table in its final shape.  `aside`: parts as `set_aside` makes them.
+    """A film table in its final shape, its `names` each in one spelling.  `aside`: parts as `set_aside` makes them.
 
-    Raises SourceError for a film named twice, a film whose name cannot name a file, a film without a patient, or a
-    patient in two of the source's splits.
+    Raises SourceError for a film named twice, a name that is too long or has characters that cannot be printed, a film
+    without a patient, a patient in two of the source's splits, and patients or splits whose names are `alike`.
     """
-    unfit = table["film"].notna() & ~table["film"].str.fullmatch(FILE_NAME)
-    if unfit.any():
-        name = table["film"][unfit].iloc[0]
-        raise SourceError(
-            f"{file}, row {unfit.idxmax() + HEADING}: film {name[:60]!r} cannot name a file; a name has up to 70 "
-            "characters, none of them unprintable"
-        )
+    table = table.assign(**{name: names(table[name]) for name in ("patient", "study", "split")})
+    table["film"] = _changed(table["film"], r"[^ -~]", lambda text: unicodedata.normalize("NFC", text))
+    for column in ("film", "patient", "study", "split", "path"):
+        _refuse_unprintable(table[column], file)
     nobody = table["patient"].isna()
     if nobody.any():
         raise SourceError(f"{file}: film {table['film'][nobody].iloc[0]} has no patient")
+    for column in ("patient", "split"):
+        _refuse_alike(table[column], file)
     places = table[["patient", "split"]].drop_duplicates()
     both = places["patient"][places["patient"].duplicated()]
     if len(both):
@@ -152,6 +267,32 @@ def checked(
     columns = [*COLUMNS, *(["native"] if "native" in table else [])]
     parts = [set_aside([], "", ""), *aside]
     return Films(table[columns].reset_index(drop=True), pd.concat(parts, ignore_index=True), tuple(unknown))
+
+
+def _refuse_unprintable(values: pd.Series, file: Path | str) -> None:
+    wrong = values.str.contains(r"[^ -~]", na=False) | (values.str.len() > LONGEST)
+    if values.name == "film":
+        wrong |= values == ""
+    for row in wrong.index[wrong]:
+        name = values[row]
+        if name == "" or len(name) > LONGEST and values.name != "path" or UNPRINTABLE.search(name):
+            use = "cannot name a file" if values.name == "film" else "cannot be used"
+            raise SourceError(
+                f"{file}, row {row + HEADING}: {values.name} {name[:60]!r} {use}; a name has up to {LONGEST} "
+                "characters, none of them unprintable"
+            )
+
+
+def _refuse_alike(values: pd.Series, file: Path | str) -> None:
+    """Raise SourceError where one name seems to be written in two ways: they would count as two."""
+    seen = {}
+    for name in values.dropna().unique():
+        other = seen.setdefault(alike(name), name)
+        if other != name:
+            raise SourceError(
+                f"{file}: {values.name} {other!r} and {values.name} {name!r} differ only in case, width, blanks, "
+                "dashes or leading zeros; write one name in one way, or give two names that differ more"
+            )
 
 
 def set_aside(films: Collection[str], paths: Collection[str] | str, reason: str) -> pd.DataFrame:
@@ -167,14 +308,43 @@ def present(films: Films | pd.DataFrame, root: Path) -> pd.Series:
     return pd.Series(there, index=table.index, dtype=bool)
 
 
+def ending(folder: Path, usual: str) -> str:
+    """The ending of the first image below `folder`, such as ".png" where films were converted; else `usual`."""
+    return next((os.path.splitext(path)[1] for path in images(folder)), usual)
+
+
+def images(root: Path) -> Iterator[str]:
+    """The images below `root`, relative to it; through links to folders, but not in circles."""
+    seen = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        below = os.path.relpath(folder, root)
+        for name in files:
+            if name.lower().endswith(IMAGES) and not name.startswith("."):  # macOS leaves ._name beside a file
+                yield name if below == "." else f"{below}/{name}"
+
+
+def on_disk(table: pd.DataFrame, root: Path) -> list[dict]:
+    """How many films and images each split and view has: split, view, films, images; "" is the split of no split."""
+    groups = table.assign(there=present(table, root)).groupby(["split", "view"], sort=False)["there"]
+    return [
+        {"split": split, "view": view, "films": len(there), "images": int(there.sum())}
+        for (split, view), there in groups
+    ]
+
+
 def overview(films: Films, root: Path) -> dict:
     """What was found, ready for JSON: counts of films, patients, studies, views, splits, labels and images.
 
     A label is None where this source has no word for it; `unlabelled` films have none stated.  `native` counts the
-    source's own labels, if it has any.  `aside` tells of each reason how many films were set aside, and the first of
-    them.
+    source's own labels, if it has any.  `aside` has for each reason how many films were set aside, and the first of
+    them.  `on_disk` counts the films and the images of each split and view.
     """
-    table, images = films.table, int(present(films, root).sum())
+    table, there = films.table, on_disk(films.table, root)
+    images = sum(group["images"] for group in there)
     aside = films.aside.groupby("reason")["film"]
     return {
         "films": len(table),
@@ -184,6 +354,7 @@ def overview(films: Films, root: Path) -> dict:
         "splits": table["split"].replace("", "unknown").value_counts().to_dict(),
         "unlabelled": int(table[LABELS].isna().all(axis=1).sum()),
         "images": images,
+        "on_disk": there,
         "note": "" if images else "no image of these films is in this folder: this is read from the tables alone",
         "positives": _counts(films, 1.0),
         "uncertain": _counts(films, UNCERTAIN),
@@ -197,6 +368,7 @@ def told(found: dict) -> str:
     lines = [f"{name:11} {found[name]:>9,}" for name in ("films", "patients", "studies", "unlabelled", "images")]
     for name in ("views", "splits"):
         lines += ["", name, *(f"  {key:20} {count:>9,}" for key, count in found[name].items())]
+    lines += ["", *disk_lines(found["on_disk"])]
     lines += ["", f"{'labels':28} {'present':>9} {'uncertain':>9}"]
     lines += [f"  {label:26} {_said(found['positives'][label])} {_said(found['uncertain'][label])}" for label in LABELS]
     if found["native"]:
@@ -209,6 +381,12 @@ def told(found: dict) -> str:
     if found["note"]:
         lines += ["", found["note"]]
     return "\n".join(lines)
+
+
+def disk_lines(groups: list[dict]) -> list[str]:
+    """The counts of `on_disk` as lines of a table, under a heading."""
+    rows = [(f"{row['split'] or 'no split'}, {row['view']}", row["films"], row["images"]) for row in groups]
+    return [f"{'split, view':28} {'films':>9} {'images':>9}", *(f"  {name:26} {n:>9,} {m:>9,}" for name, n, m in rows)]
 
 
 def _counts(films: Films, state: float) -> dict[str, int | None]:

@@ -9,6 +9,7 @@ doi:10.13026/jsn5-t979 (2.1.0), doi:10.13026/8360-t248 (2.0.0); PhysioNet: Goldb
 Labels belong to studies, not to films, and 2.1.0 keeps "2.0.0" in the names of the tables it took over.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ TABLES = {
     "negbio": "mimic-cxr-2.0.0-negbio.csv",
     "radiologists": "mimic-cxr-2.1.0-test-set-labeled.csv",
 }
+IDS = {"dicom_id": r"[0-9a-f]{8}(-[0-9a-f]{8}){4}", "study_id": r"\d{8}", "subject_id": r"\d{8}"}
 VIEWS = {"AP": "AP", "PA": "PA", "LATERAL": "lateral", "LL": "lateral"}
 """ViewPosition as the DICOM header has it; LL is the left lateral.  Oblique, decubitus and blank are unknown."""
 
@@ -32,15 +34,17 @@ def read(root: Path, labels: str = "chexpert") -> Films:
 
     A study that its label table does not have, or has without any label, keeps its films, with all labels NaN.
     The radiologists read a part of the test split only; the films of other studies are left out.
-    Raises SourceError for a missing table or column, a film without a row in both tables, a film or study with two
-    rows, a label other than 1, 0, -1, and a patient in two splits.
+    Images that were converted keep their place; their ending is that of the first image in files/.
+    Raises SourceError for a missing table or column, an identifier that is not one of MIMIC's, a film without a row in
+    both tables, a film or study with two rows, a label other than 1, 0, -1, and a patient in two splits.
     """
     root = Path(root)
     film_file = sources.need(root, SPLIT)
-    films = sources.read_csv(film_file, ["dicom_id", "study_id", "subject_id", "split"])
+    films = _table(film_file, ["dicom_id", "study_id", "subject_id", "split"])
     sources.refuse_twice(films, "dicom_id", film_file)
     patient, study = "p" + films["subject_id"], "s" + films["study_id"]
-    path = "files/" + patient.str[:3] + "/" + patient + "/" + study + "/" + films["dicom_id"] + ".jpg"
+    path = "files/" + patient.str[:3] + "/" + patient + "/" + study + "/" + films["dicom_id"]
+    path += sources.ending(root / "files", ".jpg")
     view = _view(root, films["dicom_id"], film_file)
     table = films.rename(columns={"dicom_id": "film"}).assign(path=path, patient=patient, study=study, view=view)
     label_file = sources.need(root, TABLES[labels])
@@ -52,10 +56,25 @@ def read(root: Path, labels: str = "chexpert") -> Films:
     return sources.checked(table.join(stated, on="study"), film_file, [aside])
 
 
+def _table(file: Path, text: list[str], labels: Collection[str] = ()) -> pd.DataFrame:
+    """The columns of a table; raises SourceError, naming row, column and value, for an identifier of another shape."""
+    rows = sources.read_csv(file, text, labels)
+    for column in IDS.keys() & rows:
+        rows[column] = sources.names(rows[column])
+        wrong = rows[column].notna() & ~rows[column].str.fullmatch(IDS[column], na=False)
+        if wrong.any():
+            row = wrong.idxmax()
+            raise SourceError(
+                f"{file}, row {row + sources.HEADING}, column {column!r}: {rows[column][row][:60]!r} is not an "
+                "identifier of MIMIC-CXR; take the table as PhysioNet distributes it"
+            )
+    return rows
+
+
 def _view(root: Path, names: pd.Series, film_file: Path) -> np.ndarray:
     """The view of each film; raises SourceError unless both tables have the same films."""
     file = sources.need(root, METADATA)
-    rows = sources.read_csv(file, ["dicom_id", "ViewPosition"])
+    rows = _table(file, ["dicom_id", "ViewPosition"])
     sources.refuse_twice(rows, "dicom_id", file)
     place = pd.Index(rows["dicom_id"]).get_indexer(names)
     without, beyond = names[place < 0], rows["dicom_id"].drop(place[place >= 0])
@@ -65,7 +84,7 @@ def _view(root: Path, names: pd.Series, film_file: Path) -> np.ndarray:
                 f"{lacks}: film {alone.iloc[0]} of {has.name} has no row here ({len(alone):,} such films); "
                 "both tables must be of one release"
             )
-    return rows["ViewPosition"].map(VIEWS).fillna("unknown").to_numpy()[place]
+    return rows["ViewPosition"].str.upper().map(VIEWS).fillna("unknown").to_numpy()[place]
 
 
 def _labels(file: Path, labels: str) -> pd.DataFrame:
@@ -73,6 +92,6 @@ def _labels(file: Path, labels: str) -> pd.DataFrame:
     columns = {label: label for label in LABELS}
     if labels == "radiologists":
         columns["Lung Opacity"] = "Airspace Opacity"
-    rows = sources.read_csv(file, ["study_id"], columns.values())
+    rows = _table(file, ["study_id"], columns.values())
     sources.refuse_twice(rows, "study_id", file)
     return sources.states(rows, columns, file).set_index("s" + rows["study_id"])

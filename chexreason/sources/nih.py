@@ -11,15 +11,17 @@ other labels are unknown here.  A film with nothing but Infiltration, Emphysema 
 and is not No Finding either.
 """
 
-import os
+import re
+import zlib
 from pathlib import Path
 
 import pandas as pd
 
 from chexreason import sources
-from chexreason.sources import IMAGES, LABELS, Films, SourceError
+from chexreason.sources import LABELS, Films, SourceError
 
 TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
+SAMPLE = "sample_labels.csv"  # Kaggle's random sample of 5,606 films
 LISTS = {
     "train_val": ("train_val_list.txt", "train_val_list_NIH.txt"),
     "test": ("test_list.txt", "test_list_NIH.txt"),
@@ -40,23 +42,26 @@ COUNTERPARTS = {
 WITHOUT = ("Infiltration", "Emphysema", "Hernia", "Fibrosis")
 """Words without a counterpart; Fibrosis has one when the study says so, as it is a matter of judgement."""
 VIEWS = {"PA": "PA", "AP": "AP"}
-BEFORE_AND_AFTER = r"^.*/|\.\w+$"
+BEFORE_AND_AFTER = r"^.*[/\\]|\.\w+$"
+IMAGE_FOLDER = re.compile(r"images(_\d+)?", re.IGNORECASE)
+"""Folders of films as they are distributed: images_001/images/ to images_012/images/, or images/."""
 
 
 def read(root: Path, fibrosis: bool = False) -> Films:
     """The films of the folder that holds the table; `fibrosis` counts Fibrosis as Pleural Other.
 
-    Images are found by name, in whatever folder below `root` they lie and with whatever ending.  The splits are those
-    of the two official lists; without the lists there are none.  Set aside: films in neither list, and entries of a
+    Images are found by name, in whatever folder below `root` they lie and with whatever ending; where any lie in a
+    folder `images`, only those count, as masks may have the names of films.  The splits are those of the two official
+    lists; without the lists there are none.  Set aside: films in neither list, and entries of a
     list and images that have no row in the table.
     Raises SourceError for a missing table, list or column, a finding it does not know, a film with two rows or two
     images or in both lists, and a patient in two splits.
     """
     root = Path(root)
-    file = sources.need(root, *TABLES)
+    file = sources.look(root, *TABLES, SAMPLE) or sources.need(root, *TABLES)
     rows = sources.read_csv(file, ["Image Index", "Finding Labels", "Follow-up #", "Patient ID", "View Position"])
     films = _stem(rows["Image Index"])
-    patient = rows["Patient ID"].str.zfill(8)
+    patient = sources.names(rows["Patient ID"]).str.zfill(8)
     split, strays = _splits(root, films, file)
     paths, unlisted = _images(root, films, file)
     table = pd.DataFrame(
@@ -64,8 +69,8 @@ def read(root: Path, fibrosis: bool = False) -> Films:
             "film": films,
             "path": paths,
             "patient": patient,
-            "study": patient + "_" + rows["Follow-up #"].str.zfill(3),
-            "view": rows["View Position"].map(VIEWS).fillna("unknown"),
+            "study": patient + "_" + sources.names(rows["Follow-up #"]).str.zfill(3),
+            "view": rows["View Position"].str.upper().map(VIEWS).fillna("unknown"),
             "split": split,
             "native": rows["Finding Labels"],
         }
@@ -78,7 +83,7 @@ def read(root: Path, fibrosis: bool = False) -> Films:
 
 def _stem(names: pd.Series) -> pd.Series:
     """`00000001_000` of `00000001_000.png` or `images/00000001_000.png`."""
-    return names.str.strip().str.replace(BEFORE_AND_AFTER, "", regex=True)
+    return names.str.replace(BEFORE_AND_AFTER, "", regex=True)
 
 
 def _labels(native: pd.Series, fibrosis: bool, file: Path) -> pd.DataFrame:
@@ -118,15 +123,18 @@ def _splits(root: Path, films: pd.Series, file: Path) -> tuple[pd.Series, pd.Dat
 def _listed(file: Path) -> pd.Index:
     """The films of a list, a name a line."""
     try:
-        lines = pd.read_csv(file, header=None, names=["film"], dtype=str)["film"]
-    except (ValueError, OSError, EOFError) as error:
+        with sources.opened(file) as stream:
+            lines = sources.trimmed(pd.Series(stream.read().splitlines(), dtype=str))
+    except (ValueError, OSError, EOFError, zlib.error) as error:
         raise SourceError(f"{file}: cannot be read as a list of films: {error}") from None
-    return pd.Index(_stem(lines).unique())
+    return pd.Index(_stem(lines.dropna()).unique())
 
 
 def _images(root: Path, films: pd.Series, file: Path) -> tuple[pd.Series, pd.DataFrame]:
     """Where the image of each film lies, relative to `root`, and the images named like a film that have no row."""
-    paths = pd.Series(sorted(_walk(root)), dtype=str)
+    found = sorted(sources.images(root))
+    own = [path for path in found if any(map(IMAGE_FOLDER.fullmatch, path.split("/")[:-1]))]
+    paths = pd.Series(own or found, dtype=str)
     paths = paths.set_axis(_stem(paths))
     named = sources.among(paths.index, films)
     own = paths[named]
@@ -137,17 +145,3 @@ def _images(root: Path, films: pd.Series, file: Path) -> tuple[pd.Series, pd.Dat
     return own.reindex(films, fill_value="").set_axis(films.index), sources.set_aside(
         strays.index, strays.to_list(), f"image without a row in {file.name}"
     )
-
-
-def _walk(root: Path):
-    """The images below `root`, relative to it; through links to folders, but not in circles."""
-    seen = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        if (real := os.path.realpath(folder)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        below = os.path.relpath(folder, root)
-        for name in names:
-            if name.lower().endswith(IMAGES):
-                yield name if below == "." else f"{below}/{name}"

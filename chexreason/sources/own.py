@@ -4,6 +4,8 @@ Documentation: the book's page "Your own films".  Licence and citation: those of
 """
 
 import importlib.util
+import os
+import posixpath
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,16 +16,18 @@ from chexreason.sources import COLUMNS, HEADING, LABELS, Films, SourceError
 
 ABOUT = COLUMNS[: -len(LABELS)]
 VIEWS = {view.lower(): view for view in sources.VIEWS} | {"ll": "lateral"}
-BEFORE_AND_AFTER = r"^.*/|\.[^./]*$"
+ENDING = r"(?i)\.(png|jpe?g|dcm|dicom)$"
 
 
 def read(root: Path, section, beside: Path) -> Films:
     """The films of `root` as `section` (`params.Own`) says: by its `table`, or by its function in a file `beside`.
 
     Of film, path, patient, study, view and split, path and patient are needed; film is the file's name without its
-    ending where not given, study the film, view unknown, split "".  Labels not given are unknown.
+    ending where not given, and the whole path without its ending where two files have one name.  Study is the film,
+    view unknown and split "" where not given.  Labels not given are unknown.  Rows that are equal count once.
     Raises SourceError for a file, column or function that is not there, a column, label or view it does not know, a
-    label other than 1, 0, -1, a blank path or patient, a film with two rows, and a patient in two splits.
+    label other than 1, 0, -1, a blank path or patient, a path outside `root`, a film or path with two different rows,
+    and a patient in two splits.
     """
     if section.read:
         file, rows = section.read, _called(section.read, Path(root), Path(beside))
@@ -36,7 +40,10 @@ def read(root: Path, section, beside: Path) -> Films:
     table = pd.DataFrame({name: rows[column] for name, column in columns.items()})
     for name in ("path", "patient"):
         _refuse_without(table, name, file)
-    table = _filled(table, file).join(sources.states(rows, labels, file))
+    table["path"] = _paths(table["path"], Path(root), file)
+    table = table.join(sources.states(rows, labels, file)).drop_duplicates()
+    table = _filled(table, file)
+    sources.refuse_twice(table, "path", file)
     return sources.checked(table, file, unknown=[label for label in LABELS if label not in labels])
 
 
@@ -54,16 +61,45 @@ def _called(name: str, root: Path, beside: Path) -> pd.DataFrame:
     if not isinstance(table, pd.DataFrame):
         raise SourceError(f"read: {name}: gave a {type(table).__name__}, not a film table (a pandas DataFrame)")
     _refuse_others(table.columns, COLUMNS, f"read: {name}: the film table")
-    return table.reset_index(drop=True).astype({name: "str" for name in ABOUT if name in table})
+    if not table.columns.is_unique:
+        raise SourceError(
+            f"read: {name}: the film table has column {table.columns[table.columns.duplicated()][0]!r} twice"
+        )
+    table = table.reset_index(drop=True)
+    try:
+        return table.assign(
+            **{column: sources.trimmed(table[column].astype("str")) for column in ABOUT if column in table}
+        )
+    except ValueError as error:
+        raise SourceError(f"read: {name}: the film table has text that cannot be written in UTF-8: {error}") from None
+
+
+def _paths(paths: pd.Series, root: Path, file: Path | str) -> pd.Series:
+    """Paths relative to `root`, in one spelling: with / for \\, and without ./ and ../ on the way."""
+    parents = [os.path.join(each, "") for each in (os.path.abspath(root), os.path.realpath(root))]
+    known = {}
+    for path in paths.unique():
+        tidy = posixpath.normpath(path.replace("\\", "/"))
+        parent = next(filter(tidy.startswith, parents), "")
+        known[path] = tidy.removeprefix(parent)
+        if known[path].startswith(("/", "../")) or known[path] in (".", "..") or known[path][1:3] == ":/":
+            row = (paths == path).idxmax()
+            raise SourceError(
+                f"{file}, row {row + HEADING}: path {path[:200]!r} is not in the folder {root}; give it relative to "
+                "that folder, or give the folder above as root"
+            )
+    return paths.map(known)
 
 
 def _filled(table: pd.DataFrame, file: Path | str) -> pd.DataFrame:
     """The columns that tell about films, those not given made from the others."""
     blank = pd.Series("", table.index)
-    film = table.get("film", table["path"].str.replace(BEFORE_AND_AFTER, "", regex=True))
+    whole = table["path"].str.replace(ENDING, "", regex=True)
+    short = whole.str.rpartition("/")[2] if len(table) else whole
+    film = table.get("film", whole if short.duplicated().any() else short)
     study = table.get("study", film).fillna(film)
     said = table.get("view", blank).fillna("")
-    view = said.str.strip().str.lower().replace("", "unknown").map(VIEWS)
+    view = said.str.lower().replace("", "unknown").map(VIEWS)
     if view.isna().any():
         row = view.isna().idxmax()
         raise SourceError(
@@ -81,6 +117,8 @@ def _refuse_others(names: Iterable[str], known: list[str], where: str) -> None:
 def _refuse_without(table: pd.DataFrame, name: str, file: Path | str) -> None:
     if name not in table:
         raise SourceError(f"{file}: nothing says which column is the {name} of a film")
-    blank = table[name].fillna("").str.strip() == ""
+    blank = table[name].isna()
     if blank.any():
-        raise SourceError(f"{file}, row {blank.idxmax() + HEADING}: the {name} is blank")
+        raise SourceError(
+            f"{file}, row {blank.idxmax() + HEADING}: the {name} is blank, or a word such as NA that means the same"
+        )
