@@ -8,12 +8,12 @@ import csv
 import gzip
 import os
 import re
-import unicodedata
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from textwrap import shorten
 from typing import NamedTuple, TextIO
+from unicodedata import category, normalize
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ MISSING = ("", "na", "n/a", "#n/a", "<na>", "nan", "null", "none")
 LONGEST = 500  # characters of a name; three DICOM UIDs and what joins them have 194
 INVISIBLE = r"\x00\xad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff"
 EDGES = re.compile(rf"^[\s{INVISIBLE}]+|[\s{INVISIBLE}]+$")
-UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffd\ud800-\udfff]")
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffd]")
 PLAIN = r"[^!-~]"  # finds what is not plain ASCII without blanks
 LABEL = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.ASCII)
 HEADING = 2
@@ -157,35 +157,56 @@ def _refuse_columns(heading: list[str], names: Collection[str], file: Path) -> N
 def trimmed(values: pd.Series) -> pd.Series:
     """Text without blanks and invisible characters at its ends, of any alphabet; NaN where it is one of MISSING."""
     values = _changed(values, PLAIN, lambda text: EDGES.sub("", text))
-    short = values.str.len() <= max(map(len, MISSING))
-    return values.mask(short & values.where(short, "x").str.lower().isin(MISSING))
+    short = values[values.str.len() <= max(map(len, MISSING))]
+    missing = short.index[short.str.lower().isin(MISSING)]
+    return values.mask(values.index.isin(missing)) if len(missing) else values
 
 
-def names(values: pd.Series) -> pd.Series:
-    """Identifiers, each in one spelling: composed letters (Unicode NFC), and a whole number without its ".0"."""
-    composed = _changed(values, r"[^ -~]", lambda text: unicodedata.normalize("NFC", text))
-    return _changed(composed, r"^\d+\.0+$", lambda text: text.partition(".")[0])
+def names(values: pd.Series, file: Path | str) -> pd.Series:
+    """Identifiers, each in one spelling: composed letters (Unicode NFC), and a whole number without its ".0".
+
+    Raises SourceError, naming the row, for a name that is too long or has characters that cannot be printed.
+    """
+    unfit = (values.str.len() > LONGEST) | (values == "")
+    odd = values[values.str.contains(r"[^ -~]|^\d+\.0+$", na=False)]
+    if len(odd):
+        values = values.where(~values.index.isin(odd.index), odd.map(_one_spelling))
+        unfit |= values.index.isin(odd.index[odd.map(lambda name: bool(UNPRINTABLE.search(name)))])
+    if unfit.any():
+        row = unfit.idxmax()
+        raise SourceError(
+            f"{file}, row {row + HEADING}: {values.name} {values[row][:60]!r} cannot name a file; a name has up to "
+            f"{LONGEST} characters, none of them unprintable"
+        )
+    return values
 
 
-def _changed(values: pd.Series, where: str, change) -> pd.Series:
+def _one_spelling(name: str) -> str:
+    return re.sub(r"^(\d+)\.0+$", r"\1", normalize("NFC", name))
+
+
+def alike(names: pd.Series) -> pd.Series:
+    """What different spellings of each name have in common: case, width, blanks, dashes and leading zeros do not count.
+
+    >>> alike(pd.Series(["P-007", "p\u20137 "])).tolist()
+    ['p-7', 'p-7']
+    """
+    folded = _changed(names, r"[^ -~]", _folded).str.lower().str.replace(" ", "")
+    return folded.str.replace(r"(^|[^0-9])0+([0-9])", r"\1\2", regex=True)
+
+
+def _folded(name: str) -> str:
+    """A name in Unicode's plain form (NFKC), with - for every dash and without blanks and invisible characters."""
+    letters = [("-" if category(each) == "Pd" else each) for each in normalize("NFKC", name).casefold()]
+    return "".join(each for each in letters if category(each) not in ("Cf", "Zs"))
+
+
+def _changed(values: pd.Series, where: str, change: Callable[[str], str]) -> pd.Series:
     """`values` with those that match `where` changed; most tables have none, so that is looked at first."""
-    found = values.str.contains(where, na=False).astype(bool)
+    found = values.str.contains(where, na=False)
     if not found.any():
         return values
     return values.where(~found, values[found].map({text: change(text) for text in values[found].unique()}))
-
-
-def alike(name: str) -> str:
-    """What `name` has in common with other spellings of it: case, width, blanks, dashes and leading zeros do not count.
-
-    >>> alike("P-007") == alike("p\u20137 ")
-    True
-    """
-    if not name.isascii():
-        letters = unicodedata.normalize("NFKC", name)
-        kinds = zip(letters, map(unicodedata.category, letters), strict=True)
-        name = "".join("-" if kind == "Pd" else letter for letter, kind in kinds if kind != "Cf")
-    return re.sub(r"(?<!\d)0+(?=\d)", "", "".join(name.casefold().split()))
 
 
 def _listed(names: list[str], most: int = 30) -> str:
@@ -249,10 +270,8 @@ def checked(
     Raises SourceError for a film named twice, a name that is too long or has characters that cannot be printed, a film
     without a patient, a patient in two of the source's splits, and patients or splits whose names are `alike`.
     """
-    table = table.assign(**{name: names(table[name]) for name in ("patient", "study", "split")})
-    table["film"] = _changed(table["film"], r"[^ -~]", lambda text: unicodedata.normalize("NFC", text))
-    for column in ("film", "patient", "study", "split", "path"):
-        _refuse_unprintable(table[column], file)
+    table = table.assign(**{name: names(table[name], file) for name in ("film", "patient", "study")})
+    table["split"] = names(table["split"].mask(table["split"] == ""), file).fillna("")
     nobody = table["patient"].isna()
     if nobody.any():
         raise SourceError(f"{file}: film {table['film'][nobody].iloc[0]} has no patient")
@@ -269,30 +288,17 @@ def checked(
     return Films(table[columns].reset_index(drop=True), pd.concat(parts, ignore_index=True), tuple(unknown))
 
 
-def _refuse_unprintable(values: pd.Series, file: Path | str) -> None:
-    wrong = values.str.contains(r"[^ -~]", na=False) | (values.str.len() > LONGEST)
-    if values.name == "film":
-        wrong |= values == ""
-    for row in wrong.index[wrong]:
-        name = values[row]
-        if name == "" or len(name) > LONGEST and values.name != "path" or UNPRINTABLE.search(name):
-            use = "cannot name a file" if values.name == "film" else "cannot be used"
-            raise SourceError(
-                f"{file}, row {row + HEADING}: {values.name} {name[:60]!r} {use}; a name has up to {LONGEST} "
-                "characters, none of them unprintable"
-            )
-
-
 def _refuse_alike(values: pd.Series, file: Path | str) -> None:
     """Raise SourceError where one name seems to be written in two ways: they would count as two."""
-    seen = {}
-    for name in values.dropna().unique():
-        other = seen.setdefault(alike(name), name)
-        if other != name:
-            raise SourceError(
-                f"{file}: {values.name} {other!r} and {values.name} {name!r} differ only in case, width, blanks, "
-                "dashes or leading zeros; write one name in one way, or give two names that differ more"
-            )
+    known = values.drop_duplicates().reset_index(drop=True)
+    keys = alike(known)
+    again = keys.duplicated()
+    if again.any():
+        first, other = known[keys == keys[again.idxmax()]].iloc[:2]
+        raise SourceError(
+            f"{file}: {values.name} {first!r} and {values.name} {other!r} differ only in case, width, blanks, dashes "
+            "or leading zeros; write one name in one way, or give two names that differ more"
+        )
 
 
 def set_aside(films: Collection[str], paths: Collection[str] | str, reason: str) -> pd.DataFrame:

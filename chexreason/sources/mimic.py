@@ -24,7 +24,7 @@ TABLES = {
     "negbio": "mimic-cxr-2.0.0-negbio.csv",
     "radiologists": "mimic-cxr-2.1.0-test-set-labeled.csv",
 }
-IDS = {"dicom_id": r"[0-9a-f]{8}(-[0-9a-f]{8}){4}", "study_id": r"\d{8}", "subject_id": r"\d{8}"}
+IDS = {"dicom_id": r"[0-9a-f-]{44}", "study_id": r"\d{8}", "subject_id": r"\d{8}"}
 VIEWS = {"AP": "AP", "PA": "PA", "LATERAL": "lateral", "LL": "lateral"}
 """ViewPosition as the DICOM header has it; LL is the left lateral.  Oblique, decubitus and blank are unknown."""
 
@@ -60,8 +60,10 @@ def _table(file: Path, text: list[str], labels: Collection[str] = ()) -> pd.Data
     """The columns of a table; raises SourceError, naming row, column and value, for an identifier of another shape."""
     rows = sources.read_csv(file, text, labels)
     for column in IDS.keys() & rows:
-        rows[column] = sources.names(rows[column])
-        wrong = rows[column].notna() & ~rows[column].str.fullmatch(IDS[column], na=False)
+        wrong = ~rows[column].str.fullmatch(IDS[column], na=True)
+        if wrong.any():
+            rows[column] = sources.names(rows[column], file)
+            wrong = ~rows[column].str.fullmatch(IDS[column], na=True)
         if wrong.any():
             row = wrong.idxmax()
             raise SourceError(

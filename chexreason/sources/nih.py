@@ -61,7 +61,7 @@ def read(root: Path, fibrosis: bool = False) -> Films:
     file = sources.look(root, *TABLES, SAMPLE) or sources.need(root, *TABLES)
     rows = sources.read_csv(file, ["Image Index", "Finding Labels", "Follow-up #", "Patient ID", "View Position"])
     films = _stem(rows["Image Index"])
-    patient = sources.names(rows["Patient ID"]).str.zfill(8)
+    patient = sources.names(rows["Patient ID"], file).str.zfill(8)
     split, strays = _splits(root, films, file)
     paths, unlisted = _images(root, films, file)
     table = pd.DataFrame(
@@ -69,7 +69,7 @@ def read(root: Path, fibrosis: bool = False) -> Films:
             "film": films,
             "path": paths,
             "patient": patient,
-            "study": patient + "_" + sources.names(rows["Follow-up #"]).str.zfill(3),
+            "study": patient + "_" + sources.names(rows["Follow-up #"], file).str.zfill(3),
             "view": rows["View Position"].str.upper().map(VIEWS).fillna("unknown"),
             "split": split,
             "native": rows["Finding Labels"],
