@@ -37,10 +37,8 @@ def candidates(study, source: str) -> Candidates:
     word for: they stay unknown, where other silence is settled by the study's policy), and `recipe` (how a phantom is
     drawn).  Names of films, studies and patients begin with the data set's name, or else the source's key.
     """
-    section, read = study.sources[source], _read(study, source)
-    films = read.table[read.table["view"].isin(section.views or study.curate.views)]
-    if section.splits:
-        films = films[films["split"].isin(section.splits)]
+    section, read = study.sources[source], offered(study, source)
+    films = read.table
     silent = films[LABELS].isna().all(axis=1)
     aside = [read.aside, films.loc[silent, ["film", "path"]].assign(reason="no label is stated")]
     films = films[~silent]
@@ -49,6 +47,28 @@ def candidates(study, source: str) -> Candidates:
     films = films.rename(columns={"path": "original"}).drop(columns=["split", "native"], errors="ignore")
     films = films.reset_index(drop=True).assign(source=source, never_stated=[list(read.unknown)] * len(films))
     return Candidates(films, pd.concat(aside, ignore_index=True).assign(source=source))
+
+
+def offered(study, source: str) -> sources.Films:
+    """What `source` holds, its table with the films of the views and splits that the study names only.
+
+    Raises CurateError for a split that the source does not have.
+    """
+    section, read = study.sources[source], _read(study, source)
+    films = read.table[read.table["view"].isin(section.views or study.curate.views)]
+    if section.splits:
+        _refuse_unknown(section, source, read.table)
+        films = films[films["split"].isin(section.splits)]
+    return read._replace(table=films)
+
+
+def _refuse_unknown(section, source: str, table: pd.DataFrame) -> None:
+    """Raises CurateError for a split of one's own that the table does not have, or when it has none of those named."""
+    there = list(table["split"].unique())
+    missing = [split for split in section.splits if split not in there]
+    if missing and (section.kind == "own" or len(missing) == len(section.splits)):
+        known = ", ".join(map(repr, filter(None, there))) or "none"
+        raise CurateError(f"sources.{source}.splits: no film is in split {missing[0]!r}; the splits are {known}")
 
 
 def _read(study, source: str) -> sources.Films:
@@ -68,10 +88,18 @@ def _read(study, source: str) -> sources.Films:
         case "own":
             films = own.read(section.folder, section, study.file.parent)
     owner = source if section.kind == "own" else section.kind
-    names = {name: owner + "-" + films.table[name] for name in ("film", "patient", "study")}
+    names = {name: owner + "-" + films.table[name] for name in ("film", "study")}
+    names["patient"] = (_hospital(study, source) if section.kind == "own" else owner) + "-" + films.table["patient"]
     return films._replace(
         table=films.table.assign(**names), aside=films.aside.assign(film=owner + "-" + films.aside["film"])
     )
+
+
+def _hospital(study, source: str) -> str:
+    """The first of the study's own sources in the folder of `source`, or around it: their patients are the same."""
+    own = {name: study.sources[name].folder.resolve() for name in _sources(study) if study.sources[name].kind == "own"}
+    around = [name for name in own if study.sources[source].folder.resolve().is_relative_to(own[name])]
+    return min(around, key=lambda name: len(own[name].parts), default=source)
 
 
 def settle(films: pd.DataFrame, policy: str) -> pd.DataFrame:
@@ -204,7 +232,7 @@ def choose(study, pools: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
     Columns: film, source, patient, study, view, split, why, path (of its image, relative to the study's folder), the 14
     labels as stated, never_stated, boxes (JSON), original, recipe.  With `curate.frozen`, the films of that manifest.
-    Raises CurateError where the sources cannot give what is asked, or a patient would both train and test.
+    Raises CurateError where the sources cannot give what is asked, or a patient would be in two splits.
     """
     if study.curate.frozen:
         chosen = _thawed(study, pd.concat(pools.values(), ignore_index=True))
@@ -416,13 +444,13 @@ def _sources(study) -> list[str]:
 
 
 def _refuse_shared(chosen: pd.DataFrame, study) -> None:
-    """Raises CurateError for a patient who both trains and tests, as where two sources lie in one folder."""
-    tests = chosen["split"].isin(list(study.tests))
-    both = chosen.loc[tests & chosen["patient"].isin(chosen.loc[~tests, "patient"]), ["patient", "split"]]
-    if len(both):
-        patient, split = both.iloc[0]
-        other = chosen.loc[~tests & (chosen["patient"] == patient), "split"].iloc[0]
-        raise CurateError(f"patient {patient} would be in {other} and in {split}; give these sources other splits")
+    """Raises CurateError for a patient in two splits, as where two sources have the same patients."""
+    places = chosen[["patient", "split"]].drop_duplicates()
+    places["alike"] = sources.alike(places["patient"])
+    shared = places[places.duplicated("alike", keep=False)].sort_values("alike", kind="stable")
+    if len(shared):
+        (patient, split, _), (_, other, _) = shared.iloc[:2].to_numpy()
+        raise CurateError(f"patient {patient} would be in {split} and in {other}; give these sources other splits")
 
 
 def _refuse_bad(bad: pd.DataFrame, looked: int, study) -> None:

@@ -78,16 +78,19 @@ class Run(NamedTuple):
 def plan(study: params.Study) -> dict:
     """Runs, what is missing, hours and the highest peak memory (10^9 bytes), and what the estimates assume.
 
-    `short_hours` is without the runs that the params file marks `full`.  Can be written as JSON: what is not known is
+    `short_hours` is without the runs that the params file marks `full`.  `films` counts, of each source in a folder,
+    the films and the images of each split and view (`sources.on_disk`).  Can be written as JSON: what is not known is
     None.
     """
     table, short = runs(study), {run[:4] for run in runs(study.short())}
+    films, lacking = _films(study)
     known = [run for run in table if run.hours == run.hours]
     peak = max((run.memory for run in known if not _stand_in(study, run.model)), default=0.0)
     return {
         "study": study.study,
         "runs": [{name: None if value != value else value for name, value in run._asdict().items()} for run in table],
-        "missing": missing(study, peak),
+        "films": films,
+        "missing": [*missing(study, peak), *lacking],
         "total_hours": round(sum(run.hours for run in known), 2),
         "short_hours": round(sum(run.hours for run in known if run[:4] in short), 2),
         "peak_memory": peak,
@@ -331,6 +334,26 @@ def _data(study: params.Study) -> Iterator[str]:
                 yield f"sources.{name}.{error}"
 
 
+def _films(study: params.Study) -> tuple[dict[str, list[dict]], list[str]]:
+    """The films and images of each source whose folder is there, by split and view, and what is missing of them."""
+    from chexreason import curate, sources
+
+    films, lacking = {}, []
+    for name, source in study.sources.items():
+        if isinstance(source, params.Folder):
+            try:
+                films[name] = sources.on_disk(curate.offered(study, name).table, source.folder)
+            except params.ParamsError:
+                continue  # the folder is not there: `missing` says so
+            except (sources.SourceError, curate.CurateError) as error:
+                lacking.append(f"sources.{name}: {error}")
+    for name, groups in films.items():
+        there, listed = (sum(group[key] for group in groups) for key in ("images", "films"))
+        if there < listed and not (study.sources[name].partial and there):
+            lacking.append(f"sources.{name}: {listed - there:,} of {listed:,} images are not in the folder")
+    return films, lacking
+
+
 def _teacher(study: params.Study) -> Iterator[str]:
     teacher = study.teacher
     key = getattr(teacher, "key", None)
@@ -455,6 +478,8 @@ def table(found: dict) -> str:
     """A plan as a person reads it."""
     import pandas as pd
 
+    from chexreason import sources
+
     rows = pd.DataFrame(found["runs"], columns=Run._fields)
     shown = rows[["stage", "model", "variant", "seed"]].assign(
         **{"h:mm": rows["hours"].map(_clock), "GB": rows["memory"].map("{:.1f}".format), "from": rows["how"]}
@@ -462,6 +487,8 @@ def table(found: dict) -> str:
     for name in ("stage", "model", "variant", "from"):
         shown[name] = shown[name].str.ljust(shown[name].str.len().max())
     lines = [f"Study {found['study']}: {total(found)}", "", shown.to_string(index=False, justify="left")]
+    for source, groups in found["films"].items():
+        lines += ["", f"Films of {source}:", *sources.disk_lines(groups)]
     lines += ["", "Missing on this machine:", *(f"- {each}" for each in found["missing"] or ["nothing"])]
     lines += ["", "The estimates rest on:", *(f"- {each}" for each in found["assumptions"])]
     return "\n".join(lines)

@@ -43,8 +43,10 @@ def read(root: Path, section, beside: Path) -> Films:
     table["path"] = _paths(table["path"], Path(root), file)
     table = table.join(sources.states(rows, labels, file)).drop_duplicates()
     table = _filled(table, file)
+    films = sources.checked(table, file, unknown=[label for label in LABELS if label not in labels])
+    sources.names(table["path"], file)
     sources.refuse_twice(table, "path", file)
-    return sources.checked(table, file, unknown=[label for label in LABELS if label not in labels])
+    return films
 
 
 def _called(name: str, root: Path, beside: Path) -> pd.DataFrame:
@@ -62,14 +64,11 @@ def _called(name: str, root: Path, beside: Path) -> pd.DataFrame:
         raise SourceError(f"read: {name}: gave a {type(table).__name__}, not a film table (a pandas DataFrame)")
     _refuse_others(table.columns, COLUMNS, f"read: {name}: the film table")
     if not table.columns.is_unique:
-        raise SourceError(
-            f"read: {name}: the film table has column {table.columns[table.columns.duplicated()][0]!r} twice"
-        )
+        twice = table.columns[table.columns.duplicated()][0]
+        raise SourceError(f"read: {name}: the film table has column {twice!r} twice")
     table = table.reset_index(drop=True)
     try:
-        return table.assign(
-            **{column: sources.trimmed(table[column].astype("str")) for column in ABOUT if column in table}
-        )
+        return table.assign(**{each: sources.trimmed(table[each].astype("str")) for each in ABOUT if each in table})
     except ValueError as error:
         raise SourceError(f"read: {name}: the film table has text that cannot be written in UTF-8: {error}") from None
 
