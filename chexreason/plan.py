@@ -345,8 +345,10 @@ def _films(study: params.Study) -> tuple[dict[str, list[dict]], list[str]]:
                 films[name] = sources.on_disk(curate.offered(study, name).table, source.folder)
             except params.ParamsError:
                 continue  # the folder is not there: `missing` says so
-            except (sources.SourceError, curate.CurateError) as error:
+            except sources.SourceError as error:
                 lacking.append(f"sources.{name}: {error}")
+            except curate.CurateError as error:
+                lacking.append(str(error))
     for name, groups in films.items():
         there, listed = (sum(group[key] for group in groups) for key in ("images", "films"))
         if there < listed and not (study.sources[name].partial and there):

@@ -218,3 +218,94 @@ def test_a_study_labelled_twice_is_told(tmp_path):
     write(tmp_path, groundtruth=TEST_STUDIES.replace("patient64742", "patient64741"))
     with pytest.raises(SourceError, match="study patient64741_study1 stands in row 2 and again in row 3"):
         chexpert.read(tmp_path)
+
+
+FRONTAL = "study1/view1_frontal.jpg"
+BATCHES = {
+    "CheXpert-v1.0 batch 2 (train 1)": [f"patient00001/{FRONTAL}"],
+    "CheXpert-v1.0 batch 3 (train 2)": [f"patient00002/{FRONTAL}", f"patient00002/{FRONTAL.replace('1', '2', 1)}"],
+}
+FIRST = "CheXpert-v1.0 batch 1 (validate & csv)"
+
+
+@pytest.fixture
+def batches(tmp_path):
+    """The set as it is handed out since 2021; of batch 3 one film is missing, and batch 4 is."""
+    write(tmp_path / FIRST, train=TRAIN, valid=VALID)
+    touch(tmp_path / FIRST, "valid/patient64541/study1/view1_frontal.jpg")
+    for name, images in BATCHES.items():
+        touch(tmp_path / name, *images)
+    return tmp_path
+
+
+@pytest.mark.parametrize("inner", [None, "train"])
+def test_films_are_found_in_the_four_batches(batches, inner):
+    for name in BATCHES if inner else ():
+        (batches / name / inner).mkdir()
+        for folder in (batches / name).glob("patient*"):
+            folder.rename(batches / name / inner / folder.name)
+    films = chexpert.read(batches)
+    there = sources.present(films, batches)
+    assert there.tolist() == [True, True, False, True, True]
+    first = next(iter(BATCHES)) + (f"/{inner}" if inner else "")
+    assert films.table["path"][0] == f"{first}/patient00001/study1/view1_frontal.jpg"
+    assert sources.on_disk(films.table, batches) == [
+        {"split": "train", "view": "AP", "films": 1, "images": 1},
+        {"split": "train", "view": "PA", "films": 1, "images": 1},
+        {"split": "train", "view": "lateral", "films": 1, "images": 0},
+        {"split": "train", "view": "unknown", "films": 1, "images": 1},
+        {"split": "valid", "view": "AP", "films": 1, "images": 1},
+    ]
+
+
+def test_one_batch_or_a_patient_in_two_is_refused(batches):
+    with pytest.raises(SourceError, match="is one of the batches; give the folder above it"):
+        chexpert.read(batches / FIRST)
+    touch(batches / "CheXpert-v1.0 batch 4 (train 3)", "patient00001/study1/view1_frontal.jpg")
+    with pytest.raises(SourceError, match=r"patient patient00001 has two folders, .*batch 2 .*batch 4"):
+        chexpert.read(batches)
+
+
+@pytest.mark.parametrize("inside", ["", "CheXpert"])
+def test_chexlocalize_has_validation_and_test_films(tmp_path, inside):
+    home = tmp_path / "CheXpert"
+    write(
+        home, test_labels=TEST_FILMS, val_labels=TEST_FILMS.replace("test/patient647", "CheXpert-v1.0/valid/patient645")
+    )
+    touch(home, *(f"test/{image}" for image in TEST_IMAGES), "val/patient64541/study1/view1_frontal.jpg")
+    films = chexpert.read(tmp_path / inside)
+    assert films.table["split"].tolist() == ["valid"] * 3 + ["test"] * 3
+    assert films.table["view"].tolist() == ["unknown", "lateral", "unknown"] * 2
+    assert sources.present(films, tmp_path / inside).tolist() == [True, False, False, True, True, True]
+
+
+def test_valid_csv_is_preferred_to_the_table_without_views(root):
+    write(root, val_labels=TEST_FILMS)
+    assert (chexpert.read(root).table["split"] == "valid").sum() == 1
+
+
+def test_chexpert_plus_is_refused_by_name(tmp_path):
+    write(tmp_path, df_chexpert_plus_240401="path_to_image\n")
+    with pytest.raises(SourceError, match="CheXpert Plus has no table of labels: give the folder of CheXpert itself"):
+        chexpert.read(tmp_path)
+
+
+def test_converted_films_are_found_by_the_ending_they_have(root):
+    (root / "train/patient00001/study1/view1_frontal.jpg").rename(root / "train/patient00001/study1/view1_frontal.png")
+    assert sources.present(chexpert.read(root), root).sum() == 1
+
+
+def test_a_lateral_is_never_taken_for_a_frontal(root):
+    text = TRAIN.replace("87,Lateral,", "87,lateral ,").replace("Frontal,AP", "Frontal, ap")
+    write(root, train=text)
+    assert chexpert.read(root).table["view"].tolist()[:4] == ["AP", "PA", "lateral", "unknown"]
+    write(root, train=TRAIN.replace("87,Lateral,", "87,,"))
+    assert chexpert.read(root).table["view"].tolist()[:4] == ["AP", "PA", "lateral", "unknown"]
+
+
+def test_a_film_of_another_split_is_no_film_of_this_table(root):
+    write(root, train=TRAIN.replace("train/patient00001", "valid/patient00001"))
+    with pytest.raises(
+        SourceError, match=r"train.csv, row 2, column 'Path': .*valid/patient00001/\S+ is no path of a Che"
+    ):
+        chexpert.read(root)

@@ -3,16 +3,19 @@
 The folder is laid out as NIH ChestX-ray14 is, with phantoms in place of its films.
 """
 
+import re
 import shutil
+from copy import deepcopy
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import changed_study
 from PIL import Image
 
-from chexreason import curate, params, records
+from chexreason import curate, params, prepare, records
 from chexreason.labels import CHEXPERT14
-from chexreason.sources import phantom
+from chexreason.sources import SourceError, phantom
 
 NIH_WORDS = {"Pleural Effusion": "Effusion", "Lung Lesion": "Mass", "Pleural Other": "Pleural_Thickening"}
 FILMS = 260
@@ -168,3 +171,96 @@ def test_films_of_a_credentialed_source_are_never_shown(nih, tmp_path):
         kept(study)
         assert len(curate.gallery(study, ["sft"], each=4)) == shown
         assert len(curate.clearest(curate.dataset(study, "sft"))) == (shown > 0)
+
+
+# One's own films, and the ways in which one patient came into two splits.
+
+
+def own_study(folder, tables, names=("s{0:02}/{1}", "s{0:02}_{1}"), changes=()):
+    """A study of two sources that read `tables` ({file: how the second film spells its patient}), 60 patients each."""
+    rng = np.random.default_rng(0)
+    films = folder / "films"
+    films.mkdir(exist_ok=True)
+    picture = phantom.draw(phantom.film_table(1, 8)["recipe"][0], 160).image
+    for file, spell in tables.items():
+        rows = ["film,file,pid,heart,fold"]
+        for n in range(60):
+            for k in (0, 1):
+                name = f"{file}-{n:02}_{k}.png"
+                Image.fromarray(picture - rng.integers(0, 2, picture.shape, dtype=np.uint8)).save(films / name)
+                patient = spell(n) if k else f"P{n:03}"
+                rows.append(f"{names[k].format(n, 0)},{name},{patient},{n % 2},{'one' if n < 40 else 'two'}")
+        (films / f"{file}.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    own = {"kind": "own", "root": str(films), "size": 160, "credentialed": False, "labels": {"Cardiomegaly": "heart"}}
+    own |= {"columns": {"film": "film", "path": "file", "patient": "pid", "split": "fold"}, "views": ["unknown"]}
+    first, *_, last = [*tables, *tables]
+    sizes = {"sources.home": own | {"table": f"{first}.csv", "splits": ["one"]}}
+    sizes |= {"sources.away": deepcopy(own) | {"table": f"{last}.csv", "splits": ["two"]}}
+    sizes |= {"curate.label_sets": ["nih9"]}
+    sizes |= {"curate.sft": 16, "curate.rl": 6, "curate.validation": 10, "curate.floor": 0.0, "curate.bad_share": 1.0}
+    sizes |= {"tests.nih-test.films": 20, "tests.nih-test.draw": "films"}
+    return changed_study(folder, "nih_sample", sizes | dict(changes))
+
+
+PADDED = {"a blank": "P{:03} ", "a non-breaking blank": "P{:03}\u00a0", "an invisible character": "\ufeffP{:03}"}
+
+
+@pytest.mark.parametrize("spelling", PADDED.values(), ids=PADDED)
+def test_a_padded_patient_is_in_one_split_and_every_film_has_its_own_image(tmp_path, spelling):
+    study = own_study(tmp_path, {"exams": spelling.format})
+    manifest = curate.manifest(study).films
+    assert (manifest.groupby("patient")["split"].nunique() == 1).all()
+    patient = manifest["original"].str.extract(r"-(\d+)_")[0]  # by the file, which nobody padded
+    assert (manifest.groupby(patient)["split"].nunique() == 1).all()
+    assert (manifest.groupby(patient)["patient"].nunique() == 1).all()
+    assert manifest["path"].str.casefold().is_unique
+    for film in manifest.itertuples():
+        with Image.open(study.folder / film.path) as made, Image.open(tmp_path / "films" / film.original) as original:
+            assert made.tobytes() == original.tobytes()
+
+
+@pytest.mark.parametrize("spelling", ["p{:03}", "P{:d}", "P{:04}", "P\u200b{:03}"])
+def test_another_spelling_of_a_patient_stops_the_study(tmp_path, spelling):
+    with pytest.raises(SourceError, match=r"exams.csv: patient 'P000' and patient '\S+' differ only in"):
+        curate.manifest(own_study(tmp_path, {"exams": spelling.format}))
+
+
+@pytest.mark.parametrize("spelling", ["P{:03}", "p{:03}", "P{:03} "])
+def test_two_tables_of_one_folder_have_the_same_patients(tmp_path, spelling):
+    tables = {"train": "P{:03}".format, "test": spelling.format}
+    study = own_study(tmp_path, tables, changes={"sources.away.splits": ["one"], "tests.nih-test.films": 70})
+    if spelling[0] == "p":  # written so in the whole table
+        file = tmp_path / "films" / "test.csv"
+        file.write_text(file.read_text().replace(",P", ",p"))
+    with pytest.raises(curate.CurateError, match=r"patient home-\w+ would be in \S+ and in nih-test"):
+        curate.manifest(study)
+
+
+def test_a_split_that_no_film_has_is_named(tmp_path):
+    study = own_study(tmp_path, {"exams": "P{:03}".format}, changes={"sources.home.splits": ["one", "thre"]})
+    with pytest.raises(curate.CurateError, match=r"sources.home.splits: no film is in split 'thre'; .* 'one', 'two'"):
+        curate.candidates(study, "home")
+
+
+def test_different_films_have_different_image_files_whatever_the_file_system():
+    names = [
+        "p/1",
+        "p_1",
+        "p 1",
+        "P_1",
+        "p:1",
+        "..",
+        ".",
+        "p\\1",
+        "\u00e9",
+        "e",
+        "p" * 400,
+        "p" * 401,
+        "胸" * 200,
+        "con",
+    ]
+    files = [prepare.file_name(f"own-{name}") for name in names]
+    assert len({file.casefold() for file in files}) == len(names)
+    assert max(len(file.encode()) for file in files) < 200
+    assert all(re.fullmatch(r"own-[A-Za-z0-9._-]*(~[0-9a-f]{16})?\.png", file) for file in files)
+    assert prepare.file_name("nih-00000001_000") == "nih-00000001_000.png"

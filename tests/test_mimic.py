@@ -198,3 +198,29 @@ def test_synthetic_tables_have_the_sizes_asked_for_and_come_out_the_same_again(t
         assert one.read_bytes() == (folders[1] / one.name).read_bytes()
     table = mimic.read(folders[0]).table
     assert (len(table), table["study"].nunique(), table["patient"].nunique()) == (600, 400, 120)
+
+
+@pytest.mark.parametrize("ending", [".png", ".dcm", ".JPG"])
+def test_converted_films_are_found_by_the_ending_they_have(root, ending):
+    image = root / mimic.read(root).table["path"][0]
+    (image.parent / f"._{image.name}").touch()  # macOS
+    image.rename(image.with_suffix(ending))
+    table = mimic.read(root).table
+    assert table["path"].str.endswith(ending).all()
+    assert sources.present(table, root).sum() == 1
+
+
+def test_padded_and_decimal_identifiers_read_alike(root):
+    expected = mimic.read(root)
+    rewrite(root, "2.0.0-split", f"{IDS[0]} ,50414267.0,\u00a010000032,train ", f"{IDS[0]},50414267,10000032,train")
+    rewrite(root, "2.0.0-chexpert", "10000032,50414267.0,", "10000032,50414267,")
+    pd.testing.assert_frame_equal(mimic.read(root).table, expected.table)
+
+
+@pytest.mark.parametrize("study", ["5.04e7", "050414267", "../../../etc", "5041426"])
+def test_an_identifier_of_another_shape_is_refused(root, study):
+    rewrite(root, "2.0.0-chexpert", f"10000032,{study},", "10000032,50414267,")
+    with pytest.raises(
+        SourceError, match=r"chexpert.csv, row 2, column 'study_id': .* is not an identifier of MIMIC-CXR"
+    ):
+        mimic.read(root)

@@ -264,3 +264,42 @@ def test_real_films_that_another_hand_mapped_are_mapped_alike(real):
     films = real.table.set_index("path").loc[rows.index, LABELS]
     known = [label for label in NIH10 if label != "Pleural Other"]  # there, Fibrosis is left open
     pd.testing.assert_frame_equal(films[known], rows[known].astype(float), check_names=False)
+
+
+def test_masks_with_the_names_of_films_are_not_films(root):
+    for image in ("images_001/images/00000001_000.png", "masks/00000001_000.png", "masks/00000001_001.png"):
+        (root / image).parent.mkdir(parents=True, exist_ok=True)
+        (root / image).touch()
+    films = nih.read(root)
+    assert films.table["path"].tolist()[:3] == ["images_001/images/00000001_000.png", "", ""]
+
+
+def test_what_macos_leaves_beside_a_film_is_not_a_film(root):
+    for image in ("images/00000001_000.png", "images/._00000001_000.png", "__MACOSX/images/._00000001_001.png"):
+        (root / image).parent.mkdir(parents=True, exist_ok=True)
+        (root / image).touch()
+    films = nih.read(root)
+    assert films.table["path"].tolist()[:2] == ["images/00000001_000.png", ""] and films.aside.empty
+
+
+def test_kaggles_sample_is_read_without_splits(root):
+    for name in ("train_val_list.txt", "test_list.txt"):
+        (root / name).unlink()
+    (root / "Data_Entry_2017_v2020.csv").rename(root / "sample_labels.csv")
+    assert nih.read(root).table["split"].tolist() == [""] * 7
+
+
+def test_padded_numbers_and_lists_of_windows_read_alike(root):
+    expected = nih.read(root)
+    text = OLD.replace(",0,1,", ", 0.0 ,1.0,").replace(",1,1,", ",1,00000001,").replace(",PA,", ", pa\u00a0,")
+    (root / "Data_Entry_2017_v2020.csv").write_text(text, encoding="utf-8")
+    (root / "train_val_list.txt").write_bytes(b"\xef\xbb\xbf" + TRAIN_VAL.replace("\n", " \r\n").encode() + b"\r\n")
+    films = nih.read(root)
+    pd.testing.assert_frame_equal(films.table, expected.table)
+    assert films.aside.empty
+
+
+def test_a_finding_in_the_column_of_the_next_is_refused(root):
+    rewrite(root / "Data_Entry_2017_v2020.csv", "x,00000002_000.png,No Finding", "00000002_000.png,No Finding")
+    with pytest.raises(SourceError, match="row 4: has 13 cells, and the rows before it have 12"):
+        nih.read(root)

@@ -102,7 +102,11 @@ WRONG_ROWS = {
         "exams.csv, row 3: view 'portable' is none of PA, AP, lateral, unknown",
     ),
     "a blank patient": ("3.dcm,,", "3.dcm,p2,", "exams.csv, row 4: the patient is blank"),
-    "a film twice": ("2023/0001.png", "2024/0002.png", "exams.csv: film 0001 stands in row 2 and again in row 3"),
+    "a file twice": (
+        "2024/0001.png",
+        "2024/0002.png",
+        "exams.csv: film 2024/0001 stands in row 2 and again in row 3",
+    ),
 }
 
 
@@ -151,3 +155,208 @@ def test_a_wrong_function_is_told(root, name, text, message):
     (root / "my_hospital.py").write_text(text)
     with pytest.raises(SourceError, match=message):
         films(root, CALLED, read=name)
+
+
+# Tables as people make them.  What is read is written beside each; the rules are in the book, "How a table is read".
+
+HEADING = "file,pid,projection,heart,edema"
+SECTION = {"columns": {"path": "file", "patient": "pid", "view": "projection"}}
+SECTION |= {"labels": {"Cardiomegaly": "heart", "Edema": "edema"}}
+
+
+def read(folder, text, **columns):
+    """The film table of a table of one's own; `columns` are further ones, such as `film="name"`."""
+    (folder / "exams.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    columns = {"columns": SECTION["columns"] | columns, "labels": SECTION["labels"]}
+    return own.read(folder, params.Own(kind="own", root=str(folder), table="exams.csv", **columns), folder).table
+
+
+PADDED = {
+    "a blank": " P1 ",
+    "a non-breaking blank": "P1\u00a0",
+    "a tab": "P1\t",
+    "an ideographic blank": "\u3000P1",
+    "a byte order mark": "\ufeffP1",
+    "a zero-width blank": "P1\u200b",
+    "a NUL, as DICOM pads identifiers": "P1\0",
+}
+
+
+@pytest.mark.parametrize("padded", PADDED.values(), ids=PADDED)
+def test_what_pads_an_identifier_is_no_part_of_it(tmp_path, padded):
+    table = read(tmp_path, f"{HEADING}\na.png,P1,PA,1,0\n{padded},{padded}, pa ,1,0\n")
+    assert table["patient"].tolist() == ["P1", "P1"]
+    assert table["path"].tolist() == ["a.png", "P1"] and table["view"].tolist() == ["PA", "PA"]
+
+
+def test_composed_letters_and_whole_numbers_have_one_spelling(tmp_path):
+    rows = "a.png,Andre\u0301,PA,1,0\nb.png,Andr\u00e9,PA,1,0\nc.png,7.0,PA,1,0\nd.png,7,PA,1,0\n"
+    assert read(tmp_path, f"{HEADING}\n{rows}")["patient"].tolist() == ["Andr\u00e9"] * 2 + ["7"] * 2
+
+
+ALIKE = {
+    "case": ("P1", "p1"),
+    "leading zeros": ("007", "7"),
+    "leading zeros after a letter": ("P01", "P1"),
+    "width": ("P\uff11", "P1"),
+    "a blank inside": ("P 1", "P1"),
+    "a non-breaking blank inside": ("P\u00a01", "P 1"),
+    "an invisible character inside": ("P\u200b1", "P1"),
+    "a dash": ("P\u20131", "P-1"),
+}
+
+
+@pytest.mark.parametrize("first, second", ALIKE.values(), ids=ALIKE)
+def test_two_spellings_of_a_patient_or_a_split_are_refused(tmp_path, first, second):
+    text = f"{HEADING},fold\na.png,{first},PA,1,0,x\nb.png,{second},PA,0,1,x\n"
+    message = f"{first!r} and patient {second!r} differ only in case"
+    with pytest.raises(SourceError, match=re.escape(f"exams.csv: patient {message}")):
+        read(tmp_path, text)
+    text = f"{HEADING},fold\na.png,p,PA,1,0,{first}\nb.png,q,PA,0,1,{second}\n"
+    with pytest.raises(SourceError, match=re.escape(f"split {message}".replace("patient", "split"))):
+        read(tmp_path, text, split="fold")
+
+
+def test_different_patients_are_not_taken_for_spellings_of_one(tmp_path):
+    names = ["P1", "P10", "P100", "1P", "10", "1-0", "1.10", "1.1", "a", "\u0430"]
+    rows = "".join(f"{number}.png,{name},PA,1,0\n" for number, name in enumerate(names))
+    assert read(tmp_path, f"{HEADING}\n{rows}")["patient"].tolist() == names
+
+
+NAMES = {
+    "DICOM UIDs without an ending": ([f"1.2.826.0.1.3680043.8.498.{n}" for n in (101, 102)], None),
+    "a point in the name": (["scan.v1.png", "scan.v2.PNG"], ["scan.v1", "scan.v2"]),
+    "one name in every folder": (["p1/s1/IM-0001.dcm", "p2/s1/IM-0001.dcm"], ["p1/s1/IM-0001", "p2/s1/IM-0001"]),
+    "folders of UIDs": (["/".join([f"1.2.840.{n}" + "1" * 55] * 3) for n in (1, 2)], "last"),
+    "Windows": (["2024\\a.png", "2024\\b.png"], ["a", "b"]),
+    "Chinese": (["胸片一.png", "胸片二.png"], ["胸片一", "胸片二"]),
+}
+
+
+@pytest.mark.parametrize("paths, names", NAMES.values(), ids=NAMES)
+def test_films_are_named_by_their_files(tmp_path, paths, names):
+    table = read(tmp_path, f"{HEADING}\n" + "".join(f"{path},p,PA,1,0\n" for path in paths))
+    names = [path.split("/")[-1] for path in paths] if names == "last" else names or paths
+    assert table["film"].tolist() == names
+    assert table["path"].tolist() == [path.replace("\\", "/") for path in paths]
+
+
+def test_a_path_may_be_absolute_and_in_the_folder_and_has_one_spelling(tmp_path):
+    rows = f"{tmp_path / 'a.png'},p,PA,1,0\n./x/../b.png,q,PA,1,0\n"
+    assert read(tmp_path, f"{HEADING}\n{rows}")["path"].tolist() == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/a.png", "../a.png", "x/../../a.png", "..", "C:\\films\\a.png", "//server/a.png"]
+)
+def test_a_path_outside_the_folder_is_refused(tmp_path, path):
+    with pytest.raises(SourceError, match=r"exams.csv, row 3: path '.*' is not in the folder"):
+        read(tmp_path, f"{HEADING}\nb.png,p,PA,1,0\n{path},p,PA,1,0\n")
+
+
+def test_rows_that_are_equal_are_one_film_as_in_a_table_with_a_row_for_each_box(tmp_path):
+    text = f"{HEADING},x\na.png,p1,PA,1,,10\na.png,p1,PA,1,,20\nb.png,p2,AP,0,0,\n"
+    assert read(tmp_path, text)["film"].tolist() == ["a", "b"]
+    with pytest.raises(SourceError, match="film a stands in row 2 and again in row 3"):
+        read(tmp_path, text.replace("PA,1,,20", "PA,0,,20"))
+
+
+def test_one_file_is_not_two_films(tmp_path):
+    text = f"name,{HEADING}\nf1,a.png,p1,PA,1,0\nf2,./a.png,p2,PA,0,0\n"
+    with pytest.raises(SourceError, match=r"exams.csv: path a\.png stands in row 2 and again in row 3"):
+        read(tmp_path, text, film="name")
+
+
+@pytest.mark.parametrize("word", ["", " ", "NA", "N/A", "nan", "NaN", "NULL", "None", "<NA>", "#N/A", "na"])
+def test_one_rule_says_what_is_missing(tmp_path, word):
+    table = read(tmp_path, f"{HEADING},fold,exam\na.png,p,{word},{word},1,{word},{word}\n", split="fold", study="exam")
+    film = table.iloc[0]
+    assert (film["view"], film["split"], film["study"]) == ("unknown", "", "a")
+    assert pd.isna(film["Cardiomegaly"]) and film["Edema"] == 1.0
+    for row, column in ((f"a.png,{word},PA,1,0", "patient"), (f"{word},p,PA,1,0", "path")):
+        with pytest.raises(SourceError, match=f"exams.csv, row 2: the {column} is blank"):
+            read(tmp_path, f"{HEADING}\n{row}\n")
+
+
+STATES = {"1": 1, "0": 0, "-1": -1, "1.0": 1, "-1.00": -1, " 0 ": 0, "1.000e+00": 1, "True": 1, "FALSE": 0, "-0.0": 0}
+
+
+@pytest.mark.parametrize("text, value", STATES.items())
+@pytest.mark.parametrize("other", ["", "0"])
+def test_a_label_is_read_alike_whatever_stands_in_the_rows_below(tmp_path, text, value, other):
+    assert read(tmp_path, f"{HEADING}\na.png,p,PA,{text},0\nb.png,q,PA,{other},0\n")["Cardiomegaly"][0] == value
+
+
+@pytest.mark.parametrize(
+    "text", ["Y", "no", "2", "0.5", "1_0", "0_1", "0x1", "\u0661", "\u22121", "-", "?", "+", "1 0", "inf"]
+)
+def test_what_is_no_label_is_refused(tmp_path, text):
+    with pytest.raises(SourceError, match=r"exams.csv, row 2, column 'heart': .* is no label"):
+        read(tmp_path, f"{HEADING}\na.png,p,PA,{text},0\n")
+
+
+UNEVEN = {
+    "R's write.table": (f'{HEADING}\n"1","a.png","p1","PA",1,0\n', "row 2: has 6 cells, and the heading has 5"),
+    "R's write.table, all numbers": (f"{HEADING}\n1,2,3,,1,0\n", "row 2: has 6 cells, and the heading has 5"),
+    "a later row too long": (f"{HEADING}\na.png,p,PA,1,0\nb.png,p,PA,1,0,1\n", "row 3: has 6 cells, and"),
+    "a comma in a cell": (f"{HEADING}\na.png,p,PA,1,0\nb,c.png,p,PA,1,0\n", "row 3: has 6 cells, and"),
+    "cut off": (f"{HEADING}\na.png,p,PA,1,0\nb.png,p,P", "row 3: has 3 cells, and the rows before it have 5"),
+    "a first row too short": (f"{HEADING}\na.png,p,PA,1\n", "row 2: has 4 cells, and the heading has 5"),
+    "a quote left open": (f'{HEADING}\na.png,p,PA,1,0\n"b.png,p,PA,1,0\nc.png,p,PA,1,0\n', "exams.csv"),
+    "a semicolon for a comma": (HEADING.replace(",", ";"), "separated by ';': save it with commas"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text, message", UNEVEN.values(), ids=UNEVEN)
+def test_rows_that_do_not_fit_the_heading_are_refused(tmp_path, text, message):
+    with pytest.raises(SourceError, match=message):
+        read(tmp_path, text)
+
+
+def test_a_spreadsheets_table_is_read(tmp_path):
+    text = '\ufefffile , pid,projection,report,heart,edema,,\r\na.png,0012,PA,"heart\r\nenlarged, mild",1.0,0,,\r\n'
+    film = read(tmp_path, text + "\r\n").iloc[0]
+    assert (film["film"], film["patient"], film["Cardiomegaly"], film["Edema"]) == ("a", "0012", 1.0, 0.0)
+
+
+@pytest.mark.parametrize("name", ["a\tb", "a\x00b", "a\x85b", "a\u2028b", "a\ufffdb", "a" * 501])
+@pytest.mark.parametrize("column", ["name", "pid", "file", "fold", "exam"])
+def test_a_name_that_cannot_be_written_is_refused(tmp_path, column, name):
+    row = {
+        "file": "a.png",
+        "pid": "p",
+        "projection": "PA",
+        "heart": 1,
+        "edema": 0,
+        "name": "x",
+        "fold": "f",
+        "exam": "e",
+    }
+    text = ",".join(row) + "\n" + ",".join(map(str, (row | {column: name}).values())) + "\n"
+    with pytest.raises(SourceError, match=r"exams.csv, row 2: \w+ '.*' cannot name a file"):
+        read(tmp_path, text, film="name", split="fold", study="exam")
+
+
+def test_a_function_and_a_table_are_read_by_the_same_rules(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import pandas as pd\n"
+        "def read(root):\n"
+        "    return pd.DataFrame({'path': ['a.png ', 'b.png', 'c.png'], 'patient': [7.0, 7.0, 8.0],\n"
+        "        'view': ['PA ', None, 'NA'], 'Edema': [True, None, False]})\n"
+        "def nobody(root):\n"
+        "    return read(root).assign(patient=[1, None, 2])\n"
+        "def twice(root):\n"
+        "    table = read(root)\n"
+        "    return pd.concat([table, table[['patient']]], axis=1)\n"
+        "def surrogate(root):\n"
+        "    return read(root).assign(patient=pd.Series(['a', 'b', chr(0xd800)], dtype=object))\n"
+    )
+    section = params.Own(kind="own", root=str(tmp_path), read="mine.py:read")
+    table = own.read(tmp_path, section, tmp_path).table
+    assert table["patient"].tolist() == ["7", "7", "8"] and table["path"].tolist() == ["a.png", "b.png", "c.png"]
+    assert table["view"].tolist() == ["PA", "unknown", "unknown"]
+    assert str(table["Edema"].tolist()) == "[1.0, nan, 0.0]"
+    wrong = {"nobody": "row 3: the patient is blank", "twice": "has column 'patient' twice", "surrogate": "UTF-8"}
+    for name, message in wrong.items():
+        with pytest.raises(SourceError, match=message):
+            own.read(tmp_path, section.model_copy(update={"read": f"mine.py:{name}"}), tmp_path)

@@ -284,3 +284,20 @@ def test_nothing_is_written(tmp_path, monkeypatch):
 def test_the_peak_memory_of_every_stage_with_stand_ins_is_told():
     (told,) = [line for line in plan.assumptions(params.load("params/mini.yaml")) if line.startswith("Peak memory")]
     assert re.findall(r"(\w+) \d\.\d", told) == ["curate", "prompts", "sft", "grpo", "predict", "compare", "book"]
+
+
+def test_a_plan_counts_the_images_that_are_there(tmp_path, monkeypatch):
+    from test_nih import make
+
+    (make(tmp_path) / "00000001_000.png").touch()
+    monkeypatch.setenv("NIH_FOLDER", str(tmp_path))
+    study = params.load(ROOT / "params" / "nih_sample.yaml")
+    found = plan.plan(study)
+    assert found["films"]["home"] == [
+        {"split": "train_val", "view": "PA", "films": 3, "images": 1},
+        {"split": "train_val", "view": "AP", "films": 1, "images": 0},
+    ]
+    assert "  train_val, PA                      3         1" in plan.table(found).splitlines()
+    assert "sources.away: 3 of 3 images are not in the folder" in found["missing"]
+    (tmp_path / "Data_Entry_2017_v2020.csv").write_text("Image Index\n")
+    assert any("has no column 'Finding Labels'" in told for told in plan.plan(study)["missing"])

@@ -119,3 +119,13 @@ def test_films_without_any_label_are_counted(mimic_folder, nih_folder, capsys):
     table = mimic.read(mimic_folder).table
     expected = int(table[list(CHEXPERT14)].isna().all(axis=1).sum())
     assert found(capsys, "mimic", mimic_folder)["unlabelled"] == expected > 0
+
+
+def test_the_images_of_each_split_and_view_are_counted(mimic_folder, capsys):
+    films = found(capsys, "mimic", mimic_folder)
+    assert {(row["split"], row["view"]): (row["films"], row["images"]) for row in films["on_disk"]} == {
+        ("train", "PA"): (1, 1), ("train", "lateral"): (1, 0), ("train", "unknown"): (1, 0),
+        ("validate", "AP"): (1, 0), ("test", "lateral"): (1, 0),
+    }  # fmt: skip
+    assert main(["films", "mimic", str(mimic_folder)]) == 0
+    assert "  train, PA                          1         1" in capsys.readouterr().out.splitlines()
