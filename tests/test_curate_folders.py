@@ -189,14 +189,14 @@ def own_study(folder, tables, names=("s{0:02}/{1}", "s{0:02}_{1}"), changes=()):
                 name = f"{file}-{n:02}_{k}.png"
                 Image.fromarray(picture - rng.integers(0, 2, picture.shape, dtype=np.uint8)).save(films / name)
                 patient = spell(n) if k else f"P{n:03}"
-                rows.append(f"{names[k].format(n, 0)},{name},{patient},{n % 2},{'one' if n < 40 else 'two'}")
+                rows.append(f"{names[k].format(n, 0)},{name},{patient},{int(n % 5 > 0)},{'one' if n < 40 else 'two'}")
         (films / f"{file}.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     own = {"kind": "own", "root": str(films), "size": 160, "credentialed": False, "labels": {"Cardiomegaly": "heart"}}
     own |= {"columns": {"film": "film", "path": "file", "patient": "pid", "split": "fold"}, "views": ["unknown"]}
     first, *_, last = [*tables, *tables]
     sizes = {"sources.home": own | {"table": f"{first}.csv", "splits": ["one"]}}
     sizes |= {"sources.away": deepcopy(own) | {"table": f"{last}.csv", "splits": ["two"]}}
-    sizes |= {"curate.label_sets": ["nih9"]}
+    sizes |= {"curate.label_sets": ["nih9"], "curate.shares": {"validation": 0.3, "sft": 0.4, "rl": 0.3}}
     sizes |= {"curate.sft": 16, "curate.rl": 6, "curate.validation": 10, "curate.floor": 0.0, "curate.bad_share": 1.0}
     sizes |= {"tests.nih-test.films": 20, "tests.nih-test.draw": "films"}
     return changed_study(folder, "nih_sample", sizes | dict(changes))
