@@ -30,7 +30,7 @@ from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 from test_answers import FULL, partly_denied
 from test_films import TWELVE_BIT, dicom, encoded, packed, written
 
-from chexreason import answers, films, params, records
+from chexreason import answers, films, params, prepare, records, sources
 from chexreason.labels import CHEXPERT14
 from chexreason.sources import SourceError, own
 
@@ -130,9 +130,31 @@ def changed_params(draw) -> bytes:
 CELLS = st.sampled_from(["1", "0", "-1", "", "1.0", "nan", "PA", "p1", "a.png", '"', ",", "9" * 400]) | st.text(
     max_size=6
 )
-TABLES = st.lists(st.lists(CELLS, min_size=1, max_size=5).map(",".join), max_size=8).map(
+PADS = st.sampled_from(["", "", " ", "\u00a0", "\t", "\ufeff", "\u200b", "\0", "\u3000"])
+NAMES = st.sampled_from(
+    ["P1", "p1", "P01", "P 1", "7", "007", "7.0", "NA", "..", "e\u0301", "\u00e9", "\uff11", "1E+12"]
+)
+FILES = st.sampled_from(
+    ["a.png", "./a.png", "x\\a.png", "../a.png", "/a", "1.2.3", "a.b.dcm", "x/a", "a\0.png", "é" * 300]
+)
+STATES = st.sampled_from(["1", "0", "-1", "", "1.0", "True", "NA", "Y", "1e0"])
+FITTING = st.tuples(FILES, NAMES | CELLS, STATES, st.sampled_from(["PA", "ap", "", "LL", "AP Supine"]))
+PADDED = st.tuples(FITTING, st.lists(PADS, min_size=8, max_size=8)).map(
+    lambda row: ",".join(row[1][2 * at] + cell + row[1][2 * at + 1] for at, cell in enumerate(row[0]))
+)
+TABLES = st.lists(PADDED | st.lists(CELLS, min_size=1, max_size=5).map(",".join), max_size=8).map(
     lambda rows: "\n".join(["file,pid,edema,view", *rows]).encode("utf-8", "surrogatepass")
 )
+
+
+def patients_apart(films: sources.Films, folder: Path) -> None:
+    """What must be true of a table that was read: one row and one image per film, one spelling per patient."""
+    table = films.table
+    assert table["film"].is_unique and table["path"].is_unique
+    assert table["film"].map(prepare.file_name).str.casefold().is_unique
+    assert table["patient"].eq(table["patient"].str.strip()).all()
+    assert not sources.alike(table["patient"].drop_duplicates()).duplicated().any()
+    assert not sources.present(films, folder).isna().any()
 
 
 def targets(folder: Path) -> dict[str, Target]:
@@ -155,7 +177,9 @@ def targets(folder: Path) -> dict[str, Target]:
             changed_params() | damaged([MINI.encode()]) | st.binary(),
         ),
         "CSV of own films": Target(
-            from_file(lambda _: own.read(folder, section, folder), folder), (SourceError,), TABLES | damaged([rows])
+            from_file(lambda _: patients_apart(own.read(folder, section, folder), folder), folder),
+            (SourceError,),
+            TABLES | damaged([rows]),
         ),
         "images": Target(from_file(films.read, folder), (films.FilmError,), damaged(images) | st.binary()),
         "parquet records": Target(

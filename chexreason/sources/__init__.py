@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from textwrap import shorten
 from typing import NamedTuple, TextIO
-from unicodedata import category, normalize
+from unicodedata import category, decimal, normalize
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,8 @@ MISSING = ("", "na", "n/a", "#n/a", "<na>", "nan", "null", "none")
 LONGEST = 500  # characters of a name; three DICOM UIDs and what joins them have 194
 INVISIBLE = r"\x00\xad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff"
 EDGES = re.compile(rf"^[\s{INVISIBLE}]+|[\s{INVISIBLE}]+$")
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffd]")
+UNPRINTABLE = "[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffd]"
+SHORTENED = r"^\d(?:[.,]\d+)?E\+\d+$"  # 1.23E+12: a spreadsheet has dropped digits of a long number
 PLAIN = r"[^!-~]"  # finds what is not plain ASCII without blanks
 LABEL = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.ASCII)
 HEADING = 2
@@ -168,15 +169,15 @@ def names(values: pd.Series, file: Path | str) -> pd.Series:
     Raises SourceError, naming the row, for a name that is too long or has characters that cannot be printed.
     """
     unfit = (values.str.len() > LONGEST) | (values == "")
-    odd = values[values.str.contains(r"[^ -~]|^\d+\.0+$", na=False)]
+    odd = values[values.str.contains(rf"[^ -~]|^\d+\.0+$|{SHORTENED}", na=False)]
     if len(odd):
         values = values.where(~values.index.isin(odd.index), odd.map(_one_spelling))
-        unfit |= values.index.isin(odd.index[odd.map(lambda name: bool(UNPRINTABLE.search(name)))])
+        unfit |= values.index.isin(odd.index[odd.map(lambda name: bool(re.search(f"{UNPRINTABLE}|{SHORTENED}", name)))])
     if unfit.any():
         row = unfit.idxmax()
         raise SourceError(
             f"{file}, row {row + HEADING}: {values.name} {values[row][:60]!r} cannot name a file; a name has up to "
-            f"{LONGEST} characters, none of them unprintable"
+            f"{LONGEST} characters, none of them unprintable, and is not a number such as 1.2E+12"
         )
     return values
 
@@ -186,19 +187,23 @@ def _one_spelling(name: str) -> str:
 
 
 def alike(names: pd.Series) -> pd.Series:
-    """What different spellings of each name have in common: case, width, blanks, dashes and leading zeros do not count.
+    """What different spellings of each name have in common.
 
-    >>> alike(pd.Series(["P-007", "p\u20137 "])).tolist()
-    ['p-7', 'p-7']
+    Case, width, leading zeros, and blanks and punctuation that are not between two digits do not count.
+
+    >>> alike(pd.Series(["P-007", "p\u20137 ", "1-10", "11.0"])).tolist()
+    ['p7', 'p7', '1-10', '11-0']
     """
-    folded = _changed(names, r"[^ -~]", _folded).str.lower().str.replace(" ", "")
+    folded = _changed(names, r"[^ -~]", _folded).str.lower()
+    for pattern, kept in ((r"[ -/:-@\[-`{-~]+", "-"), (r"(^|[^0-9])-", r"\1"), (r"-([^0-9]|$)", r"\1")):
+        folded = folded.str.replace(pattern, kept, regex=True)
     return folded.str.replace(r"(^|[^0-9])0+([0-9])", r"\1\2", regex=True)
 
 
 def _folded(name: str) -> str:
-    """A name in Unicode's plain form (NFKC), with - for every dash and without blanks and invisible characters."""
-    letters = [("-" if category(each) == "Pd" else each) for each in normalize("NFKC", name).casefold()]
-    return "".join(each for each in letters if category(each) not in ("Cf", "Zs"))
+    """A name in Unicode's plain form (NFKC), its digits 0 to 9, without invisible characters."""
+    letters = [each for each in normalize("NFKC", name).casefold() if category(each) != "Cf"]
+    return re.sub(r"[\W_]", "-", "".join(str(decimal(each, each)) for each in letters))
 
 
 def _changed(values: pd.Series, where: str, change: Callable[[str], str]) -> pd.Series:
@@ -280,7 +285,7 @@ def checked(
     places = table[["patient", "split"]].drop_duplicates()
     both = places["patient"][places["patient"].duplicated()]
     if len(both):
-        splits = places["split"][places["patient"] == both.iloc[0]]
+        splits = places["split"][places["patient"] == both.iloc[0]].replace("", "no split")
         raise SourceError(f"{file}: patient {both.iloc[0]} is in two splits, {' and '.join(splits)}")
     refuse_twice(table, "film", file)
     columns = [*COLUMNS, *(["native"] if "native" in table else [])]
@@ -296,8 +301,8 @@ def _refuse_alike(values: pd.Series, file: Path | str) -> None:
     if again.any():
         first, other = known[keys == keys[again.idxmax()]].iloc[:2]
         raise SourceError(
-            f"{file}: {values.name} {first!r} and {values.name} {other!r} differ only in case, width, blanks, dashes "
-            "or leading zeros; write one name in one way, or give two names that differ more"
+            f"{file}: {values.name} {first!r} and {values.name} {other!r} differ only in case, width, blanks, "
+            "punctuation or leading zeros; write one name in one way, or give two names that differ more"
         )
 
 
