@@ -250,11 +250,12 @@ def manifest(study) -> Candidates:
 
     The manifest is that of `choose` with `sha256`, of the file a film came from (of a phantom: of its image).  A film
     whose file is missing, unreadable or no frontal chest film is left out, and the choice made again without it.
+    What could not be read of the header of a film that is used is among the others, as "used all the same: ...".
     Raises CurateError when more than `curate.bad_share` of the films looked at are such, or one of a frozen manifest.
     """
     offers = {source: candidates(study, source) for source in _sources(study)}
     pools = {source: offer.films for source, offer in offers.items()}
-    looked = pd.DataFrame(columns=["film", "source", "path", "sha256", "fault"], dtype="str")
+    looked = pd.DataFrame(columns=["film", "source", "path", "sha256", "fault", "notes"], dtype="str")
     while True:
         chosen = choose(study, pools)
         made = prepare.images(chosen[~chosen["film"].isin(looked["film"])], study)
@@ -266,7 +267,9 @@ def manifest(study) -> Candidates:
         pools = {source: films[~films["film"].isin(bad["film"])] for source, films in pools.items()}
     chosen["sha256"] = chosen["film"].map(looked.set_index("film")["sha256"])
     _refuse_other(chosen, study)
-    return Candidates(chosen, pd.concat([*(offer.aside for offer in offers.values()), bad], ignore_index=True))
+    noted = looked[looked["film"].isin(chosen["film"]) & (looked["notes"] != "")]
+    noted = noted.assign(reason="used all the same: " + noted["notes"])[list(bad.columns)]
+    return Candidates(chosen, pd.concat([*(offer.aside for offer in offers.values()), bad, noted], ignore_index=True))
 
 
 def digest(manifest: pd.DataFrame) -> str:

@@ -1,17 +1,15 @@
-"""Films as they lie on disk, JPEG, PNG or DICOM, as one 8-bit image with dark air; and whether it is a frontal chest.
+"""Films on disk, JPEG, PNG or DICOM, as one 8-bit image with dark air; and whether it is a frontal chest.
 
 `read` opens a file, `fault` judges what it shows, `prepare` does both and shrinks the film to what a model is shown.
-Polarity and bit depth are DICOM's to tell (PS3.3, C.7.6.3 and C.11); a JPEG or PNG says nothing of its polarity.
+`chexreason.dicom` reads DICOM, whose header gives polarity and bit depth; a JPEG or PNG does not give its polarity.
 """
 
 import stat
-import struct
-from itertools import pairwise
 from pathlib import Path
 from textwrap import shorten
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 MAX_PIXELS = 40_000_000  # twice a 43 x 43 cm film at 0.1 mm; more is a mistake or an attack and is never decoded
 MAX_BYTES = 6 * MAX_PIXELS + 10_000_000  # three 16-bit colours a pixel, and a header; a larger file is never read
@@ -21,28 +19,44 @@ MIN_CONTRAST = 16  # grey levels between the 5th and the 95th percentile; the fa
 BLACK = 8  # grey level at or below which a pixel may be collimated border, and says nothing about the chest
 MARGIN = 0.15  # by how much another pose must fit better than the upright one
 
+TAIL = 0.02  # of the pixels at either end may be no film: a marker, a strip of text, a frame
+REACH = 0.5  # of the range of the others: how far the film itself may go beyond them
+
 SIGNATURES = {"JPEG": (0, b"\xff\xd8\xff"), "PNG": (0, b"\x89PNG\r\n\x1a\n"), "DICOM": (128, b"DICM")}
-JPEG_2000 = b"\xff\x4f\xff\x51"  # ISO/IEC 15444-1: the markers SOC and SIZ, with which every stream begins
-FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # ISO/IEC 10918-1, table B.1; 0xF7 is that of JPEG-LS
+NO_PREAMBLE = (b"\x02\0", b"\x08\0", b"\0\x08")  # DICOM that begins with its first group, little or big endian
 CUT_OFF = ("truncated", "less than expected")  # what Pillow and pydicom say of a file that ends too early
+ORIENTED = {  # EXIF 2.3, tag 0x0112: how the stored image becomes the one to show
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.T,
+    6: lambda stored: stored.T[:, ::-1],
+    7: lambda stored: stored.T[::-1, ::-1],
+    8: lambda stored: stored.T[::-1],
+}
+PngImagePlugin.MAX_TEXT_CHUNK = 2**24  # bytes of one text or color profile; Pillow's own limit is 2**20
 
 
 class FilmError(ValueError):
     """A file is not a film that can be used; the text is a short reason."""
 
 
-def read(path: Path | str) -> np.ndarray:
+def read(path: Path | str, notes: list[str] | None = None) -> np.ndarray:
     """The film of a file as uint8 (height, width), air dark.
 
-    8-bit pictures keep their grey values; 16-bit PNG and DICOM are stretched from their own lowest to their own highest
-    value.  Colour becomes luma, what is transparent is black, and an EXIF orientation is carried out.
+    8-bit pictures keep their gray values; PNG of 16 bits and DICOM are stretched from their own lowest to their own
+    highest value, a few brighter or darker pixels aside (see `stretch`).  Color becomes luma, what is transparent is
+    black, and an EXIF orientation is carried out.  Of several pictures in a JPEG, the first is read.
+    What a header should say and does not, so that it was read without, is added to `notes`, one sentence each.
     Raises FilmError, and nothing else, for whatever cannot be read.  What its header says to hold more than MAX_PIXELS
     pixels is never decoded.
     """
-    path = Path(path)
+    from chexreason import dicom
+
+    path, notes = Path(path), [] if notes is None else notes
     kind = _kind(path)
     try:
-        return _dicom(path) if kind == "DICOM" else _picture(path, kind)
+        return dicom.read(path, notes) if kind == "DICOM" else _picture(path, kind, notes)
     except FilmError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -50,9 +64,11 @@ def read(path: Path | str) -> np.ndarray:
     except UnidentifiedImageError:
         raise FilmError(f"broken {kind}: its header cannot be read") from None
     except Exception as error:  # damaged files make the decoders raise almost anything
-        told = shorten(str(error), 160) or type(error).__name__
-        cut = any(words in told.lower() for words in CUT_OFF)
-        raise FilmError(f"truncated {kind}" if cut else f"broken {kind}: {told}") from error
+        if cut_off(error):
+            raise FilmError(f"truncated {kind}") from error
+        plain = kind != "DICOM" and type(error) in (OSError, ValueError, SyntaxError)  # sentences of Pillow's
+        text = shorten(str(error), 160) if plain else "it cannot be decoded"
+        raise FilmError(f"broken {kind}: {text}") from error
 
 
 def fault(pixels: np.ndarray) -> str:
@@ -81,13 +97,16 @@ def fault(pixels: np.ndarray) -> str:
 def prepare(path: Path | str, size: int) -> Image.Image:
     """The film of a file in mode "L", shrunk so that no side is above `size` pixels, never enlarged.
 
+    Its `info["notes"]` is what `read` noted about the file.
     Raises FilmError where it cannot be read or shows no upright frontal chest.
     """
-    pixels = read(path)
+    notes: list[str] = []
+    pixels = read(path, notes)
     if reason := fault(pixels):
         raise FilmError(reason)
     film = Image.fromarray(pixels)
     film.thumbnail((size, size), Image.Resampling.LANCZOS)
+    film.info["notes"] = "; ".join(notes)
     return film
 
 
@@ -108,125 +127,96 @@ def _kind(path: Path) -> str:
     for kind, (start, signature) in SIGNATURES.items():
         if head[start:].startswith(signature):
             return kind
+    if head.startswith(NO_PREAMBLE):
+        return "DICOM"
     raise FilmError("not an image: neither JPEG, PNG nor DICOM" if head else "empty file")
 
 
-def _refuse(width: int, height: int, frames: int) -> None:
-    """What the header already tells, before any pixel is decoded."""
+def refuse_large(width: int, height: int, frames: int) -> None:
+    """Raise FilmError for what the header says is too large or has several frames, before any pixel is decoded."""
     if width * height > MAX_PIXELS:
         raise FilmError(f"more than {MAX_PIXELS:,} pixels")
     if frames > 1:
         raise FilmError(f"several frames ({frames})")
 
 
-def _picture(path: Path, kind: str) -> np.ndarray:
+def cut_off(error: Exception) -> bool:
+    """Whether a decoder says that a file ends too early."""
+    return any(words in str(error).lower() for words in CUT_OFF)
+
+
+def _picture(path: Path, kind: str, notes: list[str]) -> np.ndarray:
     with Image.open(path, formats=[kind]) as image:
-        _refuse(image.width, image.height, getattr(image, "n_frames", 1))
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):
-            return _stretch(np.asarray(image, dtype=np.float32))
-        if image.has_transparency_data:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
-        return np.array(image.convert("L"))
+        refuse_large(image.width, image.height, getattr(image, "n_frames", 1) if kind == "PNG" else 1)
+        pixels = _sixteen_bit(path, image) if "16" in str(image.tile[0].args) else _eight_bit(image)
+        try:
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        except Exception:  # bytes that are no EXIF make Pillow raise almost anything; the image has been read
+            notes.append("EXIF is malformed; it counts as absent")
+            orientation = 1
+    return np.ascontiguousarray(ORIENTED.get(orientation, lambda upright: upright)(pixels))
 
 
-def _dicom(path: Path) -> np.ndarray:
-    from pydicom import dcmread
-    from pydicom.filereader import read_file_meta_info
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut, get_decoder
-    from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
-
-    if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-        raise FilmError("deflated DICOM, whose size is not known before it is unpacked; save it in another syntax")
-    data = dcmread(path)
-    if len(data) == 0:  # what pydicom returns where a file ends within an element
-        raise FilmError("truncated DICOM")
-    if "Rows" not in data:
-        raise FilmError("DICOM without an image")
-    _refuse(data.Columns, data.Rows, int(data.get("NumberOfFrames") or 1))
-    syntax = data.file_meta.TransferSyntaxUID
-    if not get_decoder(syntax).is_available:
-        raise FilmError(f"no decoder is installed for {syntax.name}")
-    if syntax.is_encapsulated:
-        (_refuse_unpacking if syntax == RLELossless else _refuse_other_size)(data)
-    stored = data.pixel_array
-    if stored.ndim == 3:  # a secondary capture in colour, made RGB by pydicom
-        return np.array(Image.fromarray(stored).convert("L"))
-    if data.PhotometricInterpretation not in ("MONOCHROME1", "MONOCHROME2"):
-        raise FilmError(f"photometric interpretation {data.PhotometricInterpretation}")
-    values = apply_voi_lut(apply_modality_lut(stored, data), data).astype(np.float32)
-    negative = data.PhotometricInterpretation == "MONOCHROME1"
-    return _stretch(-values if negative else values, shown=~_padding(stored, data))
+def _eight_bit(image: Image.Image) -> np.ndarray:
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
+    return np.array(image.convert("L"))
 
 
-def _refuse_other_size(data) -> None:
-    """Raise FilmError where a compressed image is of another size than the DICOM header says: decoders trust it."""
-    from pydicom.encaps import generate_frames
+def _sixteen_bit(path: Path, image: Image.Image) -> np.ndarray:
+    """The stretched luma of a PNG of 16 bits per channel.
 
-    size = _encoded_size(next(generate_frames(data.PixelData, number_of_frames=1)))
-    if size is None:
-        raise FilmError("broken DICOM: its image does not begin as a JPEG, JPEG-LS or JPEG 2000 stream does")
-    if size != (data.Columns, data.Rows):
-        raise FilmError(f"its header says {data.Columns} x {data.Rows} pixels, its image {size[0]} x {size[1]}")
-
-
-def _refuse_unpacking(data) -> None:
-    """Raise FilmError where a run-length coded image unpacks to more than twice what the DICOM header says.
-
-    It has no size of its own, its decoder unpacks to the end, and some writers pad (PS3.5, annex G).
+    Pillow has no such colors: it is asked for the upper bytes and for the lower ones.
     """
-    from pydicom.encaps import generate_frames
 
-    limit = 2 * data.Rows * data.Columns
-    frame = next(generate_frames(data.PixelData, number_of_frames=1))
-    segments, *starts = struct.unpack("<16L", frame[:64].ljust(64, b"\0"))
-    for start, end in pairwise([*starts[:segments], len(frame)]):
-        if _unpacked(frame[start:end], limit) > limit:
-            raise FilmError(f"its header says {data.Columns} x {data.Rows} pixels, its image is more than twice that")
+    def unpacked(layout: str) -> np.ndarray:
+        with Image.open(path, formats=["PNG"]) as again:
+            again.tile = [tile._replace(args=layout) for tile in again.tile]
+            return np.array(again)
 
-
-def _unpacked(segment: bytes, limit: int) -> int:
-    """The bytes that a run-length coded segment unpacks to, counted until they exceed `limit` (PS3.5, G.3.1)."""
-    at = size = 0
-    while at < len(segment) and size <= limit:
-        control = segment[at]
-        if control < 128:  # so many bytes and one more, as they stand
-            size, at = size + control + 1, at + control + 2
-        elif control > 128:  # the next byte, repeated
-            size, at = size + 257 - control, at + 2
-        else:
-            at += 1
-    return size
-
-
-def _encoded_size(stream: bytes) -> tuple[int, int] | None:
-    """Width and height by the own header of a JPEG, JPEG-LS or JPEG 2000 stream; None where it is none of these."""
-    if stream.startswith(JPEG_2000):
-        return int.from_bytes(stream[8:12]), int.from_bytes(stream[12:16])
-    at = 2
-    while stream.startswith(b"\xff\xd8") and at + 9 <= len(stream):
-        if stream[at + 1] in FRAME_HEADERS:
-            return int.from_bytes(stream[at + 7 : at + 9]), int.from_bytes(stream[at + 5 : at + 7])
-        at += 2 + int.from_bytes(stream[at + 2 : at + 4])
-    return None
+    layout, transparent = image.tile[0].args, image.info.get("transparency")
+    if layout.startswith("I"):
+        samples = np.array(image, dtype=np.uint16)[..., np.newaxis]
+    elif layout.startswith("LA"):
+        samples = unpacked("RGBA").view(">u2")
+    else:
+        samples = unpacked(layout).astype(np.uint16) << 8 | unpacked(layout.replace("16B", "16L"))
+    colors = samples[..., : 1 if layout[0] in "IL" else 3]
+    gray = (luma(colors) if colors.shape[2] == 3 else colors[..., 0]).astype(np.uint16)
+    opaque = np.ones(gray.shape)
+    if colors.shape != samples.shape:
+        opaque = samples[..., -1] / 65535
+    elif transparent is not None:
+        opaque = (colors != np.array(transparent)).any(axis=2)
+    return (
+        (stretch(np.arange(2**16), np.bincount(gray[opaque > 0], minlength=2**16))[gray] * opaque)
+        .round()
+        .astype(np.uint8)
+    )
 
 
-def _padding(stored: np.ndarray, data) -> np.ndarray:
-    """Where a DICOM image is no image, only filled up to a rectangle (bool, height x width)."""
-    first = data.get("PixelPaddingValue")
-    if first is None:
-        return np.zeros(stored.shape, dtype=bool)
-    last = data.get("PixelPaddingRangeLimit")
-    low, high = sorted([first, first if last is None else last])
-    return (stored >= low) & (stored <= high)
+def luma(colors: np.ndarray) -> np.ndarray:
+    """The luma of RGB, rounded (ITU-R BT.601); the last axis has the three colors."""
+    return np.rint(colors @ np.array([0.299, 0.587, 0.114]))
 
 
-def _stretch(values: np.ndarray, shown: np.ndarray | bool = True) -> np.ndarray:
-    """Lowest to highest of the `shown` values (float32) as 0 to 255; the rest, and an image of one value, is black."""
-    low = values.min(where=shown, initial=np.inf)
-    high = values.max(where=shown, initial=-np.inf)
-    grey = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
-    return np.where(shown, grey, 0).round().clip(0, 255).astype(np.uint8)
+def stretch(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The gray level (uint8) of each value, from lowest to highest, where `counts` pixels have it.
+
+    Lowest and highest are where the whiskers of a box plot end: the most extreme values no further from the middle
+    96 % of the pixels than REACH times the range of these.  What lies beyond, such as a marker brighter than the film,
+    is black or white.  An image of one value is black.
+    """
+    order = np.argsort(values)
+    ordered, counts = values[order], counts[order]
+    ordered, counts = ordered[counts > 0], counts[counts > 0]
+    if len(ordered) == 0 or ordered[0] == ordered[-1]:
+        return np.zeros(len(values), dtype=np.uint8)
+    share = np.cumsum(counts) / counts.sum()
+    low, high = ordered[np.searchsorted(share, [TAIL, 1 - TAIL])]
+    reach = REACH * (high - low) or np.inf
+    inside = ordered[(ordered >= low - reach) & (ordered <= high + reach)]
+    return ((values - inside[0]) * (255 / (inside[-1] - inside[0]))).round().clip(0, 255).astype(np.uint8)
 
 
 def _chest(size: int = 32) -> np.ndarray:

@@ -23,22 +23,22 @@ def file_name(film: str) -> str:
 
 
 def images(chosen: pd.DataFrame, study) -> pd.DataFrame:
-    """Make the image of every film in `chosen` (from `curate.choose`) and add `sha256` and `fault`.
+    """Make the image of every film in `chosen` (from `curate.choose`) and add `sha256`, `fault` and `notes`.
 
-    An image is an 8-bit grey PNG.  A phantom is drawn from its recipe, and `sha256` is that of its image; any other
+    An image is an 8-bit gray PNG.  A phantom is drawn from its recipe, and `sha256` is that of its image; any other
     film is read from its source's folder and made no longer than the source's `size`, and `sha256` is that of the file
-    it came from.  `fault` is "", or why there is no image.  An image already made from the same film by the same code
-    is kept, so an interrupted run goes on where it was cut off.
+    it came from.  `fault` is "", or why there is no image.  `notes` is "", or what `films.read` noted about the header.
+    An image already made from the same film by the same code is kept, so an interrupted run resumes where it stopped.
     """
     from tqdm.std import tqdm
 
     films = tqdm(chosen.itertuples(), total=len(chosen), desc="films", mininterval=5, unit="film", disable=chosen.empty)
     made = [_drawn(film, study) if film.recipe else _converted(film, study) for film in films]
     records.to_disk(study.folder)
-    return chosen.assign(sha256=[sha256 for sha256, _ in made], fault=[fault for _, fault in made])
+    return chosen.join(pd.DataFrame(made, columns=["sha256", "fault", "notes"], index=chosen.index, dtype="str"))
 
 
-def _drawn(film, study) -> tuple[str, str]:
+def _drawn(film, study) -> tuple[str, str, str]:
     """Draw a phantom, unless its image is there already."""
     from PIL import Image
 
@@ -46,28 +46,31 @@ def _drawn(film, study) -> tuple[str, str]:
 
     path, size = study.folder / film.path, study.sources[film.source].size
     key = _key(records.sha256(drawing.__file__), size, film.recipe)
-    if _key_of(path) != key:
+    if _about(path).get("made from") != key:
         image = Image.fromarray(phantom.draw(film.recipe, size).image)
         _write(image, path, {"made from": key, "note": "phantom: drawn, not taken of a patient"})
-    return records.sha256(path), ""
+    return records.sha256(path), "", ""
 
 
-def _converted(film, study) -> tuple[str, str]:
+def _converted(film, study) -> tuple[str, str, str]:
     """Read a film and write its image, unless that is there already; a film that cannot be used has a fault instead."""
-    from chexreason import films
+    from chexreason import dicom, films
 
     section = study.sources[film.source]
     original, path = section.folder / film.original, study.folder / film.path
     if not film.original or not os.path.isfile(original):  # Path.is_file raises for a name that is too long
-        return "", "its image is not there"
+        return "", "its image is not there", ""
     sha256 = records.sha256(original)
-    key = _key(records.sha256(films.__file__), section.size, sha256)
-    if _key_of(path) != key:
+    key = _key(records.sha256(films.__file__) + records.sha256(dicom.__file__), section.size, sha256)
+    about = _about(path)
+    if about.get("made from") != key:
         try:
-            _write(films.prepare(original, section.size), path, {"made from": key})
+            image = films.prepare(original, section.size)
         except films.FilmError as error:
-            return sha256, str(error)
-    return sha256, ""
+            return sha256, str(error), ""
+        about = {"made from": key, "notes": image.info["notes"]}
+        _write(image, path, about)
+    return sha256, "", about["notes"]
 
 
 def _key(code: str, size: int, made_of: str) -> str:
@@ -85,13 +88,13 @@ def _write(image, path: Path, about: dict[str, str]) -> None:
         image.save(temporary, format="PNG", pnginfo=text)
 
 
-def _key_of(path: Path) -> str | None:
-    """The key of an image this module wrote, or None; an image that a power cut left without its bytes has none."""
+def _about(path: Path) -> dict[str, str]:
+    """What this module wrote into an image beside its pixels; nothing where there is no image, or a cut one."""
     from PIL import Image
 
     try:
         with Image.open(path) as image:
             image.load()
-            return image.info.get("made from")
-    except (OSError, SyntaxError):  # not there, no image, or one that breaks off
-        return None
+            return image.info
+    except (OSError, SyntaxError):
+        return {}

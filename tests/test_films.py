@@ -306,7 +306,6 @@ BAD = {
     "DICOM with pixels missing": (written(dicom(TWELVE_BIT))[:-100], "^truncated DICOM$"),
     "truncated JPEG 2000 in DICOM": (packed(JPEG2000Lossless)[:-2000], "^truncated DICOM$"),
     "truncated JPEG-LS in DICOM": (packed(JPEGLSLossless)[:-2000], "^truncated DICOM$"),
-    "window of no width": (written(dicom(TWELVE_BIT, WindowCenter=100, WindowWidth=0)), "Window Width"),
     "DICOM of a palette": (written(dicom(RAMP, 8, "PALETTE COLOR")), "^photometric interpretation PALETTE COLOR$"),
 }
 

@@ -199,7 +199,10 @@ BOMBS = {
         lambda: holding(JPEG2000Lossless, large("JPEG2000", no_jp2=True)),
         "its header says 16 x 16 pixels, its image 3000 x 3000",
     ),
-    "a JPEG 2000 in a wrapping": (lambda: holding(JPEG2000Lossless, large("JPEG2000")), "does not begin as a JPEG"),
+    "a large JPEG 2000 with a file header": (
+        lambda: holding(JPEG2000Lossless, large("JPEG2000")),
+        "its header says 16 x 16 pixels, its image 3000 x 3000",
+    ),
     "no stream at all": (lambda: holding(JPEGBaseline8Bit, bytes(1000)), "does not begin as a JPEG"),
     "128 MB of one grey, run-length coded in a small DICOM": (
         lambda: holding(RLELossless, struct.pack("<16L", 1, 64, *[0] * 14) + b"\x81\0" * 1_000_000),
