@@ -39,7 +39,7 @@ def read(path: Path, notes: list[str]) -> np.ndarray:
         precision = _stream_precision(data)
     pixels, photometric = _decoded(data, photometric)
     if pixels.dtype.kind != "f":
-        pixels = pixels.view(f"u{pixels.itemsize}")
+        pixels = pixels.view(pixels.dtype.str.replace("i", "u"))
     if pixels.ndim == 3:
         return _color(_stored(pixels, data, precision), photometric, data.BitsStored)
     if photometric not in ONE_SAMPLE:
@@ -89,6 +89,8 @@ def _dataset(path: Path):
 def _complete(data, notes: list[str]) -> str:
     """Give the elements that say how pixels are stored a usable value (C.7.6.3.1); return the photometric one."""
 
+    from pydicom.datadict import dictionary_VR
+
     def whole(keyword: str, usable: range, default: int | None = None) -> int:
         values = _numbers(data, keyword, [])
         value = int(values[0]) if values and values[0] in usable else default
@@ -97,7 +99,7 @@ def _complete(data, notes: list[str]) -> str:
             raise FilmError(f"{_name(keyword)} is {given}; it must be from {usable[0]} to {usable[-1]}")
         if [value] != values and not (keyword == "NumberOfFrames" and keyword not in data):
             notes.append(f"{_name(keyword)} is {given}; {value} is assumed")
-        setattr(data, keyword, value)
+        data.add_new(keyword, dictionary_VR(keyword), value)
         return value
 
     rows, columns = whole("Rows", range(1, 2**16)), whole("Columns", range(1, 2**16))
@@ -106,15 +108,16 @@ def _complete(data, notes: list[str]) -> str:
     if whole("SamplesPerPixel", range(1, 4), 1) > 1:
         whole("PlanarConfiguration", range(2), 0)
     if "PixelData" in data:
-        stored = whole("BitsStored", range(1, allocated + 1), allocated)
+        (high,) = _numbers(data, "HighBit", [])[:1] or [allocated - 1]
+        stored = whole("BitsStored", range(1, allocated + 1), int(high) + 1 if high in range(allocated) else allocated)
         whole("HighBit", range(stored - 1, allocated), stored - 1)
         whole("PixelRepresentation", range(2), 0)
     photometric = _word(data, "PhotometricInterpretation", (), notes)
     if not photometric:
-        raise FilmError("no Photometric Interpretation, so nobody knows which pixels are dark")
+        raise FilmError("Photometric Interpretation is absent, so dark and bright are unknown; add it to the header")
     if photometric not in (*ONE_SAMPLE, "RGB") and not photometric.startswith("YBR_"):
         raise FilmError(f"photometric interpretation {photometric}")
-    data.PhotometricInterpretation = photometric
+    data.add_new("PhotometricInterpretation", "CS", photometric)
     return photometric
 
 
@@ -147,6 +150,11 @@ def _look_up(cells: np.ndarray, pixels: np.ndarray, data, notes: list[str], prec
     """The image whose `pixels` are positions among `cells`, the values as they lie in the file."""
     counts = np.bincount(pixels.ravel(), minlength=len(cells))
     stored = cells if cells.dtype.kind == "f" else _stored(cells, data, precision)
+    if (
+        stored is not cells
+        and (counts > 0)[(cells >> data.HighBit + 1 > 0) & ((cells - stored) % 2**data.BitsAllocated > 0)].any()
+    ):
+        notes.append("bits above High Bit are set; they are not used")
     shown = (counts > 0) & np.isfinite(stored) & ~_padding(cells, stored, data, notes)
     if not shown.any():
         raise FilmError("every pixel is padding")
@@ -223,7 +231,7 @@ def _voi(values: np.ndarray, shown: np.ndarray, data, notes: list[str]) -> np.nd
     if not windows:
         if centers or widths:
             notes.append(
-                f"Window Center {_shown(centers)} and Width {_shown(widths)} are no window; they count as absent"
+                f"Window Center ({_shown(centers)}) and Width ({_shown(widths)}) make no window; they count as absent"
             )
         return values
     (center, width), *_ = windows
@@ -352,7 +360,7 @@ def _name(keyword: str) -> str:
 
 
 def _shown(values: list) -> str:
-    return "\\".join(f"{each:g}" if isinstance(each, float) else str(each) for each in values)[:60] or "(none)"
+    return "\\".join(f"{each:g}" if isinstance(each, float) else str(each) for each in values)[:60] or "absent"
 
 
 def _stream_precision(data) -> int:

@@ -174,30 +174,28 @@ def _sixteen_bit(path: Path, image: Image.Image) -> np.ndarray:
             again.tile = [tile._replace(args=layout) for tile in again.tile]
             return np.array(again)
 
-    layout, transparent = image.tile[0].args, image.info.get("transparency")
+    layout = image.tile[0].args
     if layout.startswith("I"):
-        samples = np.array(image, dtype=np.uint16)[..., np.newaxis]
+        samples = np.asarray(image, dtype=np.uint16)[..., np.newaxis]
     elif layout.startswith("LA"):
         samples = unpacked("RGBA").view(">u2")
     else:
         samples = unpacked(layout).astype(np.uint16) << 8 | unpacked(layout.replace("16B", "16L"))
-    colors = samples[..., : 1 if layout[0] in "IL" else 3]
-    gray = (luma(colors) if colors.shape[2] == 3 else colors[..., 0]).astype(np.uint16)
-    opaque = np.ones(gray.shape)
-    if colors.shape != samples.shape:
-        opaque = samples[..., -1] / 65535
-    elif transparent is not None:
-        opaque = (colors != np.array(transparent)).any(axis=2)
-    return (
-        (stretch(np.arange(2**16), np.bincount(gray[opaque > 0], minlength=2**16))[gray] * opaque)
-        .round()
-        .astype(np.uint8)
-    )
+    colors, alpha = np.split(samples, [samples.shape[2] - 1 + samples.shape[2] % 2], axis=2)
+    gray = luma(colors).astype(np.uint16) if colors.shape[2] == 3 else colors[..., 0]
+    if alpha.size:
+        opaque = alpha[..., 0] / 65535
+    elif "transparency" in image.info:
+        opaque = (colors != np.array(image.info["transparency"])).any(axis=2)
+    else:
+        return stretch(np.arange(2**16), np.bincount(gray.ravel(), minlength=2**16))[gray]
+    levels = stretch(np.arange(2**16), np.bincount(gray[opaque > 0], minlength=2**16))
+    return (levels[gray] * opaque).round().astype(np.uint8)
 
 
 def luma(colors: np.ndarray) -> np.ndarray:
     """The luma of RGB, rounded (ITU-R BT.601); the last axis has the three colors."""
-    return np.rint(colors @ np.array([0.299, 0.587, 0.114]))
+    return np.rint(0.299 * colors[..., 0] + 0.587 * colors[..., 1] + 0.114 * colors[..., 2])
 
 
 def stretch(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
