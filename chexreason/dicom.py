@@ -93,7 +93,7 @@ def _complete(data, notes: list[str]) -> str:
 
     def whole(keyword: str, usable: range, default: int | None = None) -> int:
         values = _numbers(data, keyword, [])
-        value = int(values[0]) if values and values[0] in usable else default
+        value = int(values[0]) if values and values[0].is_integer() and int(values[0]) in usable else default
         given = _shown(_values(data, keyword))
         if value is None:
             raise FilmError(f"{_name(keyword)} is {given}; it must be from {usable[0]} to {usable[-1]}")
@@ -109,7 +109,7 @@ def _complete(data, notes: list[str]) -> str:
         whole("PlanarConfiguration", range(2), 0)
     if "PixelData" in data:
         (high,) = _numbers(data, "HighBit", [])[:1] or [allocated - 1]
-        stored = whole("BitsStored", range(1, allocated + 1), int(high) + 1 if high in range(allocated) else allocated)
+        stored = whole("BitsStored", range(1, allocated + 1), int(high) + 1 if 0 <= high < allocated else allocated)
         whole("HighBit", range(stored - 1, allocated), stored - 1)
         whole("PixelRepresentation", range(2), 0)
     photometric = _word(data, "PhotometricInterpretation", (), notes)
