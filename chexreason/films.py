@@ -77,10 +77,13 @@ def fault(pixels: np.ndarray) -> str:
     Blank, tiny and long images are refused by the limits above.  The pose is the one of five, upright, three turns and
     negative, in which the film looks most like `_chest`; upright has the benefit of MARGIN.  A mirrored film passes.
 
-    Measured on 271 real frontal films (217 NIH, 54 CC BY of COVID-19 patients), three are refused: two are indeed
-    negatives, one, badly centred, is a false alarm (0.4 %).  Turned by 90, 180 and 270 degrees 98, 96 and 97 % of them
-    are told as what they are, and 99, 97 and 98 % refused; as negatives 94 and 99 %.  `_chest` and MARGIN were settled
-    on these very films.  Of 180 phantoms none is refused, and every turn and negative is told.
+    `_chest` and MARGIN were chosen on 271 real frontal films (217 NIH, 54 CC BY of COVID-19 patients): three are
+    refused, of which two are indeed negatives and one, badly centered, is a false alarm (0.4 %).  Turned by 90, 180 and
+    270 degrees, 99, 97 and 98 % of them are refused, 98, 96 and 97 % with the right reason; as negatives 99 and 94 %.
+    On 621 NIH films that played no part in this choice, two are refused, both of them negatives, so there is no false
+    alarm; turned by 90, 180 and 270 degrees 99.7, 97.7 and 98.5 % are refused, as negatives 99.4 %.  Of 100 films of
+    another NIH sample, 50 of them turned, none is missed: 49 are called turned, one upside down.
+    Of 180 phantoms none is refused, and every turn and negative is recognized.
     """
     height, width = pixels.shape
     if min(height, width) < MIN_SIDE:
@@ -204,6 +207,10 @@ def stretch(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     Lowest and highest are where the whiskers of a box plot end: the most extreme values no further from the middle
     96 % of the pixels than REACH times the range of these.  What lies beyond, such as a marker brighter than the film,
     is black or white.  An image of one value is black.
+
+    Measured on 271 real films, made 12 bits deep, with a marker four times as bright on 0.8 % of each: the median
+    contrast (5th to 95th percentile) is 196 gray levels, as without a marker; from lowest to highest it would be 47.
+    `fault` refuses the same three films as without a marker; from lowest to highest it would be twelve.
     """
     order = np.argsort(values)
     ordered, counts = values[order], counts[order]

@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import json
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 from test_answers import FULL, partly_denied
-from test_films import TWELVE_BIT, dicom, encoded, packed, written
+from test_dicom import changed, table
+from test_films import COLOR, TWELVE_BIT, dicom, encoded, packed, png16, written
 
 from chexreason import answers, films, params, prepare, records, sources
 from chexreason.labels import CHEXPERT14
@@ -127,6 +129,26 @@ def changed_params(draw) -> bytes:
     return yaml.safe_dump(values, allow_unicode=True).encode("utf-8", "surrogatepass")
 
 
+TEXTS = st.sampled_from(["", "0", "-1", "2047,5", "1e999", "nan", "1\\2", "inverse", "SIGMOID", "YBR_FULL"])
+TEXTS |= st.text(max_size=6)
+SHORTS = st.lists(st.integers(0, 65535), max_size=3).map(lambda each: struct.pack(f"<{len(each)}H", *each))
+STORING = ("SamplesPerPixel", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue")
+SHOWING = (
+    "PhotometricInterpretation", "NumberOfFrames", "RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth",
+    "VOILUTFunction", "PresentationLUTShape",
+)  # fmt: skip
+
+
+@st.composite
+def headers(draw) -> bytes:
+    """A DICOM image with elements that say how it is stored and shown replaced, whether that is legal or not."""
+    data = dicom(TWELVE_BIT, VOILUTSequence=[table([1, 2, 3], 8, 0, draw(st.binary(max_size=8)))])
+    elements = draw(st.dictionaries(st.sampled_from(STORING), SHORTS, max_size=3))
+    texts = draw(st.dictionaries(st.sampled_from(SHOWING), TEXTS, max_size=4))
+    elements |= {keyword: text.encode("utf-8", "replace") for keyword, text in texts.items()}
+    return written(changed(data, **elements))
+
+
 CELLS = st.sampled_from(["1", "0", "-1", "", "1.0", "nan", "PA", "p1", "a.png", '"', ",", "9" * 400]) | st.text(
     max_size=6
 )
@@ -167,6 +189,7 @@ def targets(folder: Path) -> dict[str, Target]:
     table = pd.DataFrame({"film": ["a", "b"] * 20, "labels": [["Edema"], []] * 20, "reward": np.linspace(0, 1, 40)})
     records.save(table, record, {"study": "fuzz"})
     images = [encoded("PNG"), encoded("JPEG"), written(dicom(TWELVE_BIT)), *map(packed, SYNTAXES)]
+    images += [png16(COLOR, 2), written(dicom(TWELVE_BIT))[132:]]
     rows = b"file,pid,edema,view\na.png,p1,1,PA\nb.png,p2,0,AP\n"
     return {
         "answers": Target(lambda data: answers.read(data.decode("utf-8", "replace")), (), REPLIES | st.binary()),
@@ -182,6 +205,7 @@ def targets(folder: Path) -> dict[str, Target]:
             TABLES | damaged([rows]),
         ),
         "images": Target(from_file(films.read, folder), (films.FilmError,), damaged(images) | st.binary()),
+        "DICOM headers": Target(from_file(films.read, folder), (films.FilmError,), headers()),
         "parquet records": Target(
             from_file(records.load, folder), (records.RecordError,), damaged([record.read_bytes()])
         ),
