@@ -34,7 +34,7 @@ ORIENTED = {  # EXIF 2.3, tag 0x0112: how the stored image becomes the one to sh
     7: lambda stored: stored.T[::-1, ::-1],
     8: lambda stored: stored.T[::-1],
 }
-PngImagePlugin.MAX_TEXT_CHUNK = 2**24  # bytes of one text or color profile; Pillow's own limit is 2**20
+PngImagePlugin.MAX_TEXT_CHUNK = 2**23  # bytes of one text or color profile; Pillow's own limit is 2**20
 
 
 class FilmError(ValueError):
