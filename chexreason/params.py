@@ -4,9 +4,11 @@ import difflib
 import hashlib
 import json
 import os
+import re
+from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 from urllib.parse import urlsplit
 
 import yaml
@@ -17,6 +19,7 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PrivateAttr,
+    StringConstraints,
     ValidationError,
     model_validator,
 )
@@ -40,8 +43,19 @@ MOST_BYTES = 1_000_000
 """A params file is a few kilobytes of text; a larger one is something else, and is not parsed."""
 
 
+OWNER = "params_file"
+"""The file in a study's folder that names the params file it belongs to."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML without what no params file needs: aliases, a few of which can stand for gigabytes, and repeated keys."""
+    """YAML without what no params file needs: aliases, a few of which can stand for gigabytes, and repeated keys.
+
+    Plain values are read as YAML 1.2 does, not 1.1: `no` and `12:30` are text, and so is what begins with a needless
+    zero, such as `001` or `0x10`.  Numbers are as in Python: `1e-3`, `.5`, `1_000`.
+    """
+
+    yaml_implicit_resolvers: ClassVar = {}
+    yaml_constructors: ClassVar = {}
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
@@ -56,6 +70,36 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def construct_float(self, node):
+        """A float; an int where it has an exponent and is whole, so that `1e3` can be a count."""
+        number = float(self.construct_scalar(node).lower().replace(".inf", "inf").replace(".nan", "nan"))
+        whole = "e" in node.value.lower() and number.is_integer() and abs(number) < 2**53
+        return int(number) if whole else number
+
+
+WHOLE = "(?:0|[1-9][0-9]*)"
+PLAIN = {
+    "null": ("~|null|Null|NULL|None|", yaml.SafeLoader.construct_yaml_null),
+    "bool": ("true|True|TRUE|false|False|FALSE", yaml.SafeLoader.construct_yaml_bool),
+    "int": (rf"[-+]?(?:{WHOLE}|[1-9][0-9]{{0,2}}(?:_[0-9]{{3}})+)", lambda loader, node: int(node.value)),
+    "float": (
+        rf"[-+]?(?:{WHOLE}\.?|{WHOLE}?\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        _Loader.construct_float,
+    ),
+    "timestamp": ("[0-9]{4}-[0-9]{2}-[0-9]{2}", yaml.SafeLoader.construct_yaml_timestamp),
+    "str": (None, yaml.SafeLoader.construct_yaml_str),
+    "seq": (None, yaml.SafeLoader.construct_yaml_seq),
+    "map": (None, yaml.SafeLoader.construct_yaml_map),
+}
+"""How each of YAML's tags is recognized, where nothing names it, and made: the core schema of YAML 1.2 (10.3.2), with
+thousands set off by `_` and Python's None.  A date is recognized in order to be refused: in quotes it is text."""
+
+for _tag, (_pattern, _make) in PLAIN.items():
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _make)
+    if _pattern is not None:
+        _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})\\Z"), None)
+_Loader.add_constructor(None, yaml.SafeLoader.construct_undefined)
 
 
 class Section(BaseModel):
@@ -259,7 +303,7 @@ class Hosted(Asked):
     timeout: Count = 120
     price_in: NonNegativeFloat = 0.0
     price_out: NonNegativeFloat = 0.0
-    agreement: str | None = None
+    agreement: Annotated[str, StringConstraints(strip_whitespace=True, min_length=10)] | None = None  # `no` names none
 
 
 class Endpoint(Hosted):
@@ -527,7 +571,28 @@ class Study(Section):
         self._keep_whole()
         if twice := set(self.seeds) & set(self.more_seeds):
             raise ValueError(f"more_seeds: {min(twice)} stands under seeds already")
+        self._refuse_repeats()
         return self
+
+    def _refuse_repeats(self) -> None:
+        """What is listed twice would be run, counted or written over twice."""
+        lists = {
+            "seeds": self.seeds,
+            "more_seeds": self.more_seeds,
+            "curate.views": self.curate.views,
+            "curate.label_sets": self.curate.label_sets,
+            **{f"tests.{name}.label_sets": test.label_sets for name, test in self.tests.items()},
+            **{f"sources.{name}.views": source.views for name, source in self.sources.items()},
+            **{f"sources.{name}.splits": source.splits for name, source in self.sources.items()},
+            "models: name": [model.name for model in self.models.values()],
+            "prompts.variants": self.prompts.variants if self.prompts else [],
+            "sft.runs: model and format": [(run.model, run.format) for run in self.sft.runs if not run.full],
+            "grpo.runs: model and reward": [(run.model, run.reward) for run in self.grpo.runs],
+        }
+        for key, values in lists.items():
+            for value in values or []:
+                if values.count(value) > 1:
+                    raise ValueError(f"{key}: {value!r} is listed twice; list it once")
 
     def _keep_apart(self) -> None:
         source = self.sources[self.curate.train]
@@ -568,6 +633,25 @@ class Study(Section):
     def folder(self) -> Path:
         """`runs/<study>` beside the folder that holds the params file."""
         return self._file.resolve().parent.parent / "runs" / self.study
+
+    @property
+    def _place(self) -> str:
+        """The params file as seen from the folder that holds `params/` and `runs/`: the same wherever that is moved."""
+        return str(self._file.resolve().relative_to(self.folder.parent.parent))
+
+    def claim(self) -> None:
+        """Make the study's folder and write there that it belongs to this params file; `load` refuses any other."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / OWNER).write_bytes(os.fsencode(self._place))
+
+    def _refuse_other_owner(self) -> None:
+        owner = self.folder / OWNER
+        other = os.fsdecode(owner.read_bytes()) if owner.is_file() else ""
+        if other != self._place and (self.folder.parent.parent / other).is_file():
+            raise ParamsError(
+                f"{self._place}: study: {self.study}: the folder runs/{self.study} belongs to {other}; give this study "
+                "another name"
+            )
 
     @property
     def home(self) -> str:
@@ -704,14 +788,29 @@ def _explain(error: dict) -> str:
     if error["type"] == "missing":
         return f"the key {where!r} is missing"
     message = error["msg"].removeprefix("Value error, ")
-    got = "" if error["type"] == "value_error" else f", got {_brief(error['input'])}"  # our own messages say all
-    return f"{where}: {message}{got}" if where else message
+    if error["type"] != "value_error":  # our own messages say all
+        message += f", got {_brief(error['input'])}"
+    if advice := _advice(error):
+        message += f"; {advice}"
+    return f"{where}: {message}" if where else message
 
 
 def _brief(value) -> str:
     """`value` as Python writes it, but no more than a line of it."""
-    text = repr(value)
+    text = "nothing (null)" if value is None else str(value) if isinstance(value, date) else repr(value)
     return text if len(text) <= 100 else f"{text[:100]} …"
+
+
+def _advice(error: dict) -> str:
+    """What to write in place of a plain value that YAML reads as another type, or ""."""
+    if error["type"] == "string_type":
+        return 'write text in quotes, such as "001"' if error["input"] is not None else 'write "" for an empty text'
+    return {
+        "int_type": "write a whole number, such as 8 or 1e3, without quotes and leading zeros",
+        "float_type": "write a number, such as 0.5 or 1e-3, without quotes and leading zeros",
+        "bool_type": "write true or false, without quotes",
+        "string_pattern_mismatch": "a name is made of letters, digits, '_', '-' and '.'",
+    }.get(error["type"], "")
 
 
 def find(path: str | Path) -> Path:
@@ -743,7 +842,7 @@ def load(path: str | Path, full: bool = True) -> Study:
     """Read and check a params file; without `full`, leave out the runs that it marks so.
 
     Raises ParamsError before anything is spent: for a file that is not there, is not YAML, or holds an unknown key, a
-    missing key, a wrong type or a name that nothing defines.
+    missing key, a wrong type, a name that nothing defines, or the study name of another file whose folder is there.
     """
     file = find(path)
     values = _yaml(file, path)
@@ -754,4 +853,5 @@ def load(path: str | Path, full: bool = True) -> Study:
     except ValidationError as error:
         raise ParamsError("\n".join(f"{path}: {_explain(each)}" for each in error.errors())) from None
     study._file = Path(os.path.abspath(file))
+    study._refuse_other_owner()
     return study if full else study.short()

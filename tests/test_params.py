@@ -255,3 +255,133 @@ def test_every_params_file_here_is_whole(file):
     study = load(file)
     assert study.folder.name == study.study
     assert study.home == f"{study.curate.train}-validation"
+
+
+# How values are written.  YAML 1.1, which the parser knows, reads many of them as something else.
+
+LINES = {
+    "rate": ("learning_rate: 2.0e-3", lambda study: study.sft.learning_rate),
+    "count": ("sft: 2000", lambda study: study.curate.sft),
+    "name": ("study: mini", lambda study: study.study),
+    "flag": ("  checkpointing: false         # ours: it", lambda study: study.sft.checkpointing),
+    "text": ("title: Three phantom hospitals", lambda study: study.title),
+    "optional": ("lora: {r", lambda study: study.curate.frozen),
+}
+
+
+def written(tmp_path, kind: str, text: str):
+    """The value of one key of mini.yaml, written as `text`."""
+    line, value = LINES[kind]
+    assert MINI.count(line) == 1
+    new = f"{line.partition(':')[0]}: {text}" + ("  # it" if kind == "flag" else "")
+    if kind == "optional":
+        line, new = "  policy: u_zeros", f"  frozen: {text}\n  policy: u_zeros"
+    (tmp_path / "mine.yaml").write_text(MINI.replace(line, new), encoding="utf-8")
+    return value(load(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "meant"),
+    [
+        *(("rate", text, 0.001) for text in ("1e-3", "+1e-3", "1.e-3", "1E-3", "10e-4", ".001", "0.001", "+.1e-2")),
+        *(("rate", text, 5.0) for text in ("5", "5.", "+5", "5e0", "0.5e1")),
+        *(("count", text, 1000) for text in ("1000", "1e3", "1_000", "+1000", "1.0e3", "10e2")),
+        ("count", "1.5e3", 1500),
+        *(("name", text, text) for text in ("001", "010", "no", "on", "Yes", "0x10", "0o10", "2024_01", "12e")),
+        *(("text", text, text) for text in ("12:30", "=", "no", "1,000", "2024-1-1", "0b11", "1__0", "5 %")),
+        *(("text", f'"{text}"', text) for text in ("1e-3", "2024-01-01", "null", "true", "")),
+        *(("flag", text, True) for text in ("true", "True", "TRUE")),
+        *(("optional", text, None) for text in ("null", "~", "None", "")),
+    ],
+)
+def test_a_value_means_what_its_writer_meant(tmp_path, kind, text, meant):
+    value = written(tmp_path, kind, text)
+    assert (value, type(value)) == (meant, type(meant))
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "told"),
+    [
+        *(("count", text, f"got '{text}'; write a whole number") for text in ("010", "0o10", "0x10", "1,000", "12:30")),
+        *(("count", text, "write a whole number") for text in ("1_00", '"8"', "1k", "2.0", "null", "true", "1e-1")),
+        *(("rate", text, f"got '{text}'; write a number") for text in ("1:30", "1e", "1,5", "01.5", "1/1000", "5e–5")),
+        ("rate", "1e999", "finite number"),
+        ("rate", "1e-999", "greater than 0"),
+        *(("flag", text, f"got '{text}'; write true or false") for text in ("no", "off", "yes", "y", "On")),
+        *(("flag", text, "write true or false") for text in ("0", '"false"', "null")),
+        *(("name", text, "write text in quotes") for text in ("1e3", "123", "1_000", "1.10", "true", "2024-01-01")),
+        *(("name", text, "got nothing (null); write") for text in ("null", "~", "", "None")),
+        ("name", "my study", "a name is made of letters, digits"),
+        ("name", "!!set {a}", "could not determine a constructor"),
+    ],
+)
+def test_a_value_that_may_mean_two_things_is_refused_with_what_to_write(tmp_path, kind, text, told):
+    with pytest.raises(ParamsError, match=r"mine\.yaml: ") as refused:
+        written(tmp_path, kind, text)
+    assert told in str(refused.value)
+
+
+@pytest.mark.parametrize("nothing", ["no", "none", "n/a", "          "])
+def test_an_agreement_that_names_nothing_lets_no_film_out(tmp_path, nothing):
+    values = mini(put("sources.a", MIMIC)) | {"teacher": HOSTED | {"agreement": nothing}}
+    assert "teacher.agreement: String should have at least 10 characters" in refusal(tmp_path, values)
+
+
+def again(stage: str):
+    """A change that lists the first run of a stage once more."""
+    return lambda values: values[stage]["runs"].append(dict(values[stage]["runs"][0]))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (put("seeds", [0, 0]), "seeds: 0 is listed twice"),
+        (put("more_seeds", [1, 2, 1]), "more_seeds: 1 is listed twice"),
+        (put("curate.views", ["PA", "PA"]), "curate.views: 'PA' is listed twice"),
+        (put("tests.c-test.label_sets", ["nih9", "nih9"]), "tests.c-test.label_sets: 'nih9' is listed twice"),
+        (put("models.qwen.name", "stand-in-medgemma"), "models: name: 'stand-in-medgemma' is listed twice"),
+        (again("sft"), "sft.runs: model and format: ('medgemma', 'free_reasoning') is listed twice"),
+        (put("grpo.runs.1.reward", "hard"), "grpo.runs: model and reward: ('medgemma', 'hard') is listed twice"),
+    ],
+)
+def test_what_is_listed_twice_is_refused(tmp_path, change, told):
+    assert told in refusal(tmp_path, mini(change))
+
+
+# Whose folder it is.
+
+
+def copied(tmp_path):
+    """A folder `project` with params/mini.yaml, whose study has its folder, and a copy of the file."""
+    (tmp_path / "project" / "params").mkdir(parents=True)
+    file = tmp_path / "project" / "params" / "mini.yaml"
+    file.write_text(MINI, encoding="utf-8")
+    load(file).claim()
+    file.with_name("mine.yaml").write_text(MINI, encoding="utf-8")
+    return file
+
+
+def test_a_copied_file_does_not_take_the_folder_of_the_first(tmp_path):
+    file = copied(tmp_path)
+    with pytest.raises(ParamsError, match=r"mine\.yaml: study: mini: the folder runs/mini belongs to params/mini"):
+        load(file.with_name("mine.yaml"))
+    elsewhere = file.parents[1] / "other" / "mini.yaml"
+    elsewhere.parent.mkdir()
+    elsewhere.write_text(MINI, encoding="utf-8")
+    with pytest.raises(ParamsError, match=r"other/mini\.yaml: study: mini: the folder runs/mini belongs to"):
+        load(elsewhere)
+    file.with_name("mine.yaml").write_text(MINI.replace("study: mini", "study: mine"), encoding="utf-8")
+    assert load(file.with_name("mine.yaml")).folder.name == "mine"
+    assert load(file).folder.name == "mini"
+
+
+def test_a_project_may_be_moved_and_a_params_file_renamed(tmp_path):
+    file = copied(tmp_path)
+    file.with_name("mine.yaml").unlink()
+    moved = file.parents[1].rename(tmp_path / "another place")
+    study = load(moved / "params" / "mini.yaml")
+    study.file.rename(study.file.with_name("renamed.yaml"))
+    load(moved / "params" / "renamed.yaml").claim()
+    study.file.write_text(MINI, encoding="utf-8")
+    with pytest.raises(ParamsError, match=r"belongs to params/renamed\.yaml"):
+        load(study.file)
