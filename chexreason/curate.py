@@ -253,6 +253,7 @@ def manifest(study) -> Candidates:
     What could not be read of the header of a film that is used is among the others, as "used all the same: ...".
     Raises CurateError when more than `curate.bad_share` of the films looked at are such, or one of a frozen manifest.
     """
+    study.claim()
     offers = {source: candidates(study, source) for source in _sources(study)}
     pools = {source: offer.films for source, offer in offers.items()}
     looked = pd.DataFrame(columns=["film", "source", "path", "sha256", "fault", "notes"], dtype="str")
