@@ -2,14 +2,13 @@
 
 import ast
 import difflib
-import fcntl
 import os
 import re
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -70,20 +69,21 @@ class Relay:
         """Part of being a stream; nothing to do."""
 
 
-def execute(notebook: str | Path, output: str | Path, parameters: dict) -> None:
+def execute(notebook: str | Path, output: str | Path, parameters: dict, expected: Collection[str] = ()) -> None:
     """Run `notebook` with `parameters` and put the executed copy at `output`.
 
     `output` appears only when every cell ran, and holds nothing of this run but its results: no times, no progress
     bars, and of this machine no path, user, host name or key; the variable's name stands where one was printed.
     Raises NotebookError before anything runs for a parameter the notebook does not have, and after a failed cell, with
-    the partly run notebook kept as `<output>.failed.ipynb`.
+    the partly run notebook kept as `<output>.failed.ipynb`; the cell's traceback is printed, unless the error is one
+    of the classes named in `expected`, which tell all in their message.
     """
     import papermill
 
     from chexreason import records
 
     notebook, output = Path(notebook), Path(output)
-    _check(notebook, parameters)
+    defaults(notebook, parameters)
     output.parent.mkdir(parents=True, exist_ok=True)
     part, failed = output.with_name(f".{output.stem}.part.ipynb"), output.with_suffix(".failed.ipynb")
     with _alone(output) as lock:
@@ -103,7 +103,8 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict) -> None:
                 os.replace(part, failed)
             if not isinstance(error, Exception):
                 raise
-            print("\n".join(getattr(error, "traceback", [])), file=sys.stderr)
+            if getattr(error, "ename", "") not in expected:
+                print("\n".join(getattr(error, "traceback", [])), file=sys.stderr)
             raise NotebookError(f"{notebook}: {_reason(error)}\nthe partly run notebook is {failed}") from error
         with records.replacing(output) as unfinished:
             _scrub(part, unfinished, _hider(parameters))
@@ -149,21 +150,32 @@ def _imported(code: str) -> set[Path]:
     return {file for file in files if file.is_file()}
 
 
-def _check(notebook: Path, parameters: dict) -> None:
-    """Raises NotebookError for a notebook that is not there or none, or a name its parameters cell does not hold."""
+def defaults(notebook: str | Path, names: Iterable[str] = ()) -> dict:
+    """The parameters of a notebook with their defaults, None for what is no literal.
+
+    Raises NotebookError for a file that is not a notebook, and where one of `names` is not among the parameters.
+    """
     import papermill
 
-    if not notebook.is_file():
+    if not Path(notebook).is_file():
         raise NotebookError(f"{notebook}: no such notebook")
     try:
-        known = list(papermill.inspect_notebook(notebook))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # whatever comes of what is none
+        known = {name: about["default"] for name, about in papermill.inspect_notebook(str(notebook)).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # whatever comes of another file
         raise NotebookError(f"{notebook}: cannot be read as a notebook: {error}") from None
-    for name in parameters:
+    for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
             raise NotebookError(f"{notebook}: no parameter {name!r}; {hint}")
+    return {name: _literal(code) for name, code in known.items()}
+
+
+def _literal(code: str):
+    try:
+        return ast.literal_eval(code)
+    except (ValueError, SyntaxError):
+        return None
 
 
 @contextmanager
@@ -172,12 +184,15 @@ def _alone(output: Path):
 
     Yields the lock that is held, an open file; whoever inherits it holds it too.
     """
-    with open(output.with_name(f".{output.stem}.lock"), "w") as lock:
+    from chexreason import records
+
+    path = output.with_name(f".{output.stem}.lock")
+    with open(path, "w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            records.lock(path, lock.fileno())
         except BlockingIOError:
             print(f"{output.stem}: waiting for an earlier run of it to end", file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            records.lock(path, lock.fileno(), wait=True)
         yield lock
 
 

@@ -1,11 +1,13 @@
 """Records: the parquet and JSON files through which notebooks meet, each with its origin, written atomically."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable
 from contextlib import contextmanager
 from functools import cache
@@ -103,6 +105,26 @@ def telling_full(path: Path):
                 "goes on"
             ) from error
         raise
+
+
+def lock(path: Path, file: int, wait: bool = False) -> bool:
+    """Lock the open file descriptor `file` of `path`; whoever inherits it holds the lock too.
+
+    Returns False on a file system without locks (some Lustre, NFS and FUSE mounts), after a warning on standard error.
+    Raises BlockingIOError when another process has the lock, unless `wait`.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        print(
+            f"{path}: this file system has no locks ({error.strerror}); do not run the same study twice at once",
+            file=sys.stderr,
+            flush=True,
+        )
+        return False
+    return True
 
 
 def sweep(folder: Path) -> None:
