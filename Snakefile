@@ -7,9 +7,11 @@ A stage runs again when a record or a file of code it uses changes, or a value o
 Paths are relative to the folder that holds `params/` and `runs/`.
 """
 
+import atexit
 import json
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -25,6 +27,8 @@ FULL = bool(config.get("full"))
 study = load(config.get("params", "params/mini.yaml"), FULL)
 file, runs = os.path.relpath(study.file), os.path.relpath(study.folder)
 values = study.model_dump()
+if config.get("dry") and not os.path.exists(".snakemake"):  # a dry run leaves nothing, as Snakemake's own notes are
+    atexit.register(shutil.rmtree, ".snakemake", ignore_errors=True)
 
 manifest, traces = f"{runs}/curate/manifest.parquet", f"{runs}/curate/traces.parquet"
 compared = [f"{runs}/compare/{name}.parquet" for name in COMPARED]
@@ -43,7 +47,12 @@ def code(notebook):
 def given(**parameters):
     """The parameters of a notebook, for the command line."""
     pairs = {"params": file, **parameters}.items()
-    return shlex.join(word for name, value in pairs for word in ("-p", name, str(value)))
+    return literal(shlex.join(word for name, value in pairs for word in ("-p", name, str(value))))
+
+
+def literal(text):
+    """`text` for a rule's params, where braces in it would otherwise stand for wildcards."""
+    return lambda wildcards: text
 
 
 def used(*sections, **more):
@@ -112,7 +121,7 @@ rule book:
     output:
         f"{runs}/book/_build/html/index.html",
     params:
-        file=shlex.quote(file),
+        file=literal(shlex.quote(file)),
         used=used(full=FULL, study=study.hash),
     shell:
         "chexreason book {params.file} {input.chapters:q}"

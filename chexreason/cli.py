@@ -3,22 +3,57 @@
 Everything heavy is imported by the command that needs it, so that `chexreason --help` answers at once.
 """
 
+# PYTHON_ARGCOMPLETE_OK
+
 import argparse
-import fcntl
+import csv
+import difflib
 import json
 import os
+import re
+import shlex
 import socket
 import sys
 from datetime import datetime
 from pathlib import Path
 
+from chexreason import __version__
+
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout: the Snakefile, notebooks/ and book/ lie here, beside the package."""
 
+DEFAULT = "params/mini.yaml"
+
+RUN_HELP = """\
+Targets are the stages curate, prompts, sft, grpo, predict, compare, variants, findings and book (the default), a single
+run such as sft_medgemma_free_reasoning_seed0, and files.  An unknown target lists them all.
+
+Every other option after the params file goes to Snakemake; what follows -- goes there as it is:
+  chexreason run params/mini.yaml grpo --cores 4
+  chexreason run params/mini.yaml -- --forcerun compare"""
+
+COLLECTIONS = {
+    "nih": "Data_Entry_2017_v2020.csv (or Data_Entry_2017.csv), train_val_list.txt and test_list.txt",
+    "mimic": "mimic-cxr-2.0.0-split.csv, mimic-cxr-2.0.0-metadata.csv and the labels, mimic-cxr-2.0.0-chexpert.csv",
+    "chexpert": "train.csv, valid.csv, and test_labels.csv or groundtruth.csv",
+}
+"""The files that `chexreason films` looks for in the folder of each data set."""
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, or 2 with a message for what the caller can mend."""
-    given = _parser().parse_args(arguments)
+    """Run one command and return its exit status: 0, or 2 with a message for what the caller can mend.
+
+    `plan` returns 1 when something is missing, `predict` when it could not read every film.
+    """
+    parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # set by the shell that asks for completions
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    given, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        hint = "; put Snakemake's options after the params file" if given.command is run else ""
+        parser.error(f"unknown arguments: {' '.join(unknown)}{hint}")
     try:
         return given.command(given) or 0
     except BrokenPipeError:  # whoever read the output has seen enough
@@ -67,25 +102,77 @@ def plan(given: argparse.Namespace) -> int:
 
 def run(given: argparse.Namespace) -> None:
     """Hand the study to Snakemake, in place of this process, from the folder that holds its `params/` and `runs/`."""
-    study = _study(given.params)
+    ours, theirs = given.arguments, []
+    if "--" in ours:
+        ours, theirs = ours[: ours.index("--")], ours[ours.index("--") + 1 :]
+    if {"-h", "--help"} & {*ours}:
+        return given.print_help()
+    full = given.full or "--full" in ours
+    words = [*(["--dry-run"] if given.dry_run else []), *(["--cores", given.cores] if given.cores else [])]
+    words += [word for word in ours if word != "--full"] + theirs
+    study = _study(given.params, full)
     if not (ROOT / "Snakefile").is_file():
         raise RunError(f"{ROOT} holds no Snakefile: a study runs from a checkout, installed with `make setup`")
-    _hold(study.folder)
+    options = _snakemake_options(words)
+    _refuse_unknown_targets(options.targets, study)
+    if not options.dryrun:
+        _hold(study)
     directory = study.folder.parent.parent
+    file = os.path.relpath(study.file, directory)
+    if not re.fullmatch(r"[\w./-]+", file):  # Snakemake takes the value for YAML, after it has stripped quotes
+        file = f" {json.dumps(file, ensure_ascii=False)} "
     command = [sys.executable, "-m", "snakemake", "--quiet", "host", "reason", "rules", "--rerun-incomplete"]
     command += ["--nolock", "--keep-going", "--scheduler", "greedy"]
-    command += ["--config", f"params={os.path.relpath(study.file, directory)}", *(["full=1"] if given.full else [])]
+    command += ["--config", f"params={file}", *(["full=1"] if full else []), *(["dry=1"] if options.dryrun else [])]
     command += ["--snakefile", ROOT / "Snakefile"]
-    command += ["--directory", directory, "--cores", "2", *given.arguments]
+    command += ["--directory", directory, "--cores", "2", *words]
     os.environ.setdefault("PYTHONUTF8", "1")  # whatever the locale: several libraries take every path for UTF-8
     os.execv(sys.executable, [str(part) for part in command])
 
 
+def _snakemake_options(words: list[str]) -> argparse.Namespace:
+    """What Snakemake makes of `words`; raises RunError in place of its page of usage."""
+    from snakemake.cli import get_argument_parser
+
+    def refuse(message: str):
+        raise RunError(f"run: {message}; `chexreason run --help` lists the options, `snakemake --help` further ones")
+
+    parser = get_argument_parser()
+    parser.error = refuse
+    return parser.parse_args(words)
+
+
+def _targets(study) -> list[str]:
+    """The names of the rules in the Snakefile: the stages, then every single run."""
+    stages = re.findall(r"^rule (\w+):", (ROOT / "Snakefile").read_text(encoding="utf-8"), re.MULTILINE)
+    runs = [f"sft_{run.model}_{run.format}_seed{seed}" for run, seed in study.runs("sft")]
+    runs += [f"grpo_{run.model}_{run.reward}_seed{seed}" for run, seed in study.runs("grpo")]
+    return [
+        *(stage for stage in stages if stage != "prompts" or study.prompts),
+        *runs,
+        *(f"predict_{model}_{name.replace('/', '_')}_seed{seed}" for model, name, seed in study.checkpoints()),
+    ]
+
+
+def _refuse_unknown_targets(targets: list[str], study) -> None:
+    known = _targets(study)
+    for target in targets:
+        if target not in known and "/" not in target:  # with a slash it is a file
+            near = difflib.get_close_matches(target, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            full = " (more with --full)" if study.left_out else ""
+            raise RunError(f"run: no target {target!r}; {hint}The targets are {', '.join(known)}{full}, or a file")
+
+
 def results(given: argparse.Namespace) -> None:
     """Print the study's scores, one row per model, dataset and label set."""
-    from chexreason import compare
+    from chexreason import compare, records
 
-    rows = compare.results(_study(given.params))
+    study = _study(given.params)
+    try:
+        rows = compare.results(study)
+    except records.RecordError as error:
+        raise RunError(f"{error}: {shlex.join(['chexreason', 'run', os.path.relpath(study.file)])}") from None
     if given.json:
         print("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]")
     else:
@@ -104,19 +191,43 @@ def score(given: argparse.Namespace) -> None:
     print(json.dumps(scored, indent=1, allow_nan=False) if given.json else score_files.told(scored))
 
 
-def predict(given: argparse.Namespace) -> None:
-    """Print what a checkpoint of a study says about films of the caller's own."""
+def predict(given: argparse.Namespace) -> int:
+    """Print what a checkpoint of a study says about films of the caller's own; 1 when some cannot be read, 2 when all.
+
+    JSON is one object: `study`, `params_hash`, `model`, `checkpoint`, `seed`, `caution`, and `films`, a list with an
+    object for each film as `predict.answer_row` makes it.  CSV has one row per film: film, 1 or 0 for each label
+    (blank where no labels can be read), error, reply, caution.
+    """
     import warnings
 
     from chexreason import predict
 
     warnings.simplefilter("ignore", FutureWarning)  # what libraries tell each other of names to come
     study = _study(given.params)
-    seed = study.seeds[0] if given.seed is None else given.seed
-    replies = predict.own(study, given.model, given.checkpoint, seed, given.films)
-    for film, reply in zip(given.films, replies, strict=True):
-        print(f"{film}\n\n{_printable(predict.told(reply))}\n")
-    print(predict.caution(study, given.model))
+    asked = predict.choose_checkpoint(study, given.model, given.checkpoint, given.seed)
+    paths = predict.find_films(given.films)
+    replies = predict.own(study, *asked, paths)
+    rows = [predict.answer_row(path, reply) for path, reply in zip(paths, replies, strict=True)]
+    caution = predict.caution(study, asked[0])
+    if given.json:
+        about = dict(zip(("model", "checkpoint", "seed"), asked, strict=True))
+        about = {"study": study.study, "params_hash": study.hash, **about, "caution": caution, "films": rows}
+        print(json.dumps(about, indent=1))
+    elif given.csv:
+        table = csv.writer(sys.stdout, lineterminator="\n")
+        table.writerow(["film", *predict.CHEXPERT14, "error", "reply", "caution"])
+        for row in rows:
+            states = ["" if row["labels"] is None else int(label in row["labels"]) for label in predict.CHEXPERT14]
+            table.writerow([_printable(row["film"]), *states, row["error"], _printable(row["reply"]), caution])
+    else:
+        for row, reply in zip(rows, replies, strict=True):
+            answer = f"Not read: {row['error']}" if row["error"] else predict.told(reply)
+            print(f"{_printable(row['film'])}\n\n{_printable(answer)}\n")
+        print(caution)
+    faults = [row for row in rows if row["error"]]
+    for row in faults:
+        print(f"chexreason: {_printable(row['film'])}: {row['error']}", file=sys.stderr)
+    return 2 if len(faults) == len(rows) else int(bool(faults))
 
 
 def films(given: argparse.Namespace) -> None:
@@ -143,9 +254,9 @@ def notebook(given: argparse.Namespace) -> None:
     """Run one notebook as the DAG does."""
     from chexreason.execute import execute
 
-    parameters = {name: _value(name, text) for name, text in given.parameters}
+    parameters = _parameters(given.notebook, given.parameters)
     print(f"{Path(given.output).stem}: running", file=sys.stderr, flush=True)
-    execute(given.notebook, given.output, parameters)
+    execute(given.notebook, given.output, parameters, [kind.__name__ for kind in _mendable()])
 
 
 def book(given: argparse.Namespace) -> None:
@@ -157,23 +268,33 @@ def book(given: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="chexreason", description="Run and read a ChexReason study.")
-    commands = parser.add_subparsers(required=True, metavar="command")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.set_defaults(command=lambda given: parser.print_help())
+    commands = parser.add_subparsers(metavar="command")
 
     command = commands.add_parser("plan", help="print a study's runs, what is missing here, and about what they cost")
-    command.add_argument("params", help="the study's params file, such as params/paper.yaml")
+    command.add_argument("params", nargs="?", help=f"the study's params file, such as params/paper.yaml ({DEFAULT})")
     command.add_argument("--json", action="store_true", help="one JSON object")
     command.set_defaults(command=plan)
 
-    command = commands.add_parser("run", help="run what is missing or stale of a study, and build its book")
+    command = commands.add_parser(
+        "run",
+        help="run what is missing or stale of a study, and build its book",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="chexreason run [--full] [-n] [--cores N] params [target ...] [Snakemake's options]",
+        epilog=RUN_HELP,
+    )
     command.add_argument("--full", action="store_true", help="with the runs that the params file marks `full`")
+    command.add_argument("-n", "--dry-run", action="store_true", help="print what would run, and write nothing")
+    command.add_argument("-c", "--cores", metavar="N", help="how many stages may run side by side (2)")
     command.add_argument("params", help="the study's params file, such as params/mini.yaml")
     command.add_argument(
-        "arguments", nargs=argparse.REMAINDER, help="for Snakemake: rules or files to make, --cores (2), --dry-run, ..."
+        "arguments", nargs=argparse.REMAINDER, metavar="target", help="a stage, a single run or a file"
     )
-    command.set_defaults(command=run)
+    command.set_defaults(command=run, print_help=command.print_help)
 
     command = commands.add_parser("results", help="print the scores of a study that has run")
-    command.add_argument("params", help="the study's params file")
+    command.add_argument("params", nargs="?", help=f"the study's params file ({DEFAULT})")
     command.add_argument("--json", action="store_true", help="a JSON array, one object a line")
     command.set_defaults(command=results)
 
@@ -190,18 +311,23 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=score)
 
     command = commands.add_parser("predict", help="ask a checkpoint of a study about your own films")
-    command.add_argument("--params", default="params/mini.yaml", help="the study's params file (params/mini.yaml)")
-    command.add_argument("--model", required=True, help="a model of the params file, such as medgemma")
-    command.add_argument("--checkpoint", required=True, help="untuned, sft/FORMAT, grpo/REWARD or grpo/REWARD-best")
+    command.add_argument("--params", help=f"the study's params file ({DEFAULT})")
+    command.add_argument("--model", help="a model of the params file (its first)")
+    command.add_argument(
+        "--checkpoint", help="untuned, sft/FORMAT, grpo/REWARD or grpo/REWARD-best (the last that `run` makes)"
+    )
     command.add_argument("--seed", type=int, help="the run's seed (the study's first)")
-    command.add_argument("films", nargs="+", metavar="FILM", help="PNG, JPEG or DICOM files")
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object, with a list of the films")
+    form.add_argument("--csv", action="store_true", help="one row per film, with 1 or 0 for each label")
+    command.add_argument("films", nargs="+", metavar="FILM", help="PNG, JPEG or DICOM files, or folders of them")
     command.set_defaults(command=predict)
 
     command = commands.add_parser("films", help="read a folder of films as it lies on disk, and tell what it holds")
     kinds = command.add_subparsers(required=True, dest="source", metavar="{nih,mimic,chexpert}")
-    for name in ("nih", "mimic", "chexpert"):
-        kind = kinds.add_parser(name, help=f"chexreason/sources/{name}.py says which files it looks for")
-        kind.add_argument("folder", help="the folder with the tables; the images need not be there")
+    for name, files in COLLECTIONS.items():
+        kind = kinds.add_parser(name, help=files, description=f"The folder holds {files}.  Images may be missing.")
+        kind.add_argument("folder", help="the folder with the tables")
         kind.add_argument("--json", action="store_true", help="one JSON object")
         if name == "mimic":
             labels = ["chexpert", "negbio", "radiologists"]
@@ -230,14 +356,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _value(name: str, text: str):
-    """A notebook parameter as the command line gives it, written as in YAML: 3, true, free_reasoning."""
-    import yaml
+def _parameters(notebook: str, given: list[tuple[str, str]]) -> dict:
+    """The values of `-p NAME VALUE`, written as in a params file, each of the type of the notebook's default.
 
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise RunError(f"-p {name}: {text[:100]!r} is no value; write a number, true, false or a text") from None
+    What is given for a text stays as it is: `001` or `true` may be a name.
+    """
+    from chexreason.execute import defaults
+    from chexreason.params import ParamsError, read_value
+
+    values = {}
+    for name, text in given:
+        try:
+            values[name] = read_value(text)
+        except ParamsError as error:
+            raise RunError(f"-p {name}: {error}") from None
+    known = defaults(notebook, values)
+    for name, text in given:
+        default = known[name]
+        if isinstance(default, str):
+            values[name] = text
+        elif type(values[name]) not in ({float, int} if isinstance(default, float) else {type(default)}):
+            raise RunError(f"-p {name}: {text!r} is not a value like its default, {default!r}")
+    return values
 
 
 def _printable(text: str) -> str:
@@ -245,13 +385,19 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() or letter in "\n\t" else "�" for letter in text)
 
 
-def _study(path: str):
-    from chexreason.params import load
+def _study(path: str | None, full: bool = True):
+    """The study of a params file; without one the default study, of this folder or else of the checkout."""
+    from chexreason.params import ParamsError, find, load
 
-    return load(path)
+    if path is None:
+        try:
+            path = find(DEFAULT)
+        except ParamsError:
+            path = ROOT / DEFAULT
+    return load(path, full)
 
 
-def _hold(folder: Path) -> None:
+def _hold(study) -> None:
     """Keep a lock on the study for as long as this process lives, and raise RunError when another process has it.
 
     It takes the place of Snakemake's own lock, which a killed run leaves behind; what the file says of its holder
@@ -259,19 +405,22 @@ def _hold(folder: Path) -> None:
     """
     from chexreason import records
 
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    study.claim()
+    path = study.folder / ".lock"
+    lock = os.open(path, os.O_RDWR | os.O_CREAT)
     os.set_inheritable(lock, True)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked = records.lock(path, lock)
     except BlockingIOError:
         holder = os.read(lock, 1000).decode() or "another process"
-        raise RunError(f"{folder}: this study is being run by {holder}; wait for it, or stop it first") from None
+        raise RunError(f"{study.folder}: this study is being run by {holder}; wait for it, or stop it first") from None
+    if not locked:  # what is half written may be that of a process on another machine
+        return
     since = datetime.now().astimezone().isoformat(" ", "seconds")
-    with records.telling_full(folder / ".lock"):
+    with records.telling_full(path):
         os.truncate(lock, 0)
         os.write(lock, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
-    records.sweep(folder)
+    records.sweep(study.folder)
 
 
 if __name__ == "__main__":

@@ -821,6 +821,17 @@ def find(path: str | Path) -> Path:
     raise ParamsError(f"{path}: no such params file (looked in {Path.cwd().name}/ and the folder above it)")
 
 
+def read_value(text: str):
+    """A plain value as a params file has it: a number, true, false, null or text; raises ParamsError for anything else.
+
+    `read_value("1e-3")` is 0.001, and `read_value("001")` is "001".
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise ParamsError(f"{text[:100]!r} is no value; write a number, true, false or a text") from None
+
+
 def _yaml(file: Path, path: str | Path):
     """What a YAML file holds; raises ParamsError, calling the file `path`, where it cannot be read as YAML."""
     try:

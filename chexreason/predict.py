@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -12,13 +13,17 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from chexreason import answers, curate, execute, models, params, records, rewards, training
+from chexreason import answers, curate, execute, films, models, params, records, rewards, training
 from chexreason.films import FilmError, prepare
 from chexreason.markdown import escape
 from chexreason.protocol import Protocol, protocols
 
 JOURNAL = "asked"
 """The folder of the replies to the batches that are done, for a run that was cut off to go on from."""
+
+
+ENDINGS = {".png", ".jpg", ".jpeg", ".dcm", ".dicom"}
+"""What the name of a film may end with; DICOM files often have no ending, or that of a number."""
 
 
 class Reader(NamedTuple):
@@ -141,23 +146,83 @@ def _digest(values: list) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
-def own(study: params.Study, model: str, checkpoint: str, seed: int, paths: Sequence[str | Path]) -> list[str]:
+def choose_checkpoint(
+    study: params.Study, model: str | None, checkpoint: str | None, seed: int | None
+) -> tuple[str, str, int]:
+    """The model, checkpoint and seed to ask: the study's first model, the last checkpoint of it that a run without
+    `--full` makes (GRPO's best, of a study that has GRPO), and the first seed, each unless it is given.
+    """
+    model = model or next(iter(study.models))
+    made = [name for each, name, _ in [*study.checkpoints(), *study.short().checkpoints()] if each == model]
+    return model, checkpoint or (made[-1] if made else "untuned"), study.seeds[0] if seed is None else seed
+
+
+def find_films(paths: Sequence[str | Path]) -> list[Path]:
+    """The files in `paths`, and in place of a folder the films at any depth in it, by name.
+
+    In a folder, films are what has the ending or the first bytes of a PNG, JPEG or DICOM file; what else lies there is
+    named on standard error.  Raises FilmError for a folder without films.
+    """
+    found = []
+    for path in map(Path, paths):
+        if not os.path.isdir(path):
+            found.append(path)
+            continue
+        files = sorted(file for file in path.rglob("*") if not file.is_dir() and not file.name.startswith("."))
+        here = {file: file.suffix.lower() in ENDINGS or _begins_as_film(file) for file in files}
+        if not any(here.values()):
+            raise FilmError(f"{path}: no PNG, JPEG or DICOM file in this folder")
+        if others := [file.name for file, film in here.items() if not film]:
+            print(f"{path}: not films: {textwrap.shorten(', '.join(others), 200)}", file=sys.stderr)
+        found += [file for file, film in here.items() if film]
+    return found
+
+
+def _begins_as_film(file: Path) -> bool:
+    try:
+        return file.name != "DICOMDIR" and bool(films._kind(file))
+    except FilmError:
+        return False
+
+
+def own(
+    study: params.Study, model: str, checkpoint: str, seed: int, paths: Sequence[str | Path]
+) -> list[str | FilmError]:
     """Ask a checkpoint of the study about films of one's own (PNG, JPEG or DICOM), under the same protocol.
 
-    The replies, in order.  Every file is read before the model is loaded: raises FilmError for the first that is no
-    film, ParamsError for a checkpoint the params file does not name, RecordError for one that has not been made.
+    The replies, in order; in place of a reply the FilmError of a file that cannot be used.  Every file is read before
+    the model is loaded, which is not done for none.  Raises ParamsError for a checkpoint the params file does not name,
+    RecordError for one that has not been made.
     """
     _refuse_missing(study, model, checkpoint, seed)
     protocol = Protocol.of(study, study.prompt(model, checkpoint), study.home)
     with TemporaryDirectory() as folder:
-        images = [Path(folder) / f"{number}.png" for number in range(len(paths))]
-        for path, image in zip(paths, images, strict=True):
+        images = {number: Path(folder) / f"{number}.png" for number in range(len(paths))}
+        faults = {}
+        for number, path in enumerate(paths):
             try:
-                prepare(path, protocol.image_size).save(image)
+                prepare(path, protocol.image_size).save(images[number])
             except FilmError as error:
-                raise FilmError(f"{path}: {error}") from error
+                faults[number] = error
+                del images[number]
+        if not images:
+            return list(faults.values())
         reader = load(study.models[model], adapter(study, model, checkpoint, seed), study.predict.batch)
-        return ask(reader, images, protocol, Path(folder) / JOURNAL)
+        replies = ask(reader, list(images.values()), protocol, Path(folder) / JOURNAL)
+    answered = faults | dict(zip(images, replies, strict=True))
+    return [answered[number] for number in range(len(paths))]
+
+
+def answer_row(film: str | Path, reply: str | FilmError) -> dict:
+    """One answer as plain data: `film`, `error` (why the film cannot be used, or ""), `reply` (the text as it came),
+    `reasoning`, `labels` (a list, or None where none can be read) and `refused`.
+    """
+    row = {"film": str(film), "error": "", "reply": "", "reasoning": "", "labels": None, "refused": False}
+    if isinstance(reply, FilmError):
+        return row | {"error": str(reply)}
+    reading = answers.read(reply)
+    labels = None if reading.failed else list(reading.labels)
+    return row | {"reply": reply, "reasoning": reading.reasoning, "labels": labels, "refused": reading.refused}
 
 
 def told(reply: str) -> str:
@@ -189,8 +254,11 @@ def _refuse_missing(study: params.Study, model: str, checkpoint: str, seed: int)
     weights = adapter(study, model, checkpoint, seed)
     if weights and not (weights / "adapter_config.json").exists():
         full = "" if (model, checkpoint, seed) in study.short().checkpoints() else "--full "
-        command = f"chexreason run {full}{os.path.relpath(study.file)} {checkpoint.split('/')[0]}"
-        raise records.RecordError(f"{weights}: no such checkpoint yet; `{command}` makes it")
+        file = shlex.quote(os.path.relpath(study.file))
+        command = f"chexreason run {full}{file} {checkpoint.split('/')[0]}"
+        raise records.RecordError(
+            f"{weights}: no such checkpoint yet; `{command}` makes it, and `--checkpoint untuned` needs none"
+        )
 
 
 def predict(study: params.Study, model: str, checkpoint: str, seed: int) -> pd.DataFrame:
