@@ -16,6 +16,7 @@ import socket
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import NoReturn
 
 from chexreason import __version__
 
@@ -133,13 +134,17 @@ def run(given: argparse.Namespace) -> None:
 def _snakemake_options(words: list[str]) -> argparse.Namespace:
     """What Snakemake makes of `words`; raises RunError in place of its page of usage."""
     from snakemake.cli import get_argument_parser
+    from snakemake.exceptions import CliException
 
-    def refuse(message: str):
+    def refuse(message: str) -> NoReturn:
         raise RunError(f"run: {message}; `chexreason run --help` lists the options, `snakemake --help` further ones")
 
     parser = get_argument_parser()
     parser.error = refuse
-    return parser.parse_args(words)
+    try:
+        return parser.parse_args(words)
+    except CliException as error:
+        refuse(str(error))
 
 
 def _targets(study) -> list[str]:
@@ -195,17 +200,20 @@ def predict(given: argparse.Namespace) -> int:
     """Print what a checkpoint of a study says about films of the caller's own; 1 when some cannot be read, 2 when all.
 
     JSON is one object: `study`, `params_hash`, `model`, `checkpoint`, `seed`, `caution`, and `films`, a list with an
-    object for each film as `predict.answer_row` makes it.  CSV has one row per film: film, 1 or 0 for each label
-    (blank where no labels can be read), error, reply, caution.
+    object for each film as `predict.answer_row` makes it.  CSV has one row per film, as `chexreason score` reads it: id
+    (the file), 1 or 0 for each label (blank where no labels can be read), error, reply, caution.
     """
     import warnings
 
     from chexreason import predict
+    from chexreason.labels import CHEXPERT14
 
     warnings.simplefilter("ignore", FutureWarning)  # what libraries tell each other of names to come
     study = _study(given.params)
     asked = predict.choose_checkpoint(study, given.model, given.checkpoint, given.seed)
     paths = predict.find_films(given.films)
+    if not (given.model and given.checkpoint):
+        print("Asking {}, {}, seed {}".format(*asked), file=sys.stderr, flush=True)
     replies = predict.own(study, *asked, paths)
     rows = [predict.answer_row(path, reply) for path, reply in zip(paths, replies, strict=True)]
     caution = predict.caution(study, asked[0])
@@ -215,9 +223,9 @@ def predict(given: argparse.Namespace) -> int:
         print(json.dumps(about, indent=1))
     elif given.csv:
         table = csv.writer(sys.stdout, lineterminator="\n")
-        table.writerow(["film", *predict.CHEXPERT14, "error", "reply", "caution"])
+        table.writerow(["id", *CHEXPERT14, "error", "reply", "caution"])
         for row in rows:
-            states = ["" if row["labels"] is None else int(label in row["labels"]) for label in predict.CHEXPERT14]
+            states = ["" if row["labels"] is None else int(label in row["labels"]) for label in CHEXPERT14]
             table.writerow([_printable(row["film"]), *states, row["error"], _printable(row["reply"]), caution])
     else:
         for row, reply in zip(rows, replies, strict=True):

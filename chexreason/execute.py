@@ -205,10 +205,13 @@ def _kernel_manager(lock: TextIO) -> type:
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
 
-    unset = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
+    environment = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
+    one_gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]  # trl refuses to train when it sees two
+    environment["CUDA_VISIBLE_DEVICES"] = one_gpu
 
     class Kernels(AsyncKernelManager):
-        kernel_spec = KernelSpec(**get_kernel_dict(["--log-level=50"]), env=unset)  # silent when told to shut down
+        silent = get_kernel_dict(["--log-level=50"])  # when told to shut down
+        kernel_spec = KernelSpec(**silent, env=environment)
         transport_encryption = "auto"  # otherwise ipykernel 7 warns at each start about plain TCP
 
         async def start_kernel(self, **options):

@@ -463,6 +463,7 @@ def assumptions(study: params.Study) -> list[str]:
             f"Memory: weights in the params file's dtype; {ADAPTER_BYTES} bytes a LoRA weight (itself, gradient, "
             "AdamW); bfloat16 keys and values; what autograd keeps, counted on the true shape; "
             f"{SLACK - 1:.0%} for fragmentation and {CONTEXT / 1e9:g} GB for the rest are assumed.",
+            "`run` starts two stages side by side: on one GPU their memory adds up; --cores 1 runs one at a time.",
             "The teacher, curation and downloads are not in the hours.",
         ]
     if any(stand_ins):

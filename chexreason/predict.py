@@ -207,6 +207,9 @@ def own(
                 del images[number]
         if not images:
             return list(faults.values())
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # `ask` shows the one that tells how long it takes
         reader = load(study.models[model], adapter(study, model, checkpoint, seed), study.predict.batch)
         replies = ask(reader, list(images.values()), protocol, Path(folder) / JOURNAL)
     answered = faults | dict(zip(images, replies, strict=True))

@@ -21,7 +21,10 @@ def data(study: params.Study, split: str, format: str):
     traces = written[written["format"] == format].set_index("film")["text"]
     if traces.empty:
         there = ", ".join(written["format"].unique()) or "none"
-        raise records.RecordError(f"{teacher.TRACES} holds no trace of {format}; it has {there}: curate again")
+        raise records.RecordError(
+            f"{teacher.TRACES} holds no trace of {format}; it has {there}; a new one needs a run under "
+            "sft.runs in the params file, and then 1_curate again"
+        )
     films = curate.dataset(study, split)
     films = films[films["film"].isin(traces.index)]
     completions = [[{"role": "assistant", "content": traces[film]}] for film in films["film"]]

@@ -10,7 +10,7 @@ from conftest import ROOT
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from chexreason import prompts
-from chexreason.execute import PACKAGE, NotebookError, Relay, execute, modules
+from chexreason.execute import PACKAGE, NotebookError, Relay, _kernel_manager, execute, modules
 
 BODY = """import os, sys, time
 print("a bar", end="", file=sys.stderr)
@@ -112,6 +112,35 @@ def test_a_run_waits_for_one_that_is_still_writing_the_same_output(tmp_path, cap
     run.join(timeout=60)
     assert output.exists()
     assert "waiting for an earlier run" in capsys.readouterr().err
+
+
+def test_an_error_that_tells_all_is_told_without_a_traceback(tmp_path, monkeypatch, capsys):
+    class Stopped(Exception):
+        ename, evalue, exec_count, traceback = (
+            "ParamsError",
+            "no model 'x'",
+            3,
+            ["the traceback"],
+        )  # as papermill has it
+
+    def run(*arguments, **options):
+        raise Stopped
+
+    monkeypatch.setattr("papermill.execute_notebook", run)
+    for expected, shown in ((["ParamsError"], False), (["RecordError"], True)):
+        with pytest.raises(NotebookError, match="cell 3 stopped with ParamsError: no model 'x'"):
+            execute(write(tmp_path, "1"), tmp_path / "out.ipynb", {}, expected)
+        assert ("the traceback" in capsys.readouterr().err) == shown
+
+
+@pytest.mark.parametrize(
+    ("visible", "used"), [(None, "0"), ("", ""), ("1", "1"), ("2,3", "2"), ("GPU-a,GPU-b", "GPU-a")]
+)
+def test_a_kernel_sees_one_gpu(monkeypatch, visible, used):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert _kernel_manager(None).kernel_spec.env["CUDA_VISIBLE_DEVICES"] == used
 
 
 def test_a_bar_that_redraws_itself_is_shown_now_and_then():
