@@ -209,6 +209,8 @@ def predict(given: argparse.Namespace) -> int:
     from chexreason.labels import CHEXPERT14
 
     warnings.simplefilter("ignore", FutureWarning)  # what libraries tell each other of names to come
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names and replies may hold what the locale cannot write
     study = _study(given.params)
     asked = predict.choose_checkpoint(study, given.model, given.checkpoint, given.seed)
     paths = predict.find_films(given.films)

@@ -149,12 +149,18 @@ def _digest(values: list) -> str:
 def choose_checkpoint(
     study: params.Study, model: str | None, checkpoint: str | None, seed: int | None
 ) -> tuple[str, str, int]:
-    """The model, checkpoint and seed to ask: the study's first model, the last checkpoint of it that a run without
-    `--full` makes (GRPO's best, of a study that has GRPO), and the first seed, each unless it is given.
+    """The model, checkpoint and seed to ask, each the study's own unless it is given.
+
+    These are the study's first model, the last checkpoint that a run without `--full` makes of it (where the study has
+    GRPO, its best), and the first seed.  Raises ParamsError where several formats are trained and none is the last.
     """
-    model = model or next(iter(study.models))
-    made = [name for each, name, _ in [*study.checkpoints(), *study.short().checkpoints()] if each == model]
-    return model, checkpoint or (made[-1] if made else "untuned"), study.seeds[0] if seed is None else seed
+    model, seed = model or next(iter(study.models)), study.seeds[0] if seed is None else seed
+    if checkpoint is None:
+        short, whole = ([name for each, name, _ in of.checkpoints() if each == model] for of in (study.short(), study))
+        *others, checkpoint = short or whole or ["untuned"]
+        if checkpoint.startswith("sft/") and any(name.startswith("sft/") for name in others):
+            raise params.ParamsError(f"{study.file.name}: {model}: --checkpoint: choose one of {', '.join(whole)}")
+    return model, checkpoint, seed
 
 
 def find_films(paths: Sequence[str | Path]) -> list[Path]:

@@ -1,18 +1,22 @@
 """Every model is asked in the same way, and each answer is kept as it came."""
 
+import io
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import study_folder
+from conftest import ROOT, study_folder
 from PIL import Image
 from test_films import dicom, kept
 
-from chexreason import answers, curate, figures, params, predict, records, rewards
+from chexreason import answers, curate, figures, params, predict, records, rewards, score_files
 from chexreason.cli import main
 from chexreason.labels import CHEXPERT14
 from chexreason.protocol import Protocol, protocols
+from chexreason.sources import phantom
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +152,135 @@ def test_an_unreadable_film_is_named_before_the_model_is_loaded(unmade, capsys, 
     assert capsys.readouterr().err == "chexreason: params/blank.png: empty file\n"
     assert ask(unmade, "nowhere.dcm", checkpoint="untuned") == 2
     assert "nowhere.dcm: no such file" in capsys.readouterr().err
+
+
+REPLIES = {
+    "a.png": "<think>Wide heart.</think><solution>Cardiomegaly, Edema</solution>",
+    "b.png": "Perhaps.",
+    "c.png": "I cannot interpret this.",
+}
+
+
+@pytest.fixture
+def answering(unmade, monkeypatch):
+    """The folder `my films` of films a, b and c, one that is empty, one that is not there and a table; a model that
+    answers as in `REPLIES`, without being loaded.
+    """
+    folder = Path("my films")
+    (folder / "more").mkdir(parents=True)
+    film = Image.fromarray(phantom.draw(phantom.film_table(1, seed=5)["recipe"][0], 160).image)
+    for place in ("a.png", "more/b.png", "more/c.png"):
+        film.save(folder / place)
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "gone.dcm").symlink_to("nowhere")
+    (folder / "labels.csv").write_text("id\n")
+    monkeypatch.setattr(predict, "load", lambda *_: None)
+    monkeypatch.setattr(predict, "ask", lambda reader, images, *_: list(REPLIES.values())[: len(images)])
+    return folder
+
+
+FOUND = [f"my films/{name}" for name in ("a.png", "empty.png", "gone.dcm", "more/b.png", "more/c.png")]
+FAULTS = ["chexreason: my films/empty.png: empty file", "chexreason: my films/gone.dcm: no such file"]
+
+
+def test_a_folder_of_films_is_answered_and_its_bad_films_are_told_in_json(unmade, answering, capsys):
+    assert main(["predict", "--json", "--checkpoint", "untuned", "--params", str(unmade.file), "my films"]) == 1
+    told = capsys.readouterr()
+    about = json.loads(told.out)
+    films = about.pop("films")
+    assert about == {
+        "study": "smoke",
+        "params_hash": unmade.hash,
+        "model": "medgemma",
+        "checkpoint": "untuned",
+        "seed": 0,
+        "caution": predict.caution(unmade, "medgemma"),
+    }
+    assert [row["film"] for row in films] == FOUND
+    assert [row["error"] for row in films] == ["", "empty file", "no such file", "", ""]
+    assert [row["labels"] for row in films] == [["Cardiomegaly", "Edema"], None, None, None, None]
+    assert [row["reply"] for row in films if not row["error"]] == list(REPLIES.values())
+    assert [row["refused"] for row in films] == [False, False, False, False, True]
+    assert told.err.splitlines() == ["my films: not films: labels.csv", "Asking medgemma, untuned, seed 0", *FAULTS]
+
+
+def test_a_folder_of_films_is_answered_and_its_bad_films_are_told_in_csv(unmade, answering, capsys):
+    assert main(["predict", "--csv", "--checkpoint", "untuned", "--params", str(unmade.file), "my films"]) == 1
+    table = pd.read_csv(io.StringIO(capsys.readouterr().out), keep_default_na=False)
+    assert list(table["id"]) == FOUND
+    assert list(table["error"]) == ["", "empty file", "no such file", "", ""]
+    assert [reply for reply in table["reply"] if reply] == list(REPLIES.values())
+    first, *others = table[list(CHEXPERT14)].to_dict("records")
+    assert {label for label, state in first.items() if state == "1"} == {"Cardiomegaly", "Edema"}
+    assert set(first.values()) == {"0", "1"} and all(set(row.values()) == {""} for row in others)
+    assert set(table["caution"]) == {predict.caution(unmade, "medgemma")}
+
+
+def test_csv_of_predictions_can_be_scored(unmade, answering, capsys):
+    main(["predict", "--csv", "--checkpoint", "untuned", "--params", str(unmade.file), "my films"])
+    Path("pred.csv").write_text(capsys.readouterr().out)
+    truth = pd.DataFrame({"id": FOUND, **dict.fromkeys(CHEXPERT14, 1)})
+    truth.to_csv("truth.csv", index=False)
+    scored = score_files.score_files("truth.csv", "pred.csv", "chexpert14", None, draws=10, seed=0)
+    assert scored["left_out"] == {"truth": 0, "predictions": 4 * 14}
+    recall = {row["label"]: row["recall"] for row in scored["labels"]}
+    assert {label for label, share in recall.items() if share == 1} == {"Cardiomegaly", "Edema"}
+
+
+def test_a_folder_of_films_is_answered_and_its_bad_films_are_told_as_text(unmade, answering, capsys):
+    assert ask(unmade, "my films", checkpoint="untuned") == 1
+    told = capsys.readouterr()
+    assert (
+        "my films/a.png\n\nWide heart.\n\nLabels: Cardiomegaly, Edema\n\nmy films/empty.png\n\nNot read: empty"
+        in told.out
+    )
+    assert told.err.splitlines() == ["my films: not films: labels.csv", *FAULTS]
+
+
+def test_films_that_can_all_be_read_leave_no_error(unmade, answering, capsys):
+    assert ask(unmade, "my films/a.png", "my films/more", checkpoint="untuned") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_film_in_a_folder_is_known_by_its_name_or_its_first_bytes(tmp_path, capsys):
+    def name(place: str, content: bytes = b"") -> None:
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_bytes(content)
+
+    for place in ("b/10.JPG", "b/9.dicom", "a.jpeg", ".hidden.png", "b/README.md", "a.txt"):
+        name(place)
+    name("b/IM0001", bytes(128) + b"DICM")
+    name("b/1.2.840.113", bytes(128) + b"DICM")
+    name("DICOMDIR", bytes(128) + b"DICM")
+    name("picture", b"\xff\xd8\xff\xe0")
+    found = [path.relative_to(tmp_path).as_posix() for path in predict.find_films([tmp_path])]
+    assert found == ["a.jpeg", "b/1.2.840.113", "b/10.JPG", "b/9.dicom", "b/IM0001", "picture"]
+    assert capsys.readouterr().err == f"{tmp_path}: not films: DICOMDIR, a.txt, README.md\n"
+
+
+def test_a_folder_without_films_is_refused(unmade, capsys):
+    assert ask(unmade, "params", checkpoint="untuned") == 2
+    assert capsys.readouterr().err == "chexreason: params: no PNG, JPEG or DICOM file in this folder\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "given", "chosen"),
+    [
+        ("mini", (None, None, None), ("medgemma", "grpo/hard-best", 0)),
+        ("paper", ("qwen", "untuned", None), ("qwen", "untuned", 0)),
+        ("mini", (None, "untuned", 2), ("medgemma", "untuned", 2)),
+        ("nih_sample", (None, None, None), ("medgemma", "untuned", 0)),
+    ],
+)
+def test_without_a_name_the_last_checkpoint_of_the_first_model_is_asked(file, given, chosen):
+    assert predict.choose_checkpoint(params.load(ROOT / "params" / f"{file}.yaml"), *given) == chosen
+
+
+def test_of_several_formats_one_is_to_be_named():
+    with pytest.raises(
+        params.ParamsError, match=r"qwen: --checkpoint: choose one of untuned, sft/only_label, sft/free"
+    ):
+        predict.choose_checkpoint(params.load(ROOT / "params" / "mini.yaml"), "qwen", None, None)
 
 
 def test_who_learnt_from_films_is_said_to_make_no_diagnosis(unmade):
