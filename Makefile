@@ -11,10 +11,10 @@ TORCH = $(shell grep '^torch==' requirements.lock)
 .PHONY: book full test soak bench setup hooks lock lint lab clean
 
 book: .venv/done
-	$(BIN)/chexreason run $(PARAMS) --cores $(CORES)
+	$(BIN)/chexreason run "$(PARAMS)" --cores $(CORES)
 
 full: .venv/done
-	$(BIN)/chexreason run --full $(PARAMS) --cores $(CORES)
+	$(BIN)/chexreason run --full "$(PARAMS)" --cores $(CORES)
 
 test: .venv/tests
 	$(BIN)/python -m pytest -n 2 --cov=chexreason --cov-report=term
