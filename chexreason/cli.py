@@ -142,9 +142,13 @@ def _snakemake_options(words: list[str]) -> argparse.Namespace:
     parser = get_argument_parser()
     parser.error = refuse
     try:
-        return parser.parse_args(words)
+        options = parser.parse_args(words)
     except CliException as error:
         refuse(str(error))
+    for name in ("config", "snakefile", "directory"):  # ours would not count any more
+        if getattr(options, name):
+            raise RunError(f"run: --{name} cannot be given: the study is what its params file says")
+    return options
 
 
 def _targets(study) -> list[str]:
@@ -214,8 +218,6 @@ def predict(given: argparse.Namespace) -> int:
     study = _study(given.params)
     asked = predict.choose_checkpoint(study, given.model, given.checkpoint, given.seed)
     paths = predict.find_films(given.films)
-    if not (given.model and given.checkpoint):
-        print("Asking {}, {}, seed {}".format(*asked), file=sys.stderr, flush=True)
     replies = predict.own(study, *asked, paths)
     rows = [predict.answer_row(path, reply) for path, reply in zip(paths, replies, strict=True)]
     caution = predict.caution(study, asked[0])

@@ -206,7 +206,7 @@ class Test(Section):
 
     source: str
     films: Count
-    label_sets: list[str]
+    label_sets: Annotated[list[str], Field(min_length=1)]
     draw: Literal["patients", "films"] = "patients"
     close_predictions: bool = False
 
@@ -235,7 +235,7 @@ class Curate(Section):
 
     train: str
     shares: Shares
-    views: list[View]
+    views: Annotated[list[View], Field(min_length=1)]
     policy: Literal["u_zeros", "u_ones", "u_ignore"]
     sft: Count
     rl: Count
@@ -246,7 +246,7 @@ class Curate(Section):
     penalty: NonNegativeFloat
     bad_share: Share = 0.02
     frozen: str | None = None
-    label_sets: list[str]
+    label_sets: Annotated[list[str], Field(min_length=1)]
     seed: Seed
 
     @model_validator(mode="after")
@@ -650,7 +650,7 @@ class Study(Section):
         if other != self._place and (self.folder.parent.parent / other).is_file():
             raise ParamsError(
                 f"{self._place}: study: {self.study}: the folder runs/{self.study} belongs to {other}; give this study "
-                "another name"
+                f"another name, or remove runs/{self.study}/{OWNER} for this file to take the folder over"
             )
 
     @property

@@ -213,6 +213,7 @@ def own(
                 del images[number]
         if not images:
             return list(faults.values())
+        print(f"Asking {model}, {checkpoint}, seed {seed}", file=sys.stderr, flush=True)
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # `ask` shows the one that tells how long it takes

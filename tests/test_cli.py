@@ -147,6 +147,10 @@ def test_options_of_run_count_before_and_after_the_file(tmp_path, monkeypatch, w
         (["grpoo"], "no target 'grpoo'; did you mean 'grpo'? The targets are book, prompts, curate, "),
         (["sft", "sft_medgema_free_reasoning_seed0"], "did you mean 'sft_medgemma_free_reasoning_seed0'?"),
         (["--ful"], "unrecognized arguments: --ful; `chexreason run --help` lists the options"),
+        (["--config", "full=1"], "run: --config cannot be given: the study is what its params file says"),
+        (["-C", "params=params/other.yaml"], "run: --config cannot be given"),
+        (["-s", "Snakefile"], "run: --snakefile cannot be given"),
+        (["--", "-d", "elsewhere"], "run: --directory cannot be given"),
         (["--cores", "many"], "`chexreason run --help` lists the options"),
     ],
 )
@@ -164,6 +168,14 @@ def test_the_help_of_run_tells_targets_and_how_to_reach_snakemake(capsys, words)
         main(["run", *words])
     said = capsys.readouterr().out
     assert "Targets are the stages curate" in said and "-- --forcerun compare" in said
+
+
+@pytest.mark.soak
+def test_a_dry_run_writes_nothing(tmp_path):
+    study_folder(tmp_path)
+    said = command(tmp_path, "run", "params/smoke.yaml", "-n")
+    assert said.returncode == 0 and "This was a dry-run" in said.stdout + said.stderr
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "params", tmp_path / "params" / "smoke.yaml"]
 
 
 def test_an_option_of_snakemake_before_the_file_is_told_where_it_goes(capsys):

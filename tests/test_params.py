@@ -82,6 +82,9 @@ def rename(where: str, new: str):
         (put("models.qwen.visual_tokens", [512, 256]), ["models.qwen", "[fewest, most]"]),
         (put("models.qwen.visual_tokens", [256]), ["models.qwen.visual_tokens"]),
         (put("seeds", []), ["seeds", "at least 1 item"]),
+        (put("curate.views", []), ["curate.views", "at least 1 item"]),
+        (put("curate.label_sets", []), ["curate.label_sets", "at least 1 item"]),
+        (put("tests.c-test.label_sets", []), ["tests.c-test.label_sets", "at least 1 item"]),
         (put("seeds", [0, 1]), ["more_seeds: 1 stands under seeds already"]),
         (put("grpo.save_every", 25), ["grpo", "save_every (25)", "updates_per_rollout (2)"]),
         (put("grpo.reward.nuanced.frequency", {"Oedema": 0.1}), ["frequency", "Oedema"]),
@@ -319,6 +322,11 @@ def test_a_value_that_may_mean_two_things_is_refused_with_what_to_write(tmp_path
     with pytest.raises(ParamsError, match=r"mine\.yaml: ") as refused:
         written(tmp_path, kind, text)
     assert told in str(refused.value)
+
+
+def test_a_file_of_windows_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "mine.yaml").write_bytes(b"\xef\xbb\xbf" + MINI.replace("\n", "\r\n").encode())
+    assert load(tmp_path / "mine.yaml").hash == load(ROOT / "params" / "mini.yaml").hash
 
 
 @pytest.mark.parametrize("nothing", ["no", "none", "n/a", "          "])

@@ -234,12 +234,13 @@ def test_a_folder_of_films_is_answered_and_its_bad_films_are_told_as_text(unmade
         "my films/a.png\n\nWide heart.\n\nLabels: Cardiomegaly, Edema\n\nmy films/empty.png\n\nNot read: empty"
         in told.out
     )
-    assert told.err.splitlines() == ["my films: not films: labels.csv", *FAULTS]
+    asked = "Asking medgemma, untuned, seed 0"
+    assert told.err.splitlines() == ["my films: not films: labels.csv", asked, *FAULTS]
 
 
 def test_films_that_can_all_be_read_leave_no_error(unmade, answering, capsys):
     assert ask(unmade, "my films/a.png", "my films/more", checkpoint="untuned") == 0
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "Asking medgemma, untuned, seed 0\n"
 
 
 def test_a_film_in_a_folder_is_known_by_its_name_or_its_first_bytes(tmp_path, capsys):
