@@ -27,7 +27,7 @@ DEFAULT = "params/mini.yaml"
 
 RUN_HELP = """\
 Targets are the stages curate, prompts, sft, grpo, predict, compare, variants, findings and book (the default), a single
-run such as sft_medgemma_free_reasoning_seed0, and files.  An unknown target lists them all.
+run such as sft_medgemma_free_reasoning_seed0, and files.
 
 Every other option after the params file goes to Snakemake; what follows -- goes there as it is:
   chexreason run params/mini.yaml grpo --cores 4
@@ -151,26 +151,21 @@ def _snakemake_options(words: list[str]) -> argparse.Namespace:
     return options
 
 
-def _targets(study) -> list[str]:
-    """The names of the rules in the Snakefile: the stages, then every single run."""
+def _refuse_unknown_targets(targets: list[str], study) -> None:
+    """Raise RunError for a target that is neither a rule of the Snakefile nor, with a slash in it, a file."""
     stages = re.findall(r"^rule (\w+):", (ROOT / "Snakefile").read_text(encoding="utf-8"), re.MULTILINE)
     runs = [f"sft_{run.model}_{run.format}_seed{seed}" for run, seed in study.runs("sft")]
     runs += [f"grpo_{run.model}_{run.reward}_seed{seed}" for run, seed in study.runs("grpo")]
-    return [
-        *(stage for stage in stages if stage != "prompts" or study.prompts),
-        *runs,
-        *(f"predict_{model}_{name.replace('/', '_')}_seed{seed}" for model, name, seed in study.checkpoints()),
-    ]
-
-
-def _refuse_unknown_targets(targets: list[str], study) -> None:
-    known = _targets(study)
+    runs += [f"predict_{model}_{name.replace('/', '_')}_seed{seed}" for model, name, seed in study.checkpoints()]
     for target in targets:
-        if target not in known and "/" not in target:  # with a slash it is a file
-            near = difflib.get_close_matches(target, known, n=1)
+        if target not in stages + runs and "/" not in target:
+            near = difflib.get_close_matches(target, stages + runs, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             full = " (more with --full)" if study.left_out else ""
-            raise RunError(f"run: no target {target!r}; {hint}The targets are {', '.join(known)}{full}, or a file")
+            raise RunError(
+                f"run: no target {target!r}; {hint}The targets are {', '.join(stages)}, a single run such as {runs[0]}"
+                f"{full}, or a file"
+            )
 
 
 def results(given: argparse.Namespace) -> None:
