@@ -16,7 +16,6 @@ import socket
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
 
 from chexreason import __version__
 
@@ -136,7 +135,7 @@ def _snakemake_options(words: list[str]) -> argparse.Namespace:
     from snakemake.cli import get_argument_parser
     from snakemake.exceptions import CliException
 
-    def refuse(message: str) -> NoReturn:
+    def refuse(message: str):
         raise RunError(f"run: {message}; `chexreason run --help` lists the options, `snakemake --help` further ones")
 
     parser = get_argument_parser()
