@@ -10,7 +10,7 @@ import pytest
 from conftest import changed_study
 from PIL import Image
 
-from chexreason import curate, prepare, records
+from chexreason import curate, params, prepare, records
 from chexreason.labels import CHEXPERT14
 from chexreason.sources import phantom
 
@@ -46,6 +46,10 @@ def manifest(study):
     assert aside.empty
     records.save(written, study.folder / curate.MANIFEST, records.origin(study, study.curate.seed))
     return written
+
+
+def test_curation_names_the_params_file_that_the_folder_belongs_to(manifest, study):
+    assert (study.folder / params.OWNER).read_text() == f"params/{study.file.name}"
 
 
 # --- patients ---------------------------------------------------------------------------------------------------------
