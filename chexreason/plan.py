@@ -122,10 +122,14 @@ def _stand_in(study: params.Study, model: str) -> bool:
 
 def _cost(study: params.Study, stage: str, model: str, variant: str, prompt: str) -> Cost:
     """What one run costs, asked or trained with `prompt`."""
+    asked = study.models[model]
     try:
-        if _stand_in(study, model):
-            return _measured(study, stage, model, variant, prompt)
-        shape = _shape(study, model)
+        with models.one_line(asked.path):
+            if _stand_in(study, model):
+                return _measured(study, stage, model, variant, prompt)
+            shape = _shape(study, model)
+            if stage in ("sft", "grpo"):
+                models.refuse_unreached(shapes.empty(asked.path), asked)
     except models.ModelError as error:  # told, and the rest of the plan goes on
         return Cost(math.nan, math.nan, str(error))
     if stage == "sft":
@@ -319,7 +323,11 @@ def missing(study: params.Study, memory: float = 0.0) -> list[str]:
     return [
         *_data(study),
         *_teacher(study),
-        *(f"models.{name}: {told}" for name, model in study.models.items() if (told := access(model.path))),
+        *(
+            f"models.{name}: {told}"
+            for name, model in study.models.items()
+            if (told := access(model.path, model.revision))
+        ),
         *_gpu(study, memory),
         *_disk(study),
     ]
@@ -365,7 +373,7 @@ def _teacher(study: params.Study) -> Iterator[str]:
         yield f"teacher.model: {told}"
 
 
-def access(path: str) -> str:
+def access(path: str, revision: str | None = None) -> str:
     """Why a model cannot be loaded without the network, or ""."""
     if path.startswith(models.STAND_IN):
         try:
@@ -373,26 +381,29 @@ def access(path: str) -> str:
         except models.ModelError as error:
             return str(error)
         return ""
-    if (Path(path) / "config.json").is_file() or _cached(path):
+    if (Path(path) / "config.json").is_file() or _cached(path, revision):
         return ""
     if path.startswith(("/", ".", "~")) or path.count("/") != 1:
         return f"{path}: no such folder with a config.json"
-    return f"{path} is not in this machine's hub cache: accept its terms on the hub, then `hf download {path}`"
+    download = f"hf download {path}" + (f" --revision {revision}" if revision else "")
+    return f"{path} is not in this machine's hub cache: accept its terms on the hub, then `{download}`"
 
 
-def _cached(path: str) -> bool:
+def _cached(path: str, revision: str | None) -> bool:
     """Whether all weights of a hub model are in the cache; the hub is not asked."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        index = try_to_load_from_cache(path, "model.safetensors.index.json")
+        index = try_to_load_from_cache(path, "model.safetensors.index.json", revision=revision)
     except HFValidationError:
         return False
     shards = {"model.safetensors"}
     if isinstance(index, str):
         shards = set(json.loads(Path(index).read_text())["weight_map"].values())
-    return all(isinstance(try_to_load_from_cache(path, shard), str) for shard in {"config.json", *shards})
+    return all(
+        isinstance(try_to_load_from_cache(path, shard, revision=revision), str) for shard in {"config.json", *shards}
+    )
 
 
 def _gpu(study: params.Study, memory: float) -> Iterator[str]:
@@ -429,13 +440,16 @@ def needed(study: params.Study) -> float:
         if _stand_in(study, model):
             continue
         size += checkpoints * ADAPTER_BYTES * _known(study, model).lora
-    return size + sum(2 * _known(study, name).weights for name, model in study.models.items() if access(model.path))
+    return size + sum(
+        2 * _known(study, name).weights for name, model in study.models.items() if access(model.path, model.revision)
+    )
 
 
 def _known(study: params.Study, model: str) -> shapes.Shape:
     """The shape of a model, of Gemma 3's size where it is not known."""
     try:
-        return _shape(study, model)
+        with models.one_line(study.models[model].path):
+            return _shape(study, model)
     except models.ModelError:
         height = study.sources[study.curate.train].size
         gemma = params.Model(name="gemma-3", path=next(iter(shapes.PUBLISHED)), dtype="bfloat16")

@@ -142,14 +142,14 @@ def parts(model) -> dict[str, int]:
     return dict(count)
 
 
-def adapted(model, lora: params.Lora) -> dict[str, int]:
+def adapted(model, lora: params.Lora, settings: params.Model | None = None) -> dict[str, int]:
     """The modules that LoRA adapts in a model from `empty`, and how many weights it trains in each; found by peft."""
     from peft import get_peft_model
 
     count = Counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft reads a name that transformers is giving up
-        adapter = get_peft_model(model, models.lora_config(lora))
+        adapter = get_peft_model(model, models.lora_config(lora, settings))
     for name, weight in adapter.named_parameters():
         if weight.requires_grad:
             count[name.removeprefix("base_model.model.").partition(".lora_")[0]] += weight.numel()
@@ -201,7 +201,7 @@ def shape(model: params.Model, lora: params.Lora, width: int, height: int) -> Sh
         vision=count["vision"],
         language=count["language"],
         head=text.vocab_size * text.hidden_size,
-        lora=sum(adapted(built, lora).values()),
+        lora=sum(adapted(built, lora, model).values()),
         hidden=text.hidden_size,
         inner=text.intermediate_size,
         layers=text.num_hidden_layers,
