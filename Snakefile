@@ -15,6 +15,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from chexreason import models
 from chexreason.execute import modules
 from chexreason.params import load
 from chexreason.protocol import Protocol, protocols
@@ -61,15 +62,18 @@ def used(*sections, **more):
 
 
 def weights(model):
-    """The files of a stand-in; a hub model is known by its path alone."""
-    kind, _, name = study.models[model].path.partition(":")
-    folder = ROOT / "chexreason" / "stand_ins" / name
-    return [os.path.relpath(path) for path in sorted(folder.glob("*"))] if kind == "stand-in" else []
+    """The files of a stand-in or of a model in a folder; a hub model is known by its commit (`version`)."""
+    return [os.path.relpath(path) for path in models.weights(study.models[model])]
+
+
+def version(model):
+    """The entry of a model in the params file, with the commit of a hub model, which may move."""
+    return {**values["models"][model], "revision": models.commit(study.models[model])}
 
 
 def loaded(model):
     """What of a model's entry its training depends on: not how it is asked untrained, nor the note beside its scores."""
-    return {name: values["models"][model][name] for name in ("name", "path", "dtype", "visual_tokens")}
+    return {name: value for name, value in version(model).items() if name not in ("prompt", "note", "full")}
 
 
 def folder(model, checkpoint, seed):
@@ -144,7 +148,7 @@ rule prompts:
             protocols=[Protocol.of(study, name, study.home).hash for name in tried],
             batch=study.predict.batch,
             reward=values["grpo"]["reward"],
-            models=values["models"],
+            models={name: version(name) for name in values["models"]},
         ),
     shell:
         RUN
@@ -239,7 +243,7 @@ for model, checkpoint, seed in study.checkpoints():
                 protocols={dataset: each.hash for dataset, each in protocols(study, model, checkpoint).items()},
                 batch=study.predict.batch,
                 reward=values["grpo"]["reward"],
-                model=values["models"][model],
+                model=version(model),
             ),
         shell:
             RUN

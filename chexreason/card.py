@@ -51,6 +51,7 @@ def text(study: params.Study, model: str, run: str, data: str, settings: dict, s
         ]
         or None,
     )
+    revision = f', revision="{commit}"' if (commit := models.commit(base)) else ""
     limits = [LIMITS]
     limits += [PHANTOM] if study.phantom else []
     limits += [STAND_IN] if base.path.startswith(models.STAND_IN) else []
@@ -58,8 +59,8 @@ def text(study: params.Study, model: str, run: str, data: str, settings: dict, s
     body = f"""\
 # {title}
 
-A LoRA adapter for `{base.path}`, trained with ChexReason {__version__} in its study "{study.title}" \
-(`{study.study}`, params {study.hash}), after Berger et al., arXiv:{PAPER}.
+A LoRA adapter for `{base.path}` ({models.version(base) or "version unknown"}), trained with ChexReason \
+{__version__} in its study "{study.title}" (`{study.study}`, params {study.hash}), after Berger et al., arXiv:{PAPER}.
 
 ## Data
 
@@ -87,7 +88,7 @@ No patient of theirs is in validation.
 ```python
 from chexreason import models, params
 
-base = params.Model(name="{base.name}", path="{base.path}", dtype="{base.dtype}")
+base = params.Model(name="{base.name}", path="{base.path}"{revision}, dtype="{base.dtype}")
 model = models.load_trained(base, "path/to/this/folder")
 ```
 """

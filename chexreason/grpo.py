@@ -3,7 +3,7 @@
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -28,7 +28,7 @@ LOGGED = {
     **{f"nuanced/{part}": f"nuanced_{part}" for part in rewards.Parts._fields},
 }
 """trl's names and ours: lengths in tokens, KL and entropy in nats a token, nuanced parts in points, the rest shares or
-rewards."""
+rewards.  `cut_off` replies ran into the token limit, `format_failures` ended before it and are out of form."""
 
 
 def folder(study: params.Study, model: str, reward: str, seed: int) -> Path:
@@ -47,28 +47,32 @@ def _inputs(study: params.Study, model: str, format: str, seed: int) -> list[Pat
     return [study.folder / curate.MANIFEST, sft.folder(study, model, format, seed) / "adapter" / models.ADAPTER[1]]
 
 
-def hard_reward(settings: params.Reward):
-    """trl's reward function for the hard reward: completions, truths and token ids in, one reward a completion out."""
+def hard_reward(settings: params.Reward, opening: str = "", ends: Collection[int] = ()):
+    """trl's reward function for the hard reward: completions, truths and token ids in, one reward a completion out.
+
+    `opening` is what the chat template writes of each reply, and `ends` are the tokens that end one.
+    """
 
     def hard(completions, truth, completion_ids, log_metric, **_):
-        texts = [completion[0]["content"] for completion in completions]
+        texts = [opening + completion[0]["content"] for completion in completions]
+        written = [[token for token in ids if token not in ends] for ids in completion_ids]
         scores = [
             rewards.hard(text, labels, rewards.length(text, settings.length_unit, ids), settings)
-            for text, labels, ids in zip(texts, truth, completion_ids, strict=True)
+            for text, labels, ids in zip(texts, truth, written, strict=True)
         ]
-        log_metric("format_failures", sum(rewards.malformed(text) for text in texts) / len(texts))
+        log_metric("format_failures", rewards.failures(texts, completion_ids, ends))
         log_metric("commonest_label", commonest(texts))
         return scores
 
     return hard
 
 
-def nuanced_reward(settings: params.Reward) -> tuple[Callable, list]:
+def nuanced_reward(settings: params.Reward, opening: str = "", ends: Collection[int] = ()) -> tuple[Callable, list]:
     """trl's reward function for the nuanced reward, and the callback that keeps its window in every checkpoint."""
-    score = rewards.NuancedReward(settings.nuanced)
+    score = rewards.NuancedReward(settings.nuanced, opening, ends)
 
     def nuanced(completions, log_metric, **columns):
-        log_metric("commonest_label", commonest([completion[0]["content"] for completion in completions]))
+        log_metric("commonest_label", commonest([opening + completion[0]["content"] for completion in completions]))
         return score(completions=completions, log_metric=log_metric, **columns)
 
     return nuanced, [score.keeper()]
@@ -80,15 +84,16 @@ def commonest(texts: Sequence[str]) -> float:
     return max(counts.values(), default=0) / len(texts)
 
 
-def policy(study: params.Study, model: str, format: str, seed: int):
+def policy(study: params.Study, model: str, format: str, seed: int, processor):
     """The base model with the SFT adapter, trainable.
 
     Handed to trl without a `peft_config`, so that trl keeps a frozen copy of the adapter as the reference: KL is
     measured against the SFT checkpoint, and is 0 at the first step.
     """
     adapter = sft.folder(study, model, format, seed) / "adapter"
-    base = models.freeze_vision(models.load_base(study.models[model]))
-    return models.attach(base, adapter, trainable=True)
+    base = models.plain_generation(models.load_base(study.models[model]), processor)
+    models.refuse_unreached(base, study.models[model])
+    return models.attach(models.freeze_vision(base), adapter, trainable=True)
 
 
 def trainer(study: params.Study, model: str, format: str, reward_name: str, seed: int):
@@ -99,9 +104,15 @@ def trainer(study: params.Study, model: str, format: str, reward_name: str, seed
     training.steady_threads()
     set_seed(seed)
     settings, films = study.grpo, curate.dataset(study, "rl")
-    reward, keeping = (
-        nuanced_reward(settings.reward) if reward_name == "nuanced" else (hard_reward(settings.reward), [])
-    )
+    if (rollout := settings.films_per_step * settings.updates_per_rollout) > len(films):
+        raise params.ParamsError(
+            f"grpo: a rollout takes {rollout} films (films_per_step x updates_per_rollout), and curation left "
+            f"{len(films)} for rl; lower one of the two, or raise curate.rl"
+        )
+    processor = models.load_processor(study.models[model])
+    starting = policy(study, model, format, seed, processor)
+    given = settings.reward, models.opened(processor), models.ends(starting, processor)
+    reward, keeping = nuanced_reward(*given) if reward_name == "nuanced" else (hard_reward(*given), [])
     arguments = GRPOConfig(
         output_dir=str(work(study, model, format, reward_name, seed)),
         max_steps=settings.steps,
@@ -114,11 +125,12 @@ def trainer(study: params.Study, model: str, format: str, reward_name: str, seed
         top_k=0,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=settings.warmup,
+        warmup_steps=training.warmup_steps(settings.warmup, settings.steps),
         max_grad_norm=settings.clip,
         loss_type="dr_grpo",
         scale_rewards=settings.scale_rewards,
         beta=settings.beta,
+        use_bias_correction_kl=settings.use_bias_correction_kl,
         epsilon=settings.clip_low,
         epsilon_high=settings.clip_high,
         importance_sampling_level="token",
@@ -132,20 +144,21 @@ def trainer(study: params.Study, model: str, format: str, reward_name: str, seed
         report_to="none",
         **training.on_cpu(),
     )
-    runner = GRPOTrainer(
-        model=policy(study, model, format, seed),
-        processing_class=models.load_processor(study.models[model]),
-        args=arguments,
-        reward_funcs=reward,
-        train_dataset=training.examples(films, format, truth=list(films["labels"])),
-        callbacks=[
-            training.progress(f"GRPO {model} {reward_name}"),
-            training.tensorboard(folder(study, model, reward_name, seed)),
-            watch(settings.collapse),
-            training.marking(),
-            *keeping,
-        ],
-    )
+    with models.one_line(study.models[model].path):
+        runner = GRPOTrainer(
+            model=starting,
+            processing_class=processor,
+            args=arguments,
+            reward_funcs=reward,
+            train_dataset=training.examples(films, format, truth=list(films["labels"])),
+            callbacks=[
+                training.progress(f"GRPO {model} {reward_name}"),
+                training.tensorboard(folder(study, model, reward_name, seed)),
+                watch(settings.collapse),
+                training.marking(),
+                *keeping,
+            ],
+        )
     return training.quietly(runner)
 
 
@@ -162,14 +175,22 @@ def train(study: params.Study, model: str, format: str, reward_name: str, seed: 
             state = training.resume(trainer(study, model, format, reward_name, seed), going)
         saved = {training.step(each): each for each in training.whole(going)}
         f1 = {step: validate(study, model, format, each) for step, each in saved.items()}
-        table = log(state.log_history, study.grpo.collapse).assign(validation_f1=lambda rows: rows["step"].map(f1))
-        chosen = {
-            name: (saved[step], describe(study, model, format, reward_name, seed, step, table))
-            for name, step in {"adapter": max(f1), "best": best(f1)}.items()
+        steps = {"adapter": max(f1), "best": best(f1)}
+        history = {"log": state.log_history, "f1": list(f1.items()), "steps": steps}
+        training.finish(going, study.models[model], {name: saved[step] for name, step in steps.items()}, history)
+
+    def log_and_cards(history: dict) -> tuple[pd.DataFrame, dict[str, str]]:
+        table = log(history["log"], study.grpo.collapse)
+        table["validation_f1"] = table["step"].map(dict(history["f1"]))
+        cards = {
+            name: describe(study, model, format, reward_name, seed, step, table)
+            for name, step in history["steps"].items()
         }
-        origin = records.origin(study, seed, _inputs(study, model, format, seed))
-        training.finish(going, study.models[model].path, chosen, table, origin)
-    return training.publish(going, folder(study, model, reward_name, seed))
+        return table, cards
+
+    origin = records.origin(study, seed, _inputs(study, model, format, seed))
+    place = folder(study, model, reward_name, seed)
+    return training.publish(going, place, log_and_cards, origin | models.provenance(study.models[model]))
 
 
 def describe(
@@ -221,9 +242,10 @@ def best(f1: dict[int, float]) -> int:
 def log(history: list[dict], settings: params.Collapse) -> pd.DataFrame:
     """The trainer's history under our names, one row a step, with `collapse` from `collapsed`.
 
-    What is measured on fresh completions (reward, length, failures) is NaN at steps that use a rollout again.
+    What is measured on fresh completions (reward, length, failures) is NaN at steps that use a rollout again, and KL
+    where `beta` is 0: trl measures none then.
     """
-    steps = [entry for entry in history if "kl" in entry]
+    steps = [entry for entry in history if "entropy" in entry]
     table = pd.DataFrame(steps).reindex(columns=list(LOGGED)).rename(columns=LOGGED)
     return table.assign(collapse=collapsed(table, settings))
 
@@ -232,7 +254,8 @@ def collapsed(table: pd.DataFrame, settings: params.Collapse) -> list[str]:
     """For each step of a log, which limits of `settings` the last rollouts' means have crossed, in words; or ""."""
     columns = ["entropy", "kl", "completion_length", "commonest_label", "groups_without_contrast", "cut_off"]
     means = table[columns].rolling(settings.rollouts, min_periods=settings.rollouts).mean()
-    fresh = table[columns].dropna().rolling(settings.rollouts).mean().reindex(table.index).ffill()
+    sampled = ["completion_length", "commonest_label", "groups_without_contrast", "cut_off"]
+    fresh = table[sampled].dropna().rolling(settings.rollouts).mean().reindex(table.index).ffill()
     first = table["completion_length"].dropna().head(settings.rollouts).mean()
     crossed = {
         "entropy": means["entropy"] < settings.entropy,
@@ -283,9 +306,12 @@ def summary(table: pd.DataFrame) -> str:
     lines = [
         f"From the first {tenth} steps to the last {tenth} of {len(table)}, the sampled answers' mean reward went from "
         f"{first.reward:.3f} to {last.reward:.3f}, malformed answers from {first.format_failures:.1%} to "
-        f"{last.format_failures:.1%}, length from {first.completion_length:.0f} to "
+        f"{last.format_failures:.1%}, answers cut off at the token limit from {first.cut_off:.1%} to "
+        f"{last.cut_off:.1%}, length from {first.completion_length:.0f} to "
         f"{last.completion_length:.0f} tokens, entropy from {first.entropy:.3f} to {last.entropy:.3f} nats.",
-        f"KL to the SFT checkpoint ended at {last.kl:.4f} nats a token.",
+        f"KL to the SFT checkpoint ended at {last.kl:.4f} nats a token."
+        if last.kl == last.kl
+        else "KL to the SFT checkpoint is not measured, as beta is 0.",
         f"The best checkpoint is that of step {best(f1.to_dict())}: macro-F1 {f1.max():.3f} on validation films, "
         f"{f1.iloc[-1]:.3f} for the last.",
         f"COLLAPSED from step {fallen['step'].iloc[0]}: {fallen['collapse'].iloc[-1]}."

@@ -1,17 +1,36 @@
 """Load a base model and its processor, attach LoRA, and load what a stage trained."""
 
+import hashlib
+import os
+import re
+from collections.abc import Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from textwrap import shorten
 
-from chexreason import params
+from chexreason import answers, params, records
 
 STAND_IN = "stand-in:"
 
 LANGUAGE_PROJECTIONS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)$"
 """Attention and feed-forward projections of the language model only (PROTOCOL: SFT); bare names also hit the vision."""
 
+
+TAGS = ("<think>", "</think>", "<solution>", "</solution>")
+"""What a model must be able to write, for its replies to be read (PROTOCOL: equation 3)."""
+
+LAYERS = re.compile(r"\.(layers?|h|blocks?)\.\d+\.")
+"""What the name of everything inside a transformer layer holds, the language model's and the encoders' alike."""
+
+NOT_LANGUAGE = re.compile(
+    r"vis|image|audio|speech|tower|qformer|perceiver|resampler|connector|projector|merger|aligner"
+)
+"""What the names of the other parts of a multimodal model hold, over all architectures of transformers."""
+
+READ = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+"""The files that a model and its processor are loaded from: weights, configuration, tokenizer and chat template."""
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 """The files of a peft adapter.  Weights in a pickle (`adapter_model.bin`) could run code, and are never loaded."""
@@ -24,16 +43,22 @@ class ModelError(ValueError):
 
 
 @contextmanager
-def _told(place: str | Path):
-    """Whatever a library raises of the files in `place` becomes a ModelError of one line."""
-    from safetensors import SafetensorError
+def one_line(place: str | Path):
+    """Raise whatever a library raises in the block as a ModelError of one line that begins with `place`.
+
+    Running out of memory is left as it is: what to do about it depends on the caller.
+    """
+    from chexreason.training import out_of_memory
 
     try:
         yield
     except ModelError:
         raise
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise ModelError(f"{place}: cannot be loaded: {shorten(str(error), 300)}") from error
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(f"{place}: cannot be loaded: {shorten(message, 300)}") from error
 
 
 def folder(path: str) -> str:
@@ -47,31 +72,177 @@ def folder(path: str) -> str:
 
 
 def weights(model: params.Model) -> list[Path]:
-    """The files of a model's weights on this machine; none of a hub model, which is known by its id."""
-    return sorted(Path(folder(model.path)).glob("*.safetensors"))
+    """The files of a folder or stand-in that a reply can follow from (see `READ`); none of a hub id."""
+    place = Path(folder(model.path))
+    return sorted(file for pattern in READ for file in place.glob(pattern))
+
+
+def commit(model: params.Model) -> str:
+    """The commit of a hub model: of `revision`, or of `main` as this machine's cache has it; "" for a folder.
+
+    The hub is asked only where the cache lacks the model and HF_HUB_OFFLINE is 0; "" where neither knows.
+    """
+    from huggingface_hub import model_info, try_to_load_from_cache
+
+    if Path(folder(model.path)).is_dir():
+        if model.revision:
+            raise ModelError(f"{model.path}: revision: a folder has no revisions; leave the key out")
+        return ""
+    try:
+        cached = try_to_load_from_cache(model.path, "config.json", revision=model.revision)
+        if isinstance(cached, str):
+            return Path(cached).parent.name
+        return model_info(model.path, revision=model.revision).sha if os.environ.get("HF_HUB_OFFLINE") == "0" else ""
+    except (OSError, ValueError):  # no hub id, no network, no such revision: loading says so
+        return ""
+
+
+def version(model: params.Model) -> str:
+    """Which weights a path stands for: the commit of a hub model, `sha256:<16 digits>` of a folder's files."""
+    if found := commit(model):
+        return found
+    sums = [f"{file.name} {_sha256(file, file.stat().st_size, file.stat().st_mtime_ns)}" for file in weights(model)]
+    return f"sha256:{hashlib.sha256(chr(10).join(sums).encode()).hexdigest()[:16]}" if sums else ""
+
+
+def provenance(model: params.Model) -> dict:
+    """What a record's origin says of the base model it was made with."""
+    return {"model": {"path": model.path, "version": version(model)}}
+
+
+@cache
+def _sha256(file: Path, size: int, changed: int) -> str:
+    """The hash of a file's bytes, taken once while size and time of change stay: a model has gigabytes."""
+    return records.sha256(file)
+
+
+def _source(model: params.Model) -> dict:
+    """Which repository or folder, and which commit of it, transformers is to load; never code from there."""
+    return {
+        "pretrained_model_name_or_path": folder(model.path),
+        "revision": commit(model) or model.revision or "main",
+        "trust_remote_code": False,
+    }
 
 
 def load_processor(model: params.Model):
     """The processor of a model: image processor, tokenizer and chat template, padding on the left.
 
-    Qwen2.5-VL's processor demands a video processor, which demands torchvision; without torchvision the image-only
-    subclass of this module reads the same folder.  Raises ModelError where `visual_tokens` is given to a model whose
-    number of tokens is fixed.
+    Special tokens come from the chat template alone, so that SFT, GRPO and prediction give the model the same tokens
+    (`_only_template_adds_tokens`).  Qwen2.5-VL's processor demands a video processor, which demands torchvision;
+    without torchvision the image-only subclass of this module reads the same folder.  Raises ModelError where
+    `visual_tokens` is given to a model whose number of tokens is fixed, where there is no image processor or chat
+    template, and where the tokenizer would not give back the tags of an answer.
     """
     from transformers import AutoConfig, AutoProcessor
     from transformers.utils import is_torchvision_available
 
-    place = folder(model.path)
-    with _told(model.path):
-        kind = AutoConfig.from_pretrained(place, trust_remote_code=False).model_type
+    with one_line(model.path):
+        source = _source(model)
+        kind = AutoConfig.from_pretrained(**source).model_type
         if kind == "qwen2_5_vl" and not is_torchvision_available():
-            processor = image_only_qwen().from_pretrained(place)
+            processor = image_only_qwen().from_pretrained(**source)
         else:
-            processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
-    processor.tokenizer.padding_side = "left"
+            processor = AutoProcessor.from_pretrained(**source)
+    if not hasattr(processor, "image_processor"):
+        raise ModelError(f"{model.path}: has no image processor, so it cannot look at a film")
+    with one_line(model.path):
+        _only_template_adds_tokens(processor, model.path)
     if model.visual_tokens:
         bound(processor.image_processor, model)
     return processor
+
+
+def _only_template_adds_tokens(processor, path: str) -> None:
+    """Have the chat template, and nothing else, add special tokens to a text, and check what decoding drops.
+
+    A tokenizer that adds its own <bos> gives trl's GRPO forward pass a second one, and the image is marked one token
+    late.  Where such a tokenizer's template writes no <bos>, the template gets one.
+    """
+    words = processor.tokenizer
+    words.padding_side = "left"
+    words.pad_token = words.pad_token or words.eos_token
+    words.response_schema = words.response_template = None  # trl would reward a parsed reply instead of the whole
+    processor.chat_template = processor.chat_template or words.chat_template
+    if not isinstance(processor.chat_template, str):
+        raise ModelError(f"{path}: has no chat template; add chat_template.jinja to its folder")
+    text = "".join(TAGS)
+    plain, added = words(text, add_special_tokens=False).input_ids, words(text).input_ids
+    if added != plain:
+        if words.bos_token_id in added[:1] and not question(processor, "").startswith(words.bos_token):
+            processor.chat_template = "{{ bos_token }}" + processor.chat_template
+        words.add_bos_token = words.add_eos_token = False
+        if words(text).input_ids != plain:
+            raise ModelError(f"{path}: its tokenizer adds special tokens to every text; switch that off in its folder")
+    if lost := [tag for tag in TAGS if tag not in words.decode(plain, skip_special_tokens=True)]:
+        raise ModelError(
+            f"{path}: its tokenizer drops {', '.join(lost)} from replies; in tokenizer.json, make it no special token"
+        )
+
+
+def question(processor, prompt: str) -> str:
+    """The text by which a model is asked about one film with `prompt`, up to where its reply begins."""
+    content = [{"type": "image"}, {"type": "text", "text": prompt}]
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+def inputs(processor, images: Sequence, prompt: str):
+    """What a model is given to answer `prompt` about each of `images` (PIL), padded on the left to one length."""
+    return processor(
+        images=[[image.convert("RGB")] for image in images],
+        text=[question(processor, prompt)] * len(images),
+        return_tensors="pt",
+        padding=True,
+        add_special_tokens=False,
+    )
+
+
+def opened(processor) -> str:
+    """What the chat template itself writes of every reply: "<think>\\n" where it opens the thought, else "".
+
+    It belongs to the reply wherever that is rewarded, read or recorded.
+    """
+    mark = "What is on this film?"
+    end = question(processor, mark).rpartition(mark)[2]
+    tags = [*re.finditer(rf"<({'|'.join(answers.THOUGHTS + answers.LABELS)})>", end)]
+    return end[tags[-1].start() :] if tags and f"</{tags[-1][1]}>" not in end[tags[-1].end() :] else ""
+
+
+def message(answer: str, opening: str) -> str:
+    """The assistant's message that makes a model whose template writes `opening` give `answer`.
+
+    Where the answer has no thought, the opened one is closed at once.
+    """
+    if not opening:
+        return answer
+    return opening + (answer.removeprefix("<think>") if answer.startswith("<think>") else f"</think>\n{answer}")
+
+
+def ends(model, processor) -> list[int]:
+    """The tokens that end a reply: those of the model's generation config, the tokenizer's, the chat template's."""
+    mark, words = "Nothing.", processor.tokenizer
+    turns = [{"role": role, "content": [{"type": "text", "text": mark}]} for role in ("user", "assistant")]
+    after = words(processor.apply_chat_template(turns).rpartition(mark)[2], add_special_tokens=False).input_ids
+    of_template = next((token for token in after if token in words.all_special_ids), None)
+    known = model.generation_config.eos_token_id
+    known = known if isinstance(known, list) else [known]
+    return list(dict.fromkeys(token for token in (*known, words.eos_token_id, of_template) if token is not None))
+
+
+def plain_generation(model, processor):
+    """Have a model generate as it is asked to, with no default of its own, and stop at every token of `ends`.
+
+    A published generation_config.json may hold a repetition penalty or the like, which would change greedy decoding of
+    this model and of no other.  Returns the model.
+    """
+    from transformers import GenerationConfig
+
+    model.generation_config = GenerationConfig(
+        bos_token_id=model.generation_config.bos_token_id,
+        eos_token_id=ends(model, processor),
+        pad_token_id=processor.tokenizer.pad_token_id,
+    )
+    return model
 
 
 def bound(image_processor, model: params.Model) -> None:
@@ -107,10 +278,9 @@ def load_base(model: params.Model):
     import torch
     from transformers import AutoModelForImageTextToText
 
-    place = folder(model.path)
-    with _told(model.path):
+    with one_line(model.path):
         loaded = AutoModelForImageTextToText.from_pretrained(
-            place, dtype=getattr(torch, model.dtype), use_safetensors=True, trust_remote_code=False
+            **_source(model), dtype=getattr(torch, model.dtype), use_safetensors=True
         )
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
@@ -124,9 +294,17 @@ def freeze_vision(model):
     """
     import torch
 
-    encoder = model.get_encoder("image")
-    encoder.forward = torch.no_grad()(encoder.forward)
+    if (encoder := image_encoder(model)) is not None:
+        encoder.forward = torch.no_grad()(encoder.forward)
     return model
+
+
+def image_encoder(model):
+    """The vision encoder of a base model; None where it is no module of its own, apart from the language model."""
+    encoder = model.get_encoder("image")
+    if encoder is None or set(map(id, encoder.modules())) & {id(model), id(model.base_model)}:
+        return None
+    return encoder
 
 
 def load_trained(model: params.Model, adapter: Path):
@@ -146,7 +324,7 @@ def attach(base, adapter: Path, trainable: bool = False):
     for name in ADAPTER:
         if not (adapter / name).is_file():
             raise ModelError(f"{adapter}: holds no {name}; an adapter is {' and '.join(ADAPTER)}")
-    with _told(adapter):
+    with one_line(adapter):
         weights = load_file(adapter / ADAPTER[1])
         try:
             model = PeftModel.from_pretrained(base, str(adapter), is_trainable=trainable, use_safetensors=True)
@@ -169,17 +347,79 @@ def _fault(model, weights: dict, base: str) -> str:
     made_for = model.peft_config["default"].base_model_name_or_path or base
     if Path(made_for.removeprefix(STAND_IN)).name != Path(base).name:  # another model's weights may have its shapes
         return f"its adapter_config.json says that it belongs to {made_for}, not {base}"
+    trained_on, loaded = model.peft_config["default"].revision, getattr(model.config, "_commit_hash", None)
+    if trained_on and loaded and trained_on != loaded:
+        return (
+            f"it was trained on the commit {trained_on} of {base}, not {loaded}; give models: revision, or train again"
+        )
     return ""
 
 
-def lora_config(lora: params.Lora):
-    """The published LoRA (PROTOCOL: SFT) as a peft configuration."""
+def lora_config(lora: params.Lora, model: params.Model | None = None):
+    """The published LoRA (PROTOCOL: SFT) as a peft configuration, with the target modules that `model` names."""
     from peft import LoraConfig
 
     return LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=LANGUAGE_PROJECTIONS,
+        target_modules=(model and model.target_modules) or LANGUAGE_PROJECTIONS,
+        exclude_modules=list(model.exclude_modules) if model and model.exclude_modules else None,
         task_type="CAUSAL_LM",
     )
+
+
+def refuse_unreached(base, model: params.Model) -> None:
+    """Raise ModelError unless LoRA reaches every linear layer of the language model, or params name it as left out.
+
+    `base` is the model, on the meta device too.  Also for LoRA that reaches nothing, or the vision encoder, which is
+    frozen and would never learn.
+    """
+    pattern, left_out = model.target_modules or LANGUAGE_PROJECTIONS, model.exclude_modules
+    names = {name for name, _ in base.named_modules()}
+    excluded = {short: {name for name in names | matrices(base) if _ends_in(name, short)} for short in left_out}
+    reached = {name for name in names if re.fullmatch(pattern, name)} - set().union(*excluded.values())
+    keys = "models: target_modules (a regular expression of what to adapt) or exclude_modules (what to leave out)"
+    if unknown := [short for short, found in excluded.items() if not found]:
+        raise ModelError(f"{model.path}: exclude_modules: it has no layer {', '.join(unknown)}")
+    if not reached and not matrices(base):
+        raise ModelError(f"{model.path}: LoRA reaches no layer of it; name its layers in {keys}")
+    encoder = image_encoder(base)
+    frozen = {id(module) for module in encoder.modules()} if encoder is not None else set()
+    if seen := [name for name, module in base.named_modules() if name in reached and id(module) in frozen]:
+        raise ModelError(f"{model.path}: LoRA reaches the frozen vision encoder ({seen[0]}); change {keys}")
+    if left := matrices(base) - reached - set().union(*excluded.values()):
+        shown = ", ".join(sorted({_short(name) for name in left}))
+        raise ModelError(
+            f"{model.path}: LoRA leaves linear layers of the language model out: {shown}; name them in {keys}"
+        )
+
+
+def matrices(base) -> set[str]:
+    """The names of all weight matrices in the language model's layers: linear layers, routers and fused experts.
+
+    Embeddings and convolutions are none.
+    """
+    import torch
+
+    encoder = image_encoder(base)
+    frozen = {id(weight) for weight in encoder.parameters()} if encoder is not None else set()
+    others = (torch.nn.Embedding, torch.nn.modules.conv._ConvNd)
+    return {
+        name if own == "weight" else f"{name}.{own}"
+        for name, module in base.named_modules()
+        if LAYERS.search(f"{name}.") and not NOT_LANGUAGE.search(name) and not isinstance(module, others)
+        for own, weight in module.named_parameters(recurse=False)
+        if weight.ndim > 1 and id(weight) not in frozen
+    }
+
+
+def _ends_in(name: str, short: str) -> bool:
+    """Whether the last parts of a module's name are `short`, which is how peft reads such a list."""
+    return f".{name}".endswith(f".{short}")
+
+
+def _short(name: str) -> str:
+    """The last part of a layer's name, with `experts.` where many share it."""
+    last = name.split(".")
+    return ".".join(last[-2:]) if last[-2] == "experts" else last[-1]

@@ -21,10 +21,12 @@ from pydantic import (
     PrivateAttr,
     StringConstraints,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from chexreason import prompts
+from chexreason.answers import ONLY_LABEL
 from chexreason.labels import CHEXPERT14, LABEL_SETS
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -340,12 +342,17 @@ class Model(Section):
     `prompt` names the prompt the untuned model is asked with where that is not `predict.prompt`: a model that another
     project has tuned is asked as that project does.  `note` is said beside its scores wherever they stand.
     `visual_tokens` bounds what Qwen2.5-VL makes of a film, whatever its size (PROTOCOL: Models); without it the bounds
-    that the model came with hold.
+    that the model came with hold.  `revision` is the commit, branch or tag of a hub model; without it, the commit of
+    `main` that this machine's cache has.  `target_modules` and `exclude_modules` are peft's: which layers LoRA adapts,
+    as a regular expression of their whole names, and the last parts of the names of those it deliberately leaves out.
     """
 
     name: Name
-    path: str
+    path: Annotated[str, Field(min_length=1)]
+    revision: Annotated[str, Field(min_length=1)] | None = None
     dtype: Literal["float32", "bfloat16"]
+    target_modules: str | None = None
+    exclude_modules: Annotated[tuple[str, ...], Field(strict=False)] = ()
     visual_tokens: Annotated[tuple[Count, Count], Field(strict=False)] | None = None
     prompt: str | None = None
     note: str = ""
@@ -357,13 +364,22 @@ class Model(Section):
             raise ValueError("visual_tokens must be [fewest, most], the fewest first")
         return self
 
+    @field_validator("target_modules")
+    @classmethod
+    def _is_a_pattern(cls, pattern):
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+        return pattern
+
 
 class Lora(Section):
     """LoRA on the language model's attention and feed-forward projections (PROTOCOL: SFT)."""
 
     r: Count
     alpha: Count
-    dropout: Share
+    dropout: Annotated[float, Field(ge=0, lt=1)]
 
 
 class Prompts(Section):
@@ -463,6 +479,9 @@ class Grpo(Section):
     """Group-relative policy optimisation (PROTOCOL: GRPO).
 
     Every checkpoint is asked about `validation_films` films of validation, and the best is kept beside the last.
+    `use_bias_correction_kl` multiplies the KL term by the ratio of new to old policy, by which its gradient is that of
+    the reverse KL divergence; without it, the gradient is that of the k3 estimator alone.  Without `beta` there is no
+    KL term.
     """
 
     runs: list[GrpoRun]
@@ -474,8 +493,9 @@ class Grpo(Section):
     learning_rate: PositiveFloat
     warmup: Share
     temperature: PositiveFloat
-    top_p: Share
+    top_p: Annotated[float, Field(gt=0, le=1)]
     beta: NonNegativeFloat
+    use_bias_correction_kl: bool = True
     clip_low: NonNegativeFloat
     clip_high: NonNegativeFloat
     scale_rewards: Literal["none", "group", "batch"]
@@ -495,13 +515,21 @@ class Grpo(Section):
             )
         if any(run.reward == "nuanced" for run in self.runs) and self.reward.nuanced is None:
             raise ValueError("a run has the nuanced reward, and its constants, reward.nuanced, are missing")
+        if any(run.reward == "hard" and run.format == ONLY_LABEL for run in self.runs):
+            raise ValueError(
+                f"runs: the hard reward (equation 3) is 0 for every answer of the format {ONLY_LABEL}, which has no "
+                "<think> block; start from another format"
+            )
         return self
 
 
 class Predict(Section):
     """How every model is asked (`protocol.Protocol`).
 
-    `batch` films are asked at once.  In float32 on a CPU that changes no answer; in bfloat16 it may change a near tie.
+    `batch` films are asked at once.  Films share nothing but padding, so a batch can change a reply only by rounding:
+    sums over other shapes may be taken in another order.  In float32 on a CPU the replies were the same for every batch
+    tried (a test looks); in bfloat16, or on a GPU, two tokens that are almost equally likely may change places, and
+    the rest of that reply with them.  So do not change `batch` within a study.
     """
 
     prompt: str

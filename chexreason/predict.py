@@ -1,6 +1,7 @@
 """Ask every model about every data set under one protocol: batches, greedy decoding, the same reading."""
 
 import hashlib
+import itertools
 import json
 import os
 import shlex
@@ -24,6 +25,13 @@ JOURNAL = "asked"
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".dcm", ".dicom"}
 """What the name of a film may end with; DICOM files often have no ending, or that of a number."""
+
+
+class Reply(NamedTuple):
+    """A reply as it is read, with what the chat template wrote of it, and whether the token limit cut it off."""
+
+    text: str
+    cut_off: bool
 
 
 class Reader(NamedTuple):
@@ -52,21 +60,30 @@ def adapter(study: params.Study, model: str, checkpoint: str, seed: int) -> Path
 def load(settings: params.Model, trained: Path | None, batch: int) -> Reader:
     """Load a base model with its processor and, where one was trained, the adapter in the folder `trained`.
 
-    `key` is made of the settings that a reply can follow from and of the hashes of all weights on this machine and of
-    the code; a model of the hub is known by its id.
+    `key` is made of the settings that a reply can follow from, the version of the base model (`models.version`) and the
+    hashes of the adapter and the code.
     """
     training.steady_threads()
+    processor = models.load_processor(settings)
     loaded = models.load_trained(settings, trained) if trained else models.load_base(settings)
-    files = [*models.weights(settings), *([trained / models.ADAPTER[1]] if trained else [])]
+    files = [trained / models.ADAPTER[1]] if trained else []
     files += [file for file in execute.reached(f"import {__name__}") if file.suffix == ".py"]  # prompts: the protocol
-    key = _digest([settings.path, settings.dtype, settings.visual_tokens, *map(records.sha256, files)])
-    return Reader(loaded, models.load_processor(settings), batch, key)
+    made_of = [settings.path, models.version(settings), settings.dtype, settings.visual_tokens]
+    key = _digest([*made_of, *map(records.sha256, files)])
+    return Reader(models.plain_generation(loaded, processor), processor, batch, key)
 
 
 def ask(
     reader: Reader, images: Sequence[str | Path], protocol: Protocol, journal: Path, what: str = "films"
 ) -> list[str]:
-    """Ask about every image file, greedily; the replies as text, in the order of `images`.
+    """The texts of `replies`, for who need not know which were cut off."""
+    return [reply.text for reply in replies(reader, images, protocol, journal, what)]
+
+
+def replies(
+    reader: Reader, images: Sequence[str | Path], protocol: Protocol, journal: Path, what: str = "films"
+) -> list[Reply]:
+    """Ask about every image file, greedily; the replies, in the order of `images`.
 
     Films of equal length, in tokens, share a batch as far as possible, the longest first: least is padded, and memory
     runs out at the start or never.  The replies to each batch are kept in the folder `journal` as they are made.  A run
@@ -75,41 +92,46 @@ def ask(
     from tqdm import tqdm
 
     images = [Path(image) for image in images]
-    replies, waiting = {}, []
+    given, waiting = {}, []
     for numbers in _batches(reader, images):
         files = [images[number] for number in numbers]
         place = journal / f"{_digest([reader.key, protocol.hash, *map(records.sha256, files)])}.json"
         if place.exists():
-            replies |= zip(numbers, json.loads(place.read_text(encoding="utf-8")), strict=True)
+            kept = json.loads(place.read_text(encoding="utf-8"))
+            given |= zip(numbers, itertools.starmap(Reply, kept), strict=True)
         else:
             waiting.append((numbers, files, place))
-    with tqdm(total=len(images), initial=len(replies), desc=what, mininterval=5, file=sys.stderr) as bar:
+    with tqdm(total=len(images), initial=len(given), desc=what, mininterval=5, file=sys.stderr) as bar:
         for numbers, files, place in waiting:
             said = _fitting(reader, files, protocol)
             with records.replacing(place) as unfinished:
                 unfinished.write_text(json.dumps(said), encoding="utf-8")
-            replies |= zip(numbers, said, strict=True)
+            given |= zip(numbers, said, strict=True)
             bar.update(len(files))
-    return [replies[number] for number in range(len(images))]
+    return [given[number] for number in range(len(images))]
 
 
 def _batches(reader: Reader, images: list[Path]) -> list[list[int]]:
     """The numbers of the images, in batches by the length of the input, the longest first.
 
-    transformers counts an image's tokens from its size alone, by a method that it names private and vLLM relies on.
+    transformers counts an image's tokens from its size alone, by a method that it names private and vLLM relies on;
+    a processor without it is taken to make more tokens of more pixels.
     """
     from PIL import Image
 
     sizes = [Image.open(image).size[::-1] for image in images]
-    tokens = reader.processor._get_num_multimodal_tokens(image_sizes=sizes).num_image_tokens
+    if hasattr(reader.processor, "_get_num_multimodal_tokens"):
+        tokens = reader.processor._get_num_multimodal_tokens(image_sizes=sizes).num_image_tokens
+    else:
+        tokens = [height * width for height, width in sizes]
     order = sorted(range(len(images)), key=lambda number: -tokens[number])
     return [order[start : start + reader.batch] for start in range(0, len(order), reader.batch)]
 
 
-def _fitting(reader: Reader, files: list[Path], protocol: Protocol) -> list[str]:
+def _fitting(reader: Reader, files: list[Path], protocol: Protocol) -> list[Reply]:
     """The replies to one batch; where memory runs out, to one half of it and then the other.
 
-    That is safe: a film's reply does not depend on the films beside it.
+    `params.Predict` says when a smaller batch may change a reply.
     """
     try:
         return _replies(reader, files, protocol)
@@ -123,23 +145,19 @@ def _fitting(reader: Reader, files: list[Path], protocol: Protocol) -> list[str]
     return _fitting(reader, files[:half], protocol) + _fitting(reader, files[half:], protocol)
 
 
-def _replies(reader: Reader, files: list[Path], protocol: Protocol) -> list[str]:
-    """The replies to one batch."""
+def _replies(reader: Reader, files: list[Path], protocol: Protocol) -> list[Reply]:
+    """The replies to one batch; one is cut off where no token that ends a reply was generated."""
     import torch
     from PIL import Image
 
-    content = [{"type": "image"}, {"type": "text", "text": protocol.prompt}]
-    question = reader.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    inputs = reader.processor(
-        images=[[Image.open(file).convert("RGB")] for file in files],
-        text=[question] * len(files),
-        return_tensors="pt",
-        padding=True,
-        add_special_tokens=False,
-    ).to(reader.model.device)
+    model, processor = reader.model, reader.processor
+    inputs = models.inputs(processor, [Image.open(file) for file in files], protocol.prompt).to(model.device)
     with torch.inference_mode():
-        output = reader.model.generate(**inputs, max_new_tokens=protocol.max_new_tokens, do_sample=False)
-    return reader.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        output = model.generate(**inputs, max_new_tokens=protocol.max_new_tokens, do_sample=False)
+    written, opening = output[:, inputs["input_ids"].shape[1] :], models.opened(processor)
+    ended = torch.isin(written, torch.tensor(model.generation_config.eos_token_id, device=written.device)).any(dim=1)
+    texts = processor.batch_decode(written, skip_special_tokens=True)
+    return [Reply(opening + text, not end) for text, end in zip(texts, ended.tolist(), strict=True)]
 
 
 def _digest(values: list) -> str:
@@ -275,20 +293,22 @@ def predict(study: params.Study, model: str, checkpoint: str, seed: int) -> pd.D
     """Every answer of one checkpoint on validation and every test set; also written as `answers.parquet`.
 
     Columns: dataset, film, patient, text (the reply as it came), labels (what evaluation reads from it), failed,
-    refused, duplicates, unknown, reward (hard reward against the settled labels; NaN where a data set leaves labels
-    unknown), protocol (the hash of the `Protocol`, which the record's origin holds whole, under `protocols`).
+    cut_off (whether it reached the token limit), refused, duplicates, unknown, reward (hard reward against the settled
+    labels; NaN where a data set leaves labels unknown), protocol (the hash of the `Protocol`, which the record's origin
+    holds whole, under `protocols`).
     The journal stays beside it: where the notebook is cut off after this record, nothing is asked again.
     """
     trained, place = adapter(study, model, checkpoint, seed), folder(study, model, checkpoint, seed)
     reader, tables = load(study.models[model], trained, study.predict.batch), []
     for dataset, protocol in protocols(study, model, checkpoint).items():
         films = curate.dataset(study, dataset)
-        texts = ask(reader, films["image"], protocol, place / JOURNAL, f"{model} {checkpoint} on {dataset}")
-        tables.append(read(study, dataset, films, texts, reader.processor, protocol))
+        given = replies(reader, films["image"], protocol, place / JOURNAL, f"{model} {checkpoint} on {dataset}")
+        tables.append(read(study, dataset, films, given, reader.processor, protocol))
     table = pd.concat(tables, ignore_index=True)
     made_of = [study.folder / curate.MANIFEST, *([trained / "adapter_model.safetensors"] if trained else [])]
     told = {protocol.hash: protocol.model_dump() for protocol in protocols(study, model, checkpoint).values()}
-    records.save(table, place / "answers.parquet", records.origin(study, seed, made_of) | {"protocols": told})
+    origin = records.origin(study, seed, made_of) | models.provenance(study.models[model]) | {"protocols": told}
+    records.save(table, place / "answers.parquet", origin)
     return table
 
 
@@ -302,28 +322,33 @@ def try_prompts(study: params.Study) -> pd.DataFrame:
     reader, tables = load(study.models[trial.model], None, study.predict.batch), []
     for name in trial.variants:
         protocol = Protocol.of(study, name, study.home)
-        texts = ask(reader, films["image"], protocol, place / JOURNAL, f"{trial.model}, {name}")
-        tables.append(read(study, study.home, films, texts, reader.processor, protocol).assign(prompt=name))
+        given = replies(reader, films["image"], protocol, place / JOURNAL, f"{trial.model}, {name}")
+        tables.append(read(study, study.home, films, given, reader.processor, protocol).assign(prompt=name))
     table = pd.concat(tables, ignore_index=True)
-    records.save(
-        table, place / "answers.parquet", records.origin(study, study.seeds[0], [study.folder / curate.MANIFEST])
-    )
+    origin = records.origin(study, study.seeds[0], [study.folder / curate.MANIFEST])
+    records.save(table, place / "answers.parquet", origin | models.provenance(study.models[trial.model]))
     return table
 
 
 def read(
-    study: params.Study, dataset: str, films: pd.DataFrame, texts: list[str], processor, protocol: Protocol
+    study: params.Study, dataset: str, films: pd.DataFrame, given: list[Reply | str], processor, protocol: Protocol
 ) -> pd.DataFrame:
-    """Read replies about `films`: labels, failure, and the hard reward where every label of the film is known."""
+    """Read replies about `films`: labels, failure, and the hard reward where every label of the film is known.
+
+    Of a reply given as text alone it is not known whether it was cut off (NA).
+    """
     from chexreason.labels import CHEXPERT14
 
     settings, known = study.grpo.reward, films[list(CHEXPERT14)].notna().all(axis="columns")
+    given = [Reply(reply, pd.NA) if isinstance(reply, str) else reply for reply in given]
+    texts = [reply.text for reply in given]
     readings = [answers.read(text) for text in texts]
     table = films[["film", "patient"]].assign(
         dataset=dataset,
         text=texts,
         labels=[list(reading.labels) for reading in readings],
         failed=[reading.failed for reading in readings],
+        cut_off=pd.array([reply.cut_off for reply in given], dtype="boolean"),
         refused=[reading.refused for reading in readings],
         duplicates=[reading.duplicates for reading in readings],
         unknown=[reading.unknown for reading in readings],
@@ -359,12 +384,19 @@ def told_protocols(study: params.Study, model: str, checkpoint: str) -> str:
 def overview(table: pd.DataFrame) -> pd.DataFrame:
     """One row a data set: films, share without a readable label block, refusals, mean labels a film, mean hard reward.
 
-    Refusals are among the unreadable answers, and counted apart.
+    Refusals are among the unreadable answers, and counted apart.  `cut_off` is the share of answers that reached the
+    token limit, and `malformed` the share that ended before it and yet cannot be read; NaN for a table that does not
+    tell them apart.
     """
-    counted = table.assign(count=table["labels"].map(len))
+    cut_off = table["cut_off"] if "cut_off" in table else pd.Series(pd.NA, table.index)
+    cut_off = cut_off.astype("Float64").astype(float)
+    malformed = (table["failed"] & (cut_off == 0)).where(cut_off.notna()).astype(float)
+    counted = table.assign(count=table["labels"].map(len), cut_off=cut_off, malformed=malformed)
     columns = {
         "films": ("film", "size"),
         "fail_rate": ("failed", "mean"),
+        "cut_off": ("cut_off", "mean"),
+        "malformed": ("malformed", "mean"),
         "refusals": ("refused", "sum"),
         "labels_a_film": ("count", "mean"),
         "mean_reward": ("reward", "mean"),
@@ -383,7 +415,8 @@ def summary(table: pd.DataFrame, note: str = "") -> str:
     """What the answers show, a line of a Markdown list for each data set, and the model's note where it has one."""
     lines = [
         f"- {name}: {row.films:.0f} films, {row.fail_rate:.1%} unreadable, {row.refusals:.0f} refused, "
-        f"{row.labels_a_film:.2f} labels a film"
+        + (f"{row.cut_off:.1%} cut off at the token limit, " if pd.notna(row.cut_off) else "")
+        + f"{row.labels_a_film:.2f} labels a film"
         + (f", mean hard reward {row.mean_reward:.3f}." if pd.notna(row.mean_reward) else ".")
         for name, row in overview(table).iterrows()
     ]

@@ -19,6 +19,15 @@ def malformed(text: str) -> bool:
     return answers.read_strict(text) is None
 
 
+def failures(texts: Sequence[str], token_ids: Sequence[Sequence[int]] = (), ends: Collection[int] = ()) -> float:
+    """The share of replies out of form among all, without those that were cut off at the token limit.
+
+    `token_ids` are the tokens of each reply and `ends` those that end one; without `ends`, none was cut off.
+    """
+    whole = [not ends or ids[-1] in ends for ids in token_ids] or [True] * len(texts)
+    return sum(ended and malformed(text) for text, ended in zip(texts, whole, strict=True)) / len(texts)
+
+
 def length(text: str, unit: str, token_ids: Sequence[int]) -> int:
     """|t| of equation 3, whose unit the paper leaves open: the whole reply in `characters`, `words` or `tokens`."""
     return {"characters": len(text), "words": len(text.split()), "tokens": len(token_ids)}[unit]
@@ -165,20 +174,22 @@ class NuancedReward:
 
     Rewards are points / `settings.scale`; the parts are logged in points, as `nuanced/<part>`, a batch's mean each.
     Every call counts as training: `trainer.evaluate()` would move the window, so validate by other means.  With several
-    processes each would hold a window of its own.
+    processes each would hold a window of its own.  `opening` and `ends` are the chat template's (`models.opened`,
+    `models.ends`).
     """
 
     __name__ = "nuanced"
 
-    def __init__(self, settings: params.Nuanced):
+    def __init__(self, settings: params.Nuanced, opening: str = "", ends: Collection[int] = ()):
         self.settings, self.window = settings, Window(settings.window)
+        self.opening, self.ends = opening, ends
 
-    def __call__(self, completions, truth, log_metric, **_) -> list[float]:
-        texts = [completion[0]["content"] for completion in completions]
+    def __call__(self, completions, truth, log_metric, completion_ids=(), **_) -> list[float]:
+        texts = [self.opening + completion[0]["content"] for completion in completions]
         parts, self.window = nuanced_batch(texts, truth, self.window, self.settings)
         for name, values in zip(Parts._fields, zip(*parts, strict=True), strict=True):
             log_metric(f"nuanced/{name}", sum(values) / len(values))
-        log_metric("format_failures", sum(map(malformed, texts)) / len(texts))
+        log_metric("format_failures", failures(texts, completion_ids, self.ends))
         return [part.total / self.settings.scale for part in parts]
 
     def keeper(self):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from chexreason import card, curate, models, params, records, teacher, training
+from chexreason import answers, card, curate, models, params, records, rewards, teacher, training
 
 
 def folder(study: params.Study, model: str, format: str, seed: int) -> Path:
@@ -12,10 +12,11 @@ def folder(study: params.Study, model: str, format: str, seed: int) -> Path:
     return study.folder / "sft" / model / format / f"seed{seed}"
 
 
-def data(study: params.Study, split: str, format: str):
+def data(study: params.Study, split: str, format: str, opening: str = ""):
     """The films of `split` that have a trace of `format`, as a trl data set of prompt, image and completion.
 
-    Raises RecordError where the teacher wrote no trace of that format.
+    `opening` is what the model's chat template writes of each reply (`models.opened`).  Raises RecordError where the
+    teacher wrote no trace of that format.
     """
     written = records.load(study.folder / teacher.TRACES)
     traces = written[written["format"] == format].set_index("film")["text"]
@@ -27,7 +28,7 @@ def data(study: params.Study, split: str, format: str):
         )
     films = curate.dataset(study, split)
     films = films[films["film"].isin(traces.index)]
-    completions = [[{"role": "assistant", "content": traces[film]}] for film in films["film"]]
+    completions = [[{"role": "assistant", "content": models.message(traces[film], opening)}] for film in films["film"]]
     return training.examples(films, format, completion=completions)
 
 
@@ -55,12 +56,18 @@ def trainer(study: params.Study, model: str, format: str, seed: int):
     Loss on the answer's tokens only, which is what trl does with `prompt` and `completion` columns; early stopping on
     the loss of the held-out films; the vision encoder stays frozen, since LoRA reaches the language model only.
     """
-    from transformers import EarlyStoppingCallback, set_seed
+    from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
 
     training.steady_threads()
     set_seed(seed)  # LoRA's first weights are drawn when the trainer attaches it
-    settings, train = study.sft, data(study, "sft", format)
+    settings, loaded = study.sft, study.models[model]
+    processor = models.load_processor(loaded)
+    opening = models.opened(processor)
+    train, held_out = (data(study, split, format, opening) for split in ("sft", "sft-holdout"))
+    for split, films in (("sft", train), ("sft-holdout", held_out)):
+        if not len(films):
+            raise params.ParamsError(f"curate: no film is left for {split}; change curate.sft or curate.holdout")
     per_epoch = -(-len(train) // (settings.batch * settings.accumulate))
     every = -(-per_epoch // settings.evaluations_per_epoch)
     arguments = SFTConfig(
@@ -71,7 +78,7 @@ def trainer(study: params.Study, model: str, format: str, seed: int):
         gradient_accumulation_steps=settings.accumulate,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=settings.warmup,
+        warmup_steps=training.warmup_steps(settings.warmup, settings.epochs * per_epoch),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.clip,
         max_length=None,
@@ -89,21 +96,55 @@ def trainer(study: params.Study, model: str, format: str, seed: int):
         report_to="none",
         **training.on_cpu(),
     )
-    runner = SFTTrainer(
-        model=models.freeze_vision(models.load_base(study.models[model])),
-        processing_class=models.load_processor(study.models[model]),
-        args=arguments,
-        train_dataset=train,
-        eval_dataset=data(study, "sft-holdout", format),
-        peft_config=models.lora_config(study.lora),
-        callbacks=[
-            EarlyStoppingCallback(settings.patience),
-            training.progress(f"SFT {model} {format}"),
-            training.tensorboard(folder(study, model, format, seed)),
-            training.marking(),
-        ],
-    )
+    base = models.plain_generation(models.load_base(loaded), processor)
+    models.refuse_unreached(base, loaded)
+    with models.one_line(loaded.path):
+        runner = SFTTrainer(
+            model=models.freeze_vision(base),
+            processing_class=processor,
+            args=arguments,
+            train_dataset=train,
+            eval_dataset=held_out,
+            peft_config=models.lora_config(study.lora, loaded),
+            callbacks=[
+                training.early_stopping(settings.patience),
+                training.progress(f"SFT {model} {format}"),
+                training.tensorboard(folder(study, model, format, seed)),
+                training.marking(),
+            ],
+        )
+        refuse_other_tokens(runner, format, loaded.path)
     return training.quietly(runner)
+
+
+def refuse_other_tokens(runner, format: str, path: str) -> None:
+    """Raise ModelError unless a model is trained on the prompt it will be asked with, to give the answer whole.
+
+    What the trainer makes of the first example is compared with what prediction asks, token by token; the answer must
+    read back in its format and be followed by a token that ends a reply.
+    """
+    processor, first = runner.processing_class, runner.train_dataset[0]
+    film, prompt, answer = first["image"], first["prompt"][0]["content"], first["completion"][0]["content"]
+    batch = runner.data_collator([first])  # which rewrites the messages
+    learned, asked = batch["labels"][0] != -100, models.inputs(processor, [film], prompt)
+    before, after = batch["input_ids"][0][~learned], batch["input_ids"][0][learned]
+    if before.tolist() != asked["input_ids"][0].tolist() or not batch["pixel_values"].equal(asked["pixel_values"]):
+        ends = (repr(processor.tokenizer.decode(ids)[-60:]) for ids in (before, asked["input_ids"][0]))
+        raise models.ModelError(
+            f"{path}: its chat template or processor asks otherwise in training ({next(ends)}) than in prediction "
+            f"({next(ends)}); change chat_template.jinja so that both are the same"
+        )
+    text = models.opened(processor) + processor.tokenizer.decode(after, skip_special_tokens=True)
+    readings = [
+        answers.read(each)._replace(reasoning=" ".join(answers.read(each).reasoning.split())) for each in (text, answer)
+    ]
+    if readings[0] != readings[1] or (format != answers.ONLY_LABEL and rewards.malformed(text)):
+        raise models.ModelError(
+            f"{path}: its chat template changes the answer that SFT trains ({text[:60]!r} ...); change "
+            "chat_template.jinja so that it writes the assistant's message as it is"
+        )
+    if not set(after.tolist()) & set(runner.model.generation_config.eos_token_id):
+        raise models.ModelError(f"{path}: its chat template ends no reply, so training would not teach where to stop")
 
 
 def train(study: params.Study, model: str, format: str, seed: int) -> pd.DataFrame:
@@ -116,11 +157,15 @@ def train(study: params.Study, model: str, format: str, seed: int) -> pd.DataFra
     if not training.finished(going):
         with training.naming("sft.batch (and raise sft.accumulate as much, for the same steps)"):
             state = training.resume(trainer(study, model, format, seed), going)
-        table = log(state.log_history)
-        chosen = going / Path(state.best_model_checkpoint).name, describe(study, model, format, seed, table)
-        base, origin = study.models[model].path, records.origin(study, seed, _inputs(study))
-        training.finish(going, base, {"adapter": chosen}, table, origin)
-    return training.publish(going, place)
+        best = going / Path(state.best_model_checkpoint).name
+        training.finish(going, study.models[model], {"adapter": best}, {"log": state.log_history})
+
+    def log_and_card(history: dict) -> tuple[pd.DataFrame, dict[str, str]]:
+        table = log(history["log"])
+        return table, {"adapter": describe(study, model, format, seed, table)}
+
+    origin = records.origin(study, seed, _inputs(study)) | models.provenance(study.models[model])
+    return training.publish(going, place, log_and_card, origin)
 
 
 def log(history: list[dict]) -> pd.DataFrame:
@@ -166,7 +211,8 @@ def trainable(study: params.Study, model: str) -> pd.DataFrame:
     """Where the trained weights are: one row a kind of projection, with matrices and weights LoRA adds to it."""
     from peft import get_peft_model
 
-    adapted = get_peft_model(models.load_base(study.models[model]), models.lora_config(study.lora))
+    base = study.models[model]
+    adapted = get_peft_model(models.load_base(base), models.lora_config(study.lora, base))
     names = [(name, weight.numel()) for name, weight in adapted.named_parameters() if weight.requires_grad]
     table = pd.DataFrame(names, columns=["name", "weights"])
     part = table["name"].str.extract(r"\.(?P<part>language_model|vision_tower|visual)\..*\.(?P<projection>\w+)\.lora")

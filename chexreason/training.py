@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +20,9 @@ WHOLE = "whole"
 
 NO_MEMORY = ("can't allocate memory", "not enough memory", "could not create a primitive")
 """What torch says on a CPU whose memory is used up; the last are the words of oneDNN, which convolves there."""
+
+HISTORY = "history.json"
+"""What the trainer logged, as it left it."""
 
 FINISHED = "finished"
 """The folder of what a run leaves, from which its records are made again if the notebook around it is cut off."""
@@ -36,6 +39,27 @@ def examples(films: pd.DataFrame, prompt: str, **columns: Sequence):
     question = [[{"role": "user", "content": prompts.load(prompt)}]] * len(films)
     table = {"prompt": question, "image": [str(path) for path in films["image"]], **columns}
     return Dataset.from_dict(table).cast_column("image", Image())
+
+
+def early_stopping(patience: int):
+    """A trainer callback that stops after `patience` evaluations without a lower loss, those before a kill included.
+
+    transformers' own counts from zero in a resumed run; the count is in each checkpoint's `trainer_state.json`.
+    """
+    from transformers import EarlyStoppingCallback
+
+    class Patience(EarlyStoppingCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            super().on_train_begin(args, state, control, **kwargs)
+            kept = state.stateful_callbacks[type(self).__name__]["attributes"]
+            self.early_stopping_patience_counter = kept["early_stopping_patience_counter"]
+
+    return Patience(patience)
+
+
+def warmup_steps(share: float, steps: int) -> float:
+    """The trainer's `warmup_steps` for a share of `steps`: it takes 1 for one step, and less for a share."""
+    return share if share < 1 else steps
 
 
 def progress(what: str):
@@ -140,9 +164,9 @@ def work(place: Path, study: params.Study, model: str, inputs: Sequence[Path], c
     It is of these params, these input records, these weights of the base model and the code that the module `code`
     reaches: where any of them changes, a run begins anew.
     """
-    weights = models.weights(study.models[model])
-    files = [*inputs, *weights, *execute.reached(f"import {code}")]
-    made_of = hashlib.sha256("".join([study.hash, *map(records.sha256, files)]).encode())
+    files = [*inputs, *execute.reached(f"import {code}")]
+    version = models.version(study.models[model])
+    made_of = hashlib.sha256("".join([study.hash, version, *map(records.sha256, files)]).encode())
     return place / "checkpoints" / made_of.hexdigest()[:12]
 
 
@@ -185,21 +209,21 @@ def marking():
     return Marking()
 
 
-def finish(folder: Path, base: str, chosen: dict[str, tuple[Path, str]], log: pd.DataFrame, origin: dict) -> None:
-    """Keep in `folder` what a run leaves: the adapter of each chosen checkpoint with its model card, and the log.
+def finish(folder: Path, model: params.Model, chosen: dict[str, Path], history: dict) -> None:
+    """Keep in `folder` what a run leaves: the adapter of each chosen checkpoint, and what log and cards are made from.
 
-    The adapters name the model they belong to as the params file does, by its path `base`.  All of it appears at once;
+    The adapters name the model they belong to as the params file does, and its commit.  All of it appears at once;
     then the checkpoints go, and what runs of other params, records or code left.
     """
+    base = {"base_model_name_or_path": model.path, "revision": models.commit(model) or None}
     with records.replacing(folder / FINISHED) as unfinished:
-        for name, (checkpoint, card) in chosen.items():
+        for name, checkpoint in chosen.items():
             (unfinished / name).mkdir(parents=True)
             config, weights = (checkpoint / file for file in models.ADAPTER)
-            told = json.loads(config.read_text(encoding="utf-8")) | {"base_model_name_or_path": base}
-            (unfinished / name / config.name).write_text(json.dumps(told, indent=2, sort_keys=True), encoding="utf-8")
+            settings = json.loads(config.read_text(encoding="utf-8")) | base
+            (unfinished / name / config.name).write_text(json.dumps(settings, indent=2, sort_keys=True), "utf-8")
             shutil.copy(weights, unfinished / name)
-            (unfinished / name / "README.md").write_text(card, encoding="utf-8")
-        records.save(log, unfinished / LOG, origin)
+        (unfinished / HISTORY).write_text(json.dumps(history), encoding="utf-8")
     for each in (*folder.glob("checkpoint-*"), *(other for other in folder.parent.iterdir() if other != folder)):
         shutil.rmtree(each)
 
@@ -209,11 +233,25 @@ def finished(folder: Path) -> bool:
     return (folder / FINISHED).is_dir()
 
 
-def publish(folder: Path, place: Path) -> pd.DataFrame:
-    """Copy the adapters and the log of the finished run in `folder` to `place`, each whole; returns the log."""
-    for each in sorted((folder / FINISHED).iterdir()):
-        with records.replacing(place / each.name) as unfinished:
-            (shutil.copytree if each.is_dir() else shutil.copy)(each, unfinished)
+def publish(folder: Path, place: Path, describe: Callable[[dict], tuple[pd.DataFrame, dict[str, str]]], origin: dict):
+    """Copy the adapters of the finished run in `folder` to `place`, then write the log and the cards; returns the log.
+
+    `describe` makes the log and the text of each adapter's card from the history that `finish` kept.  The adapters
+    come first, and the finished run stays: a log or a card that cannot be made costs no training.
+    """
+    kept = folder / FINISHED
+    for adapter in sorted(path for path in kept.iterdir() if path.is_dir()):
+        with records.replacing(place / adapter.name) as unfinished:
+            shutil.copytree(adapter, unfinished)
+    try:
+        log, cards = describe(json.loads((kept / HISTORY).read_text(encoding="utf-8")))
+        for name, card in cards.items():
+            with records.replacing(place / name / "README.md") as unfinished:
+                unfinished.write_text(card, encoding="utf-8")
+        records.save(log, place / LOG, origin)
+    except Exception as error:
+        error.add_note(f"Training is finished and its adapters are kept in {kept}; only the log or a card failed.")
+        raise
     return records.load(place / LOG)
 
 
