@@ -223,7 +223,8 @@ def ends(model, processor) -> list[int]:
     mark, words = "Nothing.", processor.tokenizer
     turns = [{"role": role, "content": [{"type": "text", "text": mark}]} for role in ("user", "assistant")]
     after = words(processor.apply_chat_template(turns).rpartition(mark)[2], add_special_tokens=False).input_ids
-    of_template = next((token for token in after if token in words.all_special_ids), None)
+    special = {token for token, added in words.added_tokens_decoder.items() if added.special}
+    of_template = next((token for token in after if token in special), None)
     known = model.generation_config.eos_token_id
     known = known if isinstance(known, list) else [known]
     return list(dict.fromkeys(token for token in (*known, words.eos_token_id, of_template) if token is not None))
