@@ -283,6 +283,7 @@ def load_base(model: params.Model):
         loaded = AutoModelForImageTextToText.from_pretrained(
             **_source(model), dtype=getattr(torch, model.dtype), use_safetensors=True
         )
+    loaded.commit = commit(model)
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
@@ -348,7 +349,7 @@ def _fault(model, weights: dict, base: str) -> str:
     made_for = model.peft_config["default"].base_model_name_or_path or base
     if Path(made_for.removeprefix(STAND_IN)).name != Path(base).name:  # another model's weights may have its shapes
         return f"its adapter_config.json says that it belongs to {made_for}, not {base}"
-    trained_on, loaded = model.peft_config["default"].revision, getattr(model.config, "_commit_hash", None)
+    trained_on, loaded = model.peft_config["default"].revision, getattr(model.get_base_model(), "commit", "")
     if trained_on and loaded and trained_on != loaded:
         return (
             f"it was trained on the commit {trained_on} of {base}, not {loaded}; give models: revision, or train again"

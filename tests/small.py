@@ -44,7 +44,12 @@ def curated(folder: Path) -> params.Study:
 def changed(study: params.Study, **sections: dict) -> params.Study:
     """The study with other values in some sections."""
     update = {name: getattr(study, name).model_copy(update=values) for name, values in sections.items()}
-    other = study.model_copy(update=update)
+    return _anew(study.model_copy(update=update), study)
+
+
+def _anew(other: params.Study, study: params.Study) -> params.Study:
+    """`other` with a hash of its own, which pydantic copies from `study` with all that it has cached."""
+    other.__dict__.pop("hash", None)
     other._file = study.file
     return other
 
@@ -52,9 +57,7 @@ def changed(study: params.Study, **sections: dict) -> params.Study:
 def with_model(study: params.Study, place: Path, **keys) -> params.Study:
     """The study with the model in the folder `place` in place of its own."""
     model = params.Model(name="other", path=str(place), dtype="float32", **keys)
-    other = study.model_copy(update={"models": {"medgemma": model}})
-    other._file = study.file
-    return other
+    return _anew(study.model_copy(update={"models": {"medgemma": model}}), study)
 
 
 def stand_in(place: Path, name: str = "medgemma", template=None, **files: dict) -> Path:
