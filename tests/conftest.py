@@ -23,7 +23,7 @@ SMOKE = ("test_study.py", "test_models.py", "test_book.py", "test_predict.py", "
 SMOKE += ("test_killed.py", "test_starved.py")
 """Whose tests look at the smoke study, and change it in passing: one worker has them all, and runs it once."""
 
-TOGETHER = ("test_strangers.py",)
+TOGETHER = ("test_strangers.py", "test_chat_templates.py")
 """Whose tests share something that takes long to make: one worker has each file."""
 
 

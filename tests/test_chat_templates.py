@@ -1,6 +1,7 @@
 """SFT, GRPO and prediction give a model the same tokens, and read all of its reply, whatever its tokenizer adds."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -259,23 +260,32 @@ def test_the_opened_thought_is_part_of_what_prediction_records(thinking, study, 
     assert predict.ask(reader, images, protocol, tmp_path) == texts  # from the journal
 
 
-def test_a_template_whose_thought_no_answer_can_continue_is_refused_before_training(study, tmp_path):
-    closed = with_model(study, opens_thought(tmp_path / "closed", opened="<think>\n\n</think>\n\n"))
-    with pytest.raises(models.ModelError, match="asks otherwise in training"):
-        sft.trainer(closed, "medgemma", "free_reasoning", 0)
-    drops = stand_in(
-        tmp_path / "drops",
-        template=lambda text: text.replace(
-            "{{ message['content'] | trim }}", "{{ message['content'].split('</think>')[-1] | trim }}"
-        ).replace("{{ item['text'] | trim }}", "{{ item['text'].split('</think>')[-1] | trim }}"),
+NO_THOUGHT = "{{ message['content'].split('</think>')[-1] | trim }}"
+UNUSABLE = {
+    "asks otherwise in training": ("<start_of_turn>model\n", "<start_of_turn>model\n<think>\n\n</think>\n\n"),
+    "its chat template changes the answer": (
+        "{{ item['text'] | trim }}",
+        NO_THOUGHT.replace("message['content']", "item['text']"),
+    ),
+    "ends no reply": ("{{ '<end_of_turn>\n' }}", "{{ '\n' }}"),
+}
+
+
+@pytest.mark.parametrize("fault", UNUSABLE)
+def test_a_template_with_which_sft_would_teach_something_else_is_refused(study, tmp_path, fault):
+    from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+    place = stand_in(tmp_path / "other", template=lambda text: text.replace(*UNUSABLE[fault]))
+    processor, films = models.load_processor(model(place)), sft.data(study, "sft", "free_reasoning")
+    collator, ends = DataCollatorForVisionLanguageModeling(processor), SimpleNamespace(eos_token_id=[5])
+    runner = SimpleNamespace(
+        processing_class=processor,
+        train_dataset=films,
+        data_collator=collator,
+        model=SimpleNamespace(generation_config=ends),
     )
-    with pytest.raises(models.ModelError, match="its chat template changes the answer"):
-        sft.trainer(with_model(study, drops), "medgemma", "free_reasoning", 0)
-    endless = stand_in(
-        tmp_path / "endless", template=lambda text: text.replace("{{ '<end_of_turn>\n' }}", "{{ '\n' }}")
-    )
-    with pytest.raises(models.ModelError, match="ends no reply"):
-        sft.trainer(with_model(study, endless), "medgemma", "free_reasoning", 0)
+    with pytest.raises(models.ModelError, match=fault):
+        sft.refuse_other_tokens(runner, "free_reasoning", "other")
 
 
 # What comes after training.
@@ -322,31 +332,29 @@ def test_patience_is_restored_with_a_checkpoint(tmp_path):
 # The KL term.
 
 
-@pytest.mark.parametrize("corrected", [True, False])
-def test_the_gradient_of_the_kl_term_by_hand(study, corrected):
+def test_the_gradient_of_the_kl_term_by_hand(study):
     """k3 = exp(r - p) - (r - p) - 1, with r the reference's log-probability and p the policy's.
 
     Its own gradient is 1 - exp(r - p).  Times the ratio w = exp(p - old), the gradient is w (k3 + 1 - exp(r - p)),
     which is w (p - r): that of the reverse KL divergence.
     """
     untrained_adapter(study)
-    runner = grpo.trainer(
-        changed(study, grpo={"use_bias_correction_kl": corrected}), "medgemma", "free_reasoning", "hard", 0
-    )
-    assert runner.args.use_bias_correction_kl is corrected
-    policy = torch.tensor([[-1.0, -2.0, -0.5]], requires_grad=True)
+    other = changed(study, grpo={"use_bias_correction_kl": False})
+    runner = grpo.trainer(other, "medgemma", "free_reasoning", "hard", 0)
+    assert runner.args.use_bias_correction_kl is False and study.grpo.use_bias_correction_kl is True
     reference, old = torch.tensor([[-1.5, -1.0, -0.5]]), torch.tensor([[-1.1, -2.0, -0.4]])
-    runner._get_per_token_logps_and_entropies = lambda *_, **__: (policy, torch.ones_like(old), None)
+    p, r = torch.tensor([[-1.0, -2.0, -0.5]]), reference
     runner.model.train()
     runner.current_gradient_accumulation_steps = 1
     ones = torch.ones((1, 3), dtype=torch.long)
     given = {"prompt_ids": ones, "prompt_mask": ones, "completion_ids": ones, "completion_mask": ones}
     given |= {"advantages": torch.zeros(1), "old_per_token_logps": old, "ref_per_token_logps": reference}
-    runner._compute_loss(runner.model, given).backward()
-    p, r, w = policy.detach(), reference, torch.exp(policy.detach() - old)
-    by_hand = w * (p - r) if corrected else 1 - torch.exp(r - p)
-    expected = study.grpo.beta * by_hand / study.grpo.max_completion_tokens
-    torch.testing.assert_close(policy.grad, expected)
+    for corrected, by_hand in ((False, 1 - torch.exp(r - p)), (True, torch.exp(p - old) * (p - r))):
+        policy = p.clone().requires_grad_()
+        runner._get_per_token_logps_and_entropies = lambda *_, now=policy, **__: (now, torch.ones_like(old), None)
+        runner.args.use_bias_correction_kl = corrected
+        runner._compute_loss(runner.model, given).backward()
+        torch.testing.assert_close(policy.grad, study.grpo.beta * by_hand / study.grpo.max_completion_tokens)
 
 
 # Legal and illegal values.

@@ -178,7 +178,8 @@ def test_a_model_without_an_encoder_of_its_own_is_not_frozen_whole():
     assert models.freeze_vision(built).forward == before
 
 
-SMALL = '{"model_type": "idefics3", "text_config": {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64}}'
+TEXT = '{"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "vocab_size": 64}'
+SMALL = f'{{"model_type": "idefics3", "text_config": {TEXT}, "vision_config": {{"num_hidden_layers": 1}}}}'
 
 
 @pytest.mark.parametrize("config", [SMALL, '{"model_type": "nobodys"}', "{"])
