@@ -277,7 +277,10 @@ def test_a_template_with_which_sft_would_teach_something_else_is_refused(study, 
 
     place = stand_in(tmp_path / "other", template=lambda text: text.replace(*UNUSABLE[fault]))
     processor, films = models.load_processor(model(place)), sft.data(study, "sft", "free_reasoning")
-    collator, ends = DataCollatorForVisionLanguageModeling(processor), SimpleNamespace(eos_token_id=[5])
+    collator, ends = (
+        DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True),
+        SimpleNamespace(eos_token_id=[5]),
+    )
     runner = SimpleNamespace(
         processing_class=processor,
         train_dataset=films,

@@ -168,7 +168,7 @@ def test_the_whole_chain_runs_and_greedy_prediction_knows_no_sampling_default(st
         inputs = models.inputs(reader.processor, [Image.open(images[0])], protocol.prompt)
         start, types = inputs["input_ids"].shape[1], next(name for name in inputs if name.endswith("token_type_ids"))
         for _ in range(protocol.max_new_tokens):
-            token = reader.model(**inputs).logits[:, -1:].argmax(-1)
+            token = reader.model(**inputs, logits_to_keep=1).logits.argmax(-1)
             inputs["input_ids"] = torch.cat([inputs["input_ids"], token], dim=1)
             for name, value in ((types, 0), ("attention_mask", 1)):
                 inputs[name] = torch.cat([inputs[name], torch.full_like(token, value)], dim=1)
