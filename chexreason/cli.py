@@ -132,6 +132,8 @@ def run(given: argparse.Namespace) -> None:
 
 def _snakemake_options(words: list[str]) -> argparse.Namespace:
     """What Snakemake makes of `words`; raises RunError in place of its page of usage."""
+    if not any(word.startswith("-") for word in words):  # its parser takes a second or two to load
+        return argparse.Namespace(targets=words, dryrun=False)
     from snakemake.cli import get_argument_parser
     from snakemake.exceptions import CliException
 
