@@ -17,6 +17,7 @@ import numpy as np
 from chexreason.films import FilmError, cut_off, luma, refuse_large, stretch
 
 JPEG_2000 = (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")  # ISO/IEC 15444-1: a codestream, and one in a JP2 file
+ITEM = b"\xfe\xff\x00\xe0"  # PS3.5, A.4: what compressed pixels begin with
 FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # ISO/IEC 10918-1, table B.1; 0xF7 is that of JPEG-LS
 ONE_SAMPLE = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")  # "2,048" may be 2048 or 2.048
@@ -31,6 +32,7 @@ def read(path: Path, notes: list[str]) -> np.ndarray:
     from pydicom.uid import RLELossless
 
     data = _dataset(path)
+    _take_out_of_groups(data)
     photometric = _complete(data, notes)
     syntax, precision = data.file_meta.TransferSyntaxUID, math.inf
     if syntax == RLELossless:
@@ -77,6 +79,8 @@ def _dataset(path: Path):
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         data.file_meta.TransferSyntaxUID = Implicit if implicit else explicit
     syntax = data.file_meta.TransferSyntaxUID
+    if bytes(data[keyword].value[:4]) == ITEM and not syntax.is_encapsulated:
+        raise FilmError(f"compressed DICOM whose Transfer Syntax UID says {syntax.name}; correct it")
     try:
         available = get_decoder(syntax).is_available
     except NotImplementedError:
@@ -86,9 +90,25 @@ def _dataset(path: Path):
     return data
 
 
+def _take_out_of_groups(data) -> None:
+    """Give the data set the curves that an enhanced image has in functional groups (C.7.6.16.2.9, C.7.6.16.2.10)."""
+    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        for item in _values(data, groups)[:1]:
+            for curve in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+                for elements in _values(item, curve)[:1]:
+                    data.update(elements)
+
+
+def _refuse_oblong(data) -> None:
+    """Raise FilmError where pixels are not square (C.7.6.3.1.7): what is shown would be drawn out of shape."""
+    for keyword in ("PixelAspectRatio", "ImagerPixelSpacing", "PixelSpacing"):
+        sides = _numbers(data, keyword, [])[:2]
+        if len(sides) == 2 and min(sides) > 0 and max(sides) > 1.05 * min(sides):
+            raise FilmError(f"its pixels are not square ({_name(keyword)} {_shown(sides)}); resample it to square ones")
+
+
 def _complete(data, notes: list[str]) -> str:
     """Give the elements that say how pixels are stored a usable value (C.7.6.3.1); return the photometric one."""
-
     from pydicom.datadict import dictionary_VR
 
     def whole(keyword: str, usable: range, default: int | None = None) -> int:
@@ -104,6 +124,7 @@ def _complete(data, notes: list[str]) -> str:
 
     rows, columns = whole("Rows", range(1, 2**16)), whole("Columns", range(1, 2**16))
     refuse_large(columns, rows, whole("NumberOfFrames", range(1, 2**31), 1))
+    _refuse_oblong(data)
     allocated = whole("BitsAllocated", range(1, 65))
     if whole("SamplesPerPixel", range(1, 4), 1) > 1:
         whole("PlanarConfiguration", range(2), 0)

@@ -259,6 +259,17 @@ def test_a_curve_is_applied_as_the_standard_defines_it(tmp_path, make, expected)
     np.testing.assert_allclose(read(tmp_path, make())[0], grey(expected), atol=1)
 
 
+@pytest.mark.parametrize("groups", ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"])
+def test_the_curves_of_an_enhanced_image_are_in_its_functional_groups(tmp_path, groups):
+    item, modality, voi = Dataset(), Dataset(), Dataset()
+    for curve, elements in ((modality, NEGATIVE), (voi, {"WindowCenter": 1500, "WindowWidth": 800})):
+        for keyword, value in elements.items():
+            setattr(curve, keyword, value)
+    item.PixelValueTransformationSequence, item.FrameVOILUTSequence = [modality], [voi]
+    pixels, _ = read(tmp_path, dicom(TWELVE_BIT, **{groups: [item]}))
+    np.testing.assert_allclose(pixels, linear(4095 - X, 1500, 800) * 255, atol=1)
+
+
 @pytest.mark.parametrize("kind", ["VOILUTSequence", "ModalityLUTSequence"])
 @pytest.mark.parametrize("bits", range(8, 17))
 def test_a_lookup_table_of_any_width_is_read(tmp_path, kind, bits):
@@ -388,6 +399,17 @@ def test_an_element_that_nothing_can_stand_in_for_is_named(tmp_path, raw, reason
         read(tmp_path, changed(dicom(TWELVE_BIT), **raw))
 
 
+@pytest.mark.parametrize("keyword, sides", [("PixelAspectRatio", [1, 2]), ("ImagerPixelSpacing", [0.2, 0.1])])
+def test_pixels_that_are_not_square_are_refused(tmp_path, keyword, sides):
+    with pytest.raises(FilmError, match="its pixels are not square"):
+        read(tmp_path, dicom(TWELVE_BIT, **{keyword: sides}))
+
+
+@pytest.mark.parametrize("keyword, sides", [("PixelAspectRatio", [1, 1]), ("PixelSpacing", [0, 0.14])])
+def test_pixels_that_are_square_or_of_no_known_shape_are_read(tmp_path, keyword, sides):
+    np.testing.assert_allclose(read(tmp_path, dicom(TWELVE_BIT, **{keyword: sides}))[0], RAMP, atol=1)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("keyword", ["BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel"])
 def test_an_element_of_the_wrong_length_counts_as_absent(tmp_path, keyword):
@@ -431,6 +453,14 @@ def test_a_compressed_file_without_transfer_syntax_is_refused(tmp_path):
     at = whole.index(b"\x08\0\x16\0UI")  # the first element after the file meta information
     with pytest.raises(FilmError, match="compressed DICOM without a Transfer Syntax UID; add it"):
         read(tmp_path, whole[at:])
+
+
+def test_compressed_pixels_under_a_native_transfer_syntax_are_refused(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)  # its stream is longer than its pixels
+    data = compressed(noise, 8, JPEG2000Lossless)
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    with pytest.raises(FilmError, match="compressed DICOM whose Transfer Syntax UID says Explicit VR Little Endian"):
+        read(tmp_path, data)
 
 
 def holding(stored, syntax, *fragments: bytes) -> Dataset:
