@@ -274,6 +274,17 @@ def test_masks_with_the_names_of_films_are_not_films(root):
     assert films.table["path"].tolist()[:3] == ["images_001/images/00000001_000.png", "", ""]
 
 
+def test_a_folder_images_within_another_says_nothing_about_what_is_a_film(root):
+    for image in ("masks/images/00000001_000.png", "films/00000001_000.png"):
+        (root / image).parent.mkdir(parents=True, exist_ok=True)
+        (root / image).touch()
+    with pytest.raises(SourceError, match="film 00000001_000 has two images, films/.* and masks/images/"):
+        nih.read(root)
+    (root / "images").mkdir()
+    (root / "images" / "00000001_000.png").touch()
+    assert nih.read(root).table["path"][0] == "images/00000001_000.png"
+
+
 def test_what_macos_leaves_beside_a_film_is_not_a_film(root):
     for image in ("images/00000001_000.png", "images/._00000001_000.png", "__MACOSX/images/._00000001_001.png"):
         (root / image).parent.mkdir(parents=True, exist_ok=True)

@@ -43,15 +43,15 @@ WITHOUT = ("Infiltration", "Emphysema", "Hernia", "Fibrosis")
 """Words without a counterpart; Fibrosis has one when the study says so, as it is a matter of judgement."""
 VIEWS = {"PA": "PA", "AP": "AP"}
 BEFORE_AND_AFTER = r"^.*[/\\]|\.\w+$"
-IMAGE_FOLDER = re.compile(r"images(_\d+)?", re.IGNORECASE)
-"""Folders of films as they are distributed: images_001/images/ to images_012/images/, or images/."""
+DISTRIBUTED = re.compile(r"((images(_\d+)?|sample)/)+[^/]+", re.IGNORECASE)
+"""Where films lie as they are distributed: images_001/images/ to images_012/images/, images/ or sample/images/."""
 
 
 def read(root: Path, fibrosis: bool = False) -> Films:
     """The films of the folder that holds the table; `fibrosis` counts Fibrosis as Pleural Other.
 
-    Images are found by name, in whatever folder below `root` they lie and with whatever ending; where any lie in a
-    folder `images`, only those count, as masks may have the names of films.  The splits are those of the two official
+    Images are found by name, in whatever folder below `root` they lie and with whatever ending; where any lie as they
+    are distributed, only those count, as masks may have the names of films.  The splits are those of the two official
     lists; without the lists there are none.  Set aside: films in neither list, and entries of a
     list and images that have no row in the table.
     Raises SourceError for a missing table, list or column, a finding it does not know, a film with two rows or two
@@ -133,8 +133,7 @@ def _listed(file: Path) -> pd.Index:
 def _images(root: Path, films: pd.Series, file: Path) -> tuple[pd.Series, pd.DataFrame]:
     """Where the image of each film lies, relative to `root`, and the images named like a film that have no row."""
     found = sorted(sources.images(root))
-    own = [path for path in found if any(map(IMAGE_FOLDER.fullmatch, path.split("/")[:-1]))]
-    paths = pd.Series(own or found, dtype=str)
+    paths = pd.Series(list(filter(DISTRIBUTED.fullmatch, found)) or found, dtype=str)
     paths = paths.set_axis(_stem(paths))
     named = sources.among(paths.index, films)
     own = paths[named]
