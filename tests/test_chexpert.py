@@ -258,6 +258,14 @@ def test_films_are_found_in_the_four_batches(batches, inner):
     ]
 
 
+def test_without_any_film_of_the_other_batches_their_films_are_not_there(batches):
+    for number, name in enumerate(BATCHES):
+        (batches / name).rename(batches / f"elsewhere{number}")
+    films = chexpert.read(batches)
+    assert films.table["path"].tolist()[:-1] == [""] * (len(films.table) - 1)
+    assert sources.present(films, batches).sum() == 1
+
+
 def test_one_batch_or_a_patient_in_two_is_refused(batches):
     with pytest.raises(SourceError, match="is one of the batches; give the folder above it"):
         chexpert.read(batches / FIRST)

@@ -115,7 +115,7 @@ def _paths(parts: pd.DataFrame, split: str, home: Path, root: Path) -> pd.Series
     if below.index.has_duplicates:
         both = below[below.index.duplicated(keep=False)]
         raise SourceError(f"{root}: patient {both.index[0]} has two folders, {' and '.join(both[both.index[0]])}")
-    there = parts["patient"].map(below)
+    there = parts["patient"].map(below).astype("str")
     return (there + names.str.replace(r"^patient\d+", "", regex=True)).fillna("")
 
 
