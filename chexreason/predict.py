@@ -192,7 +192,8 @@ def find_films(paths: Sequence[str | Path]) -> list[Path]:
         if not os.path.isdir(path):
             found.append(path)
             continue
-        files = sorted(file for file in path.rglob("*") if not file.is_dir() and not file.name.startswith("."))
+        inside = (file for file in path.rglob("*") if file.is_symlink() or not file.is_dir())  # links are not followed
+        files = sorted(file for file in inside if not file.name.startswith("."))
         here = {file: file.suffix.lower() in ENDINGS or _begins_as_film(file) for file in files}
         if not any(here.values()):
             raise FilmError(f"{path}: no PNG, JPEG or DICOM file in this folder")

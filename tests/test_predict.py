@@ -173,6 +173,7 @@ def answering(unmade, monkeypatch):
         film.save(folder / place)
     (folder / "empty.png").write_bytes(b"")
     (folder / "gone.dcm").symlink_to("nowhere")
+    (folder / "linked").symlink_to("more")
     (folder / "labels.csv").write_text("id\n")
     monkeypatch.setattr(predict, "load", lambda *_: None)
     monkeypatch.setattr(predict, "ask", lambda reader, images, *_: list(REPLIES.values())[: len(images)])
@@ -201,7 +202,7 @@ def test_a_folder_of_films_is_answered_and_its_bad_films_are_told_in_json(unmade
     assert [row["labels"] for row in films] == [["Cardiomegaly", "Edema"], None, None, None, None]
     assert [row["reply"] for row in films if not row["error"]] == list(REPLIES.values())
     assert [row["refused"] for row in films] == [False, False, False, False, True]
-    assert told.err.splitlines() == ["my films: not films: labels.csv", "Asking medgemma, untuned, seed 0", *FAULTS]
+    assert told.err.splitlines() == ["my films: not films: labels.csv, linked", "Asking medgemma, untuned, seed 0", *FAULTS]
 
 
 def test_a_folder_of_films_is_answered_and_its_bad_films_are_told_in_csv(unmade, answering, capsys):
@@ -235,7 +236,7 @@ def test_a_folder_of_films_is_answered_and_its_bad_films_are_told_as_text(unmade
         in told.out
     )
     asked = "Asking medgemma, untuned, seed 0"
-    assert told.err.splitlines() == ["my films: not films: labels.csv", asked, *FAULTS]
+    assert told.err.splitlines() == ["my films: not films: labels.csv, linked", asked, *FAULTS]
 
 
 def test_films_that_can_all_be_read_leave_no_error(unmade, answering, capsys):
