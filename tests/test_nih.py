@@ -278,7 +278,7 @@ def test_a_folder_images_within_another_says_nothing_about_what_is_a_film(root):
     for image in ("masks/images/00000001_000.png", "films/00000001_000.png"):
         (root / image).parent.mkdir(parents=True, exist_ok=True)
         (root / image).touch()
-    with pytest.raises(SourceError, match="film 00000001_000 has two images, films/.* and masks/images/"):
+    with pytest.raises(SourceError, match=r"film 00000001_000 has two images, films/.* and masks/images/"):
         nih.read(root)
     (root / "images").mkdir()
     (root / "images" / "00000001_000.png").touch()

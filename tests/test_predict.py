@@ -202,7 +202,11 @@ def test_a_folder_of_films_is_answered_and_its_bad_films_are_told_in_json(unmade
     assert [row["labels"] for row in films] == [["Cardiomegaly", "Edema"], None, None, None, None]
     assert [row["reply"] for row in films if not row["error"]] == list(REPLIES.values())
     assert [row["refused"] for row in films] == [False, False, False, False, True]
-    assert told.err.splitlines() == ["my films: not films: labels.csv, linked", "Asking medgemma, untuned, seed 0", *FAULTS]
+    assert told.err.splitlines() == [
+        "my films: not films: labels.csv, linked",
+        "Asking medgemma, untuned, seed 0",
+        *FAULTS,
+    ]
 
 
 def test_a_folder_of_films_is_answered_and_its_bad_films_are_told_in_csv(unmade, answering, capsys):
