@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -96,10 +98,21 @@ def _read(study, source: str) -> sources.Films:
 
 
 def _hospital(study, source: str) -> str:
-    """The first of the study's own sources in the folder of `source`, or around it: their patients are the same."""
-    own = {name: study.sources[name].folder.resolve() for name in _sources(study) if study.sources[name].kind == "own"}
-    around = [name for name in own if study.sources[source].folder.resolve().is_relative_to(own[name])]
-    return min(around, key=lambda name: len(own[name].parts), default=source)
+    """What the names of the patients of `source`, which is one's own, begin with.
+
+    Sources in one folder, or in a folder around it, have the same patients: a data set where one of them is, or else
+    the study's first source of its own there.
+    """
+    sections = study.sources
+    places = {name: _place(sections[name].root) for name in _sources(study) if sections[name].kind != "phantom"}
+    around = [name for name in places if _place(sections[source].root).is_relative_to(places[name])]
+    first = min(around, key=lambda name: (sections[name].kind == "own", len(places[name].parts)), default=source)
+    return first if sections[first].kind == "own" else sections[first].kind
+
+
+def _place(root: str) -> Path:
+    """Where a folder of the params file is, whether or not there is one on this machine."""
+    return Path(os.path.expandvars(root)).expanduser().resolve()
 
 
 def settle(films: pd.DataFrame, policy: str) -> pd.DataFrame:

@@ -236,6 +236,23 @@ def test_two_tables_of_one_folder_have_the_same_patients(tmp_path, spelling):
         curate.manifest(study)
 
 
+@pytest.mark.parametrize("patient", ["{}", "{:08d}"])
+def test_films_of_a_data_set_that_one_labels_again_have_its_patients(copy, tmp_path, patient):
+    rows = pd.read_csv(copy / "Data_Entry_2017_v2020.csv").head(180)
+    own = {"file": "images/" + rows["Image Index"], "pid": rows["Patient ID"].map(patient.format), "heart": 1}
+    pd.DataFrame(own).to_csv(copy / "again.csv", index=False)
+    again = {"kind": "own", "root": str(copy), "size": 160, "credentialed": False, "table": "again.csv"}
+    again |= {"columns": {"path": "file", "patient": "pid"}, "labels": {"Cardiomegaly": "heart"}, "views": ["unknown"]}
+    study = sample(tmp_path, copy, [("sources.away", again), ("tests.nih-test.films", 150)])
+    with pytest.raises(curate.CurateError, match=r"patient nih-\d+ would be in \S+ and in \S+"):
+        curate.manifest(study)
+
+
+def test_a_source_can_be_looked_at_where_the_folder_of_another_is_not_there(tmp_path):
+    study = own_study(tmp_path, {"exams": "P{:03}".format}, changes={"sources.away.root": "$NOT_SET/films"})
+    assert curate.offered(study, "home").table["patient"][0] == "home-P000"
+
+
 def test_a_split_that_no_film_has_is_named(tmp_path):
     study = own_study(tmp_path, {"exams": "P{:03}".format}, changes={"sources.home.splits": ["one", "thre"]})
     with pytest.raises(curate.CurateError, match=r"sources.home.splits: no film is in split 'thre'; .* 'one', 'two'"):
