@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chexreason.films import FilmError, cut_off, luma, refuse_large, stretch
+from chexreason.films import FilmError, cut_off, luma, refuse_large, refuse_unfinished, stretch
 
 JPEG_2000 = (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")  # ISO/IEC 15444-1: a codestream, and one in a JP2 file
 ITEM = b"\xfe\xff\x00\xe0"  # PS3.5, A.4: what compressed pixels begin with
@@ -29,7 +29,7 @@ def read(path: Path, notes: list[str]) -> np.ndarray:
     Gray and palette images, and color of more than 8 bits, are stretched from their lowest to their highest value;
     color becomes luma.  Padding is black.  Raises FilmError for what is no image, has several frames, or is too large.
     """
-    from pydicom.uid import RLELossless
+    from pydicom.uid import JPEGTransferSyntaxes, RLELossless
 
     data = _dataset(path)
     _take_out_of_groups(data)
@@ -40,6 +40,8 @@ def read(path: Path, notes: list[str]) -> np.ndarray:
     elif syntax.is_encapsulated:
         precision = _stream_precision(data)
     pixels, photometric = _decoded(data, photometric)
+    if syntax in JPEGTransferSyntaxes:
+        refuse_unfinished(_stream(data), pixels)
     if pixels.dtype.kind != "f":
         pixels = pixels.view(pixels.dtype.str.replace("i", "u"))
     if pixels.ndim == 3:
@@ -384,11 +386,16 @@ def _shown(values: list) -> str:
     return "\\".join(f"{each:g}" if isinstance(each, float) else str(each) for each in values)[:60] or "absent"
 
 
-def _stream_precision(data) -> int:
-    """Bits per sample of a compressed stream; FilmError where its size, which decoders trust, is not the header's."""
+def _stream(data) -> bytes:
+    """The stream of a compressed image, put together from its fragments."""
     from pydicom.encaps import generate_frames
 
-    stream = _stream_header(next(generate_frames(data.PixelData, number_of_frames=1)))
+    return next(generate_frames(data.PixelData, number_of_frames=1))
+
+
+def _stream_precision(data) -> int:
+    """Bits per sample of a compressed stream; FilmError where its size, which decoders trust, is not the header's."""
+    stream = _stream_header(_stream(data))
     if stream is None:
         raise FilmError("broken DICOM: its image does not begin as a JPEG, JPEG-LS or JPEG 2000 stream does")
     columns, rows, precision = stream
@@ -419,10 +426,8 @@ def _refuse_unpacking(data) -> None:
 
     It has no size of its own, its decoder unpacks to the end, and some writers pad (PS3.5, annex G).
     """
-    from pydicom.encaps import generate_frames
-
     limit = 2 * data.Rows * data.Columns
-    frame = next(generate_frames(data.PixelData, number_of_frames=1))
+    frame = _stream(data)
     segments, *starts = struct.unpack("<16L", frame[:64].ljust(64, b"\0"))
     for start, end in pairwise([*starts[:segments], len(frame)]):
         if _unpacked(frame[start:end], limit) > limit:

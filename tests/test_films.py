@@ -203,6 +203,22 @@ def test_of_several_pictures_in_a_jpeg_the_first_is_read(tmp_path):
     np.testing.assert_allclose(read_bytes(tmp_path, encoded("JPEG", quality=95) * 2), np.array(first), atol=4)
 
 
+@pytest.mark.parametrize("end", [b"\xff\xd9", bytes(20_000), b""], ids=["an end", "zeros", "nothing"])
+@pytest.mark.parametrize("kept", [0.3, 0.8])
+def test_a_jpeg_that_was_cut_is_refused_whatever_was_put_at_its_end(tmp_path, kept, end):
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200), dtype=np.uint8)
+    stream = encoded("JPEG", noise, quality=80)
+    assert read_bytes(tmp_path, stream + bytes(100)).shape == (256, 256)
+    cut = stream[: round(kept * len(stream))] + end
+    with pytest.raises(FilmError, match="truncated JPEG"):
+        read_bytes(tmp_path, cut)
+    data = dicom(np.zeros((256, 256), dtype=np.uint8), 8)
+    data.file_meta.TransferSyntaxUID, data.PixelData = JPEGBaseline8Bit, encapsulate([cut])
+    data["PixelData"].VR = "OB"
+    with pytest.raises(FilmError, match="truncated"):
+        read_bytes(tmp_path, written(data))
+
+
 def test_a_large_text_or_color_profile_does_not_keep_a_picture_from_being_read(tmp_path):
     whole, large = encoded("PNG"), np.random.default_rng(0).bytes(3_000_000)
     at = whole.index(b"IDAT") - 4
