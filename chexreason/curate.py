@@ -463,7 +463,8 @@ def _sources(study) -> list[str]:
 def _refuse_shared(chosen: pd.DataFrame, study) -> None:
     """Raises CurateError for a patient in two splits, as where two sources have the same patients."""
     places = chosen[["patient", "split"]].drop_duplicates()
-    places["alike"] = sources.alike(places["patient"])
+    plain = places["patient"].str.replace("mimic-p", "mimic-", regex=False)  # a folder p10000032, a subject 10000032
+    places["alike"] = sources.alike(plain)
     shared = places[places.duplicated("alike", keep=False)].sort_values("alike", kind="stable")
     if len(shared):
         (patient, split, _), (_, other, _) = shared.iloc[:2].to_numpy()

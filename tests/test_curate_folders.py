@@ -248,6 +248,12 @@ def test_films_of_a_data_set_that_one_labels_again_have_its_patients(copy, tmp_p
         curate.manifest(study)
 
 
+def test_a_patient_of_mimic_is_the_same_by_folder_and_by_subject():
+    chosen = pd.DataFrame({"patient": ["mimic-p10000032", "mimic-10000032"], "split": ["sft", "away"]})
+    with pytest.raises(curate.CurateError, match="patient mimic-p10000032 would be in sft and in away"):
+        curate._refuse_shared(chosen, None)
+
+
 def test_a_source_can_be_looked_at_where_the_folder_of_another_is_not_there(tmp_path):
     study = own_study(tmp_path, {"exams": "P{:03}".format}, changes={"sources.away.root": "$NOT_SET/films"})
     assert curate.offered(study, "home").table["patient"][0] == "home-P000"
