@@ -8,27 +8,29 @@
 Where the labels are
 1. Labels are between `<solution>` and `</solution>`, or between the tags of another word of `LABELS`.  If there are
    several blocks, the one that closes last counts.  A block that is still open at the end was cut off: it is not read.
-2. A thought is between the tags of a word of `THOUGHTS`; if only its closing tag is there, it began with the reply.
-   What follows the last thought wins over what is before it.  A block inside a thought is a draft and is not read,
-   unless it ends the closed thought and nothing follows.  A thought that is never closed was cut off, and a block in
-   it is no answer.
+2. A thought is between the tags of a word of `THOUGHTS`, in any case, or of Magistral, Kimi-VL or MedGemma; if only its
+   closing tag is there, it began with the reply.  What follows the last thought wins over what is before it.  A block
+   inside a thought is a draft and is not read, unless it ends the closed thought and nothing follows.  A thought that
+   is never closed was cut off, and a block in it is no answer.
 3. If no label tag follows the last thought, two other forms are read there: a JSON object with a word of `LABELS` as a
    key, or the paragraph after the last "conclusion:" (or another word of `LABELS`) if it has names and verdicts only.
 
 What the names say (`read_strict` follows these rules too)
 4. A name is one of the fourteen labels or of `SYNONYMS`.  Case, spacing, characters that do not print, emphasis,
    quotes, brackets and a final full stop do not count.  Names are separated by commas, semicolons, lines, bullets, code
-   fences, tags, or "and".  Neutral words around a name, such as "Labels:" or "the findings are", are left out.  Any
-   other words make it an unknown name: "mild Edema", "Edema?".
+   fences, tags, sentences, or "and".  Neutral words around a name, such as "Labels:" or "the findings are", are left
+   out.  Any other words make it an unknown name: "mild Edema", "Edema?".
 5. A name may have a verdict: "Edema: no", "Fracture = 1", "Edema (absent)", "no evidence of Edema", a check box, or a
-   row of a table or of JSON.  "No Finding" is a label, not a denial.
+   row of a table or of JSON.  "No Finding" is a label, not a denial.  Several words in parentheses that do not deny,
+   doubt or name anything are an explanation and are left out: "Cardiomegaly (enlarged heart)".
 6. A sign, number or check box before a name is a verdict too, except in a plain list, in which all names have a dash,
    or have numbers that rise from 1.  If one name has such a mark, all names of the list must have one.
 7. A heading such as "Absent:" or "present:" is the verdict of the names in its line or, if it ends its line, of the
    lines after it.
 8. The reply is unreadable if it is unclear which names are affirmed: a name without a verdict comes after a denial
    ("No Edema, Fracture") or before one that stands behind its name ("Edema, Fracture: no"); a verdict without a name; a
-   heading, a value or a sentence that is not understood; a name affirmed and denied; a block that only denies.
+   heading, a value or a sentence with names that is not understood; a name affirmed and denied; a block that only
+   denies.  A name discussed behind a colon or dash ("Edema: the lungs are dry") is such a value.
 
 What comes out
 9. A reply has failed if no block can be read, if the block is unreadable, or if it affirms none of the fourteen.  One
@@ -58,7 +60,7 @@ RULES = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
 ONLY_LABEL = "only_label"
 """The one form without a thought.  Every other form, whatever its name, is the published one."""
 
-THOUGHTS = ("think", "thinking", "reasoning", "analysis")
+THOUGHTS = ("think", "thinking", "thought", "reasoning", "analysis")
 LABELS = ("solution", "answer", "conclusion")
 """What the two parts of an answer are called; the paper says think and solution, but also analysis and conclusion."""
 
@@ -97,14 +99,16 @@ OPENING = 300
 
 _TAGS = ("<think>", "</think>", "<solution>", "</solution>")
 _LABELS_OPENED = re.compile(f"<(?:{'|'.join(LABELS)})>")
-_THOUGHT_TAG = re.compile(f"<(/?)(?:{'|'.join(THOUGHTS)})>")
+_THOUGHT_TAG = re.compile(
+    rf"<\s?(/?)\s?(?:{'|'.join(THOUGHTS)})\s?>"
+    r"|\[(/?)THINK\]|◁(/?)think▷|<unused94>thought|<unused9(?:4|(5))>",  # Magistral, Kimi-VL, MedGemma
+    re.IGNORECASE,
+)
 _THOUGHT_HEADING, _LABEL_HEADING = (
     re.compile(rf"\b(?:{'|'.join(words)})[\"'*_`]{{0,3}}\s?:[*_]{{0,2}}", re.IGNORECASE) for words in (THOUGHTS, LABELS)
 )
-_SEPARATOR = re.compile(rf"[,;•]|```(?:\w*+\n)?|</?(?:{'|'.join(LABELS)})>")
+_SEPARATOR = re.compile(rf"[,;•]|(?<=[a-z]{{4}})\.[^\S\n]+(?=[A-Z])|```(?:\w*+\n)?|</?(?:{'|'.join(LABELS)})>")
 _UNPRINTED = r"\x00-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f\ufeff"
-_SPACING = re.compile(rf"[\s{_UNPRINTED}]+|(?<=\w)[-_‐‑](?=\w)")
-_BEFORE, _AFTER = ".)*#>_`\"'“‘[{", ".*_`\"'”’]}"
 
 
 class Answer(NamedTuple):
@@ -174,9 +178,10 @@ def read(text: str) -> Reading:
     >>> read("<think>The heart is wide.</think> <solution>Cardiomegaly: yes, Edema: no</solution>").labels
     ('Cardiomegaly',)
     """
+    text = _THOUGHT_TAG.sub(lambda tag: "</think>" if any(tag.groups()) else "<think>", text)
     reasoning, block = _answer(text) or (_thought(_LABELS_OPENED.split(text, 1)[0]), "")
     labels, duplicates, unknown = _names(block) or ((), 0, 0)
-    refused = not labels and _refuses(text, _thought_ends(text))
+    refused = not labels and _refuses(text)
     return Reading(labels, not labels, duplicates, unknown, reasoning, refused)
 
 
@@ -196,7 +201,7 @@ def _answer(text: str) -> tuple[str, str] | None:
 def _outside_thoughts(text: str) -> tuple[list[tuple[int, int]], bool]:
     """Where the parts of `text` outside its thoughts start and end, and whether its last thought is closed."""
     parts, start, inside = [], 0, False
-    for tag in _THOUGHT_TAG.finditer(text):
+    for tag in re.finditer("<(/?)think>", text):
         if tag[1]:  # without an opening tag before it, all since the last thought was a thought
             start, inside = tag.end(), False
         elif not inside:
@@ -208,8 +213,9 @@ def _outside_thoughts(text: str) -> tuple[list[tuple[int, int]], bool]:
 def _misnested(text: str) -> tuple[str, str] | None:
     """The block that ends a closed thought which ends the reply."""
     reply = text.rstrip()
-    tag = next((f"</{word}>" for word in THOUGHTS if reply.endswith(f"</{word}>")), None)
-    reply = reply[: -len(tag)].rstrip() if tag else ""
+    if not reply.endswith("</think>"):
+        return None
+    reply = reply.removesuffix("</think>").rstrip()
     return _tagged(reply, 0, len(reply)) if reply.endswith(tuple(f"</{word}>" for word in LABELS)) else None
 
 
@@ -257,61 +263,53 @@ def _headed(text: str, start: int) -> tuple[str, str] | None:
 
 def _led(before: str, block: str) -> str:
     """The block; with a denial in front where the unfinished sentence before it ends in one ("not present:")."""
-    lead = re.split(r"[.!?\n]", before[-OPENING:])[-1]
-    return f"no {block}" if re.search("n[:(-]*$", _kinds(lead)[0]) else block
+    lead = re.split(r"[.!?\n]", re.sub(r":[\s*_]+$", ":", before[-OPENING:]))[-1]
+    return f"no {block}" if re.search(r"\bno( [:(-])*$", " ".join(_kinds(lead)[0])) else block
 
 
 # The thought, and what is said instead of an answer.
 
 
-def _thought_ends(text: str) -> int:
-    """Where the last closed thought ends; 0 without one."""
-    closings = [f"</{word}>" for word in THOUGHTS]
-    return max(text.rfind(closing) + len(closing) if closing in text else 0 for closing in closings)
-
-
 def _thought(text: str) -> str:
     """The reasoning in `text`: from the first opening tag to the last closing one, either of which may be missing."""
-    for word in THOUGHTS:
-        _, opened, inside = text.partition(f"<{word}>")
-        thought, closed, _ = (inside if opened else text).rpartition(f"</{word}>")
-        if opened or closed:
-            return (thought if closed else inside).strip()
+    _, opened, inside = text.partition("<think>")
+    thought, closed, _ = (inside if opened else text).rpartition("</think>")
+    if opened or closed:
+        return (thought if closed else inside).strip()
     heading = _THOUGHT_HEADING.search(text)
     return text[heading.end() :].strip(" \t\n,*\"'{") if heading else text.strip()
 
 
-def _refuses(text: str, start: int) -> bool:
-    opening = (text[start:].lstrip() or text)[:OPENING].lower().replace("’", "'")
+def _refuses(text: str) -> bool:
+    opening = (text.rpartition("</think>")[2].lstrip() or text)[:OPENING].lower().replace("’", "'")
     return any(refusal in " ".join(opening.split()) for refusal in REFUSALS)
 
 
 # The names in a block, and the verdicts about them.
 
 
-def _key(name: str) -> str:
-    return _SPACING.sub("", name).lstrip(_BEFORE).rstrip(_AFTER).casefold()
-
-
-_CANONICAL = {_key(name): label for name, label in (*zip(CHEXPERT14, CHEXPERT14, strict=True), *SYNONYMS.items())}
+_CANONICAL = {
+    re.sub("[ -]", "", name).casefold(): label
+    for name, label in (*zip(CHEXPERT14, CHEXPERT14, strict=True), *SYNONYMS.items())
+}
 
 _WORDS = {
-    "n": """no not non none nope nor neither never nothing nil neg negative negatives without absent absence deny denies
-        denied denying except excepting but exclude excludes excluded excluding lack lacks lacking missing devoid unlike
-        unlikely less-likely doubtful improbable false n unseen undetected resolved ruled-out rule-out rules-out
+    "no": """no not non none nope nor neither never nothing nil neg negative negatives without absent absence deny
+        denies denied denying except excepting but exclude excludes excluded excluding lack lacks lacking missing devoid
+        unlike unlikely less-likely doubtful improbable false n unseen undetected resolved ruled-out rule-out rules-out
         ruling-out r/o w/o cannot minus zero free-of free-from clear-of clear-from clear-for unremarkable-for normal-for
-        instead-of rather-than other-than ✗ ✘ ✖ ❌ ☐ ☒""",
-    "y": """yes y true present positive positives pos seen visible identified detected found noted observed evident
+        instead-of rather-than other-than wrong incorrect mistaken rejected discarded ✗ ✘ ✖ ❌ ☐ ☒""",
+    "yes": """yes y true present positive positives pos seen visible identified detected found noted observed evident
         confirmed shown demonstrated apparent ✓ ✔ ✅ ☑""",
-    "w": """a an the this that these those following below above all both any it its is are was were be been being has
-        have had there here i we you my our your of for to on in at from with as by final predicted main overall
-        definite patient image film radiograph radiographs scan study chest x-ray x-rays cxr label labels
-        findings diagnosis diagnoses answer answers solution conclusion impression result results prediction predictions
-        abnormality abnormalities pathology pathologies disease diseases condition conditions list output json boxed
-        text evidence sign signs status value""",
-    "<": "< ~",
-    "a": "and &",
-    "o": "or",
+    "neutral": """a an the this that these those following below above all both any it its is are was were be been being
+        has have had there here i we you my our your of for to on in at from with as by so thus therefore hence final
+        predicted main overall definite patient image film radiograph radiographs scan study chest x-ray x-rays cxr
+        label labels findings diagnosis diagnoses answer answers solution conclusion impression result results
+        prediction predictions abnormality abnormalities pathology pathologies disease diseases condition conditions
+        list output json boxed text evidence sign signs status value""",
+    "struck": "< ~",
+    "and": "and &",
+    "or": "or",
     ":": ": = |",
     "-": "- – — −",
     "(": "(",
@@ -319,9 +317,8 @@ _WORDS = {
     "": "] ) [ { } * _ ` \" ' “ ” ‘ ’ . # > \\ $",
 }
 _KINDS = {word.replace("-", "") or word: kind for kind, words in _WORDS.items() for word in words.split()}
-_KINDS |= {name: "F" if label == "No Finding" else "N" for name, label in _CANONICAL.items()}
-"""What a word or symbol is: N a name (F No Finding), n denies, y affirms, w is neutral, a and o join, and < strikes
-out.  The empty kind does not count."""
+_KINDS |= {name: "name" for name in _CANONICAL}
+"""What a word or symbol is.  The empty kind does not count."""
 _NUMBER = re.compile(r"[-+−]?\d+(?:\.\d+)?%?")
 _WORD = re.compile(rf"(?<!\w){_NUMBER.pattern}(?!\w)|[rw]/o\b|[^\W_]+(?:['’][^\W_]+)*|[^\w\s]", re.IGNORECASE)
 _HIDDEN, _GLUE = re.compile(rf"(?!\s)[{_UNPRINTED}*`]"), re.compile(r"(?<=\w)[-_‐‑](?=\w)")
@@ -333,24 +330,43 @@ _MARK = re.compile(
 """What may precede a name: decoration, then a sign, or a number (or letter) and what ends it."""
 _HEADING = re.compile(r"[:=|(]|\s[-–—]\s")
 _NOTHING = re.compile(r"[\s\[\]{}()|:=]*|[\s|:-]*--[\s|:-]*")
-_FORMS = (
-    (re.compile("a?N(?:aN)*a?"), None),
-    (re.compile("N(?:aN)*[:(-]?[y1+]|yN(?:aN)*"), True),
-    (re.compile("N(?:[ao]n?N)*[:(-]?[n0-]|nN(?:o?n?N)*"), False),
+_FORMS = tuple(
+    (re.compile(form.replace("NAMES", "name( and name)*")), verdict)
+    for form, verdict in (
+        (r"(and )?NAMES( and)?", None),
+        (r"NAMES( [:(-])? (yes|1|\+)|yes NAMES", True),
+        (r"name( (and|or)( no)? name)*( [:(-])? (no|0|-)|no name(( or)?( no)? name)*", False),
+    )
 )
-"""The verdict of an item about its names (N), by the kinds of its words."""
+"""The verdict of an item about its names, by the kinds of its words."""
+_VERDICTS = {"no", "0", "1", "number", "+", "-", ":", "struck", "neutral"}
+"""Kinds by which an item that has names and no known form makes the block unreadable."""
+_PARENTHESES = re.compile(r"(?<=[\w*])[^\S\n]*\(([^()\n]{1,200})\)")
+_DOUBT = re.compile(
+    r"[?/]|possib|probab|likel|suspect|question|uncertain|unclear|unsure|equivocal|borderline|maybe|perhaps|could|might"
+    r"|\bmay\b|\bvs\b|versus|differential|consider|histor|prior|previous|\bold\b|artifact|only"
+    r"|normal|clear|within|expanded|intact|aerated|healthy",
+    re.IGNORECASE,
+)
+"""What keeps words in parentheses from being a mere explanation: the name may be in doubt, or what is normal."""
 
 
 class _Item(NamedTuple):
-    """One item of a list: its labels, the verdict of its words, and the sign or number before them."""
+    """One item of a list: its labels, none for an unknown name; the verdict of its words; the mark before them."""
 
     labels: tuple[str, ...] = ()
     verdict: bool | None = None
     mark: str = ""
     denied_before: bool = False  # the denial comes before the names, and cannot be about earlier ones
-    unknown: bool = False
-    named: bool = False
+    named: bool = False  # a label occurs, if only in an unknown name
     unclear: bool = False
+
+
+class _Section(NamedTuple):
+    """The items under one heading, whose verdict is None if it is neutral or missing."""
+
+    verdict: bool | None
+    items: list[_Item]
 
 
 class _Unclear(ValueError):
@@ -359,38 +375,34 @@ class _Unclear(ValueError):
 
 def _names(block: str) -> tuple[tuple[str, ...], int, int] | None:
     """Labels in CheXpert's order, how many were repeated, and how many names are unknown; None if unreadable."""
-    sections = _sections(block)
-    items = [item for _, section in sections for item in section]
     try:
+        sections = _sections(block)
+        items = [item for section in sections for item in section.items]
         affirmed = _affirmed(sections) if any(item.named for item in items) else []
     except _Unclear:
         return None
     labels = tuple(name for name in CHEXPERT14 if name in affirmed)
-    return labels, len(affirmed) - len(labels), sum(item.unknown for item in items)
+    return labels, len(affirmed) - len(labels), sum(not item.labels for item in items)
 
 
-def _affirmed(sections: list[tuple[bool | str | None, list[_Item]]]) -> list[str]:
+def _affirmed(sections: list[_Section]) -> list[str]:
+    """The labels that are affirmed, repeated ones too."""
     affirmed, denied, bare, denial = [], set(), False, False
     for heading, items in sections:
         if any(item.unclear for item in items):
             raise _Unclear
-        denial = denial and heading is not True
         named = [item for item in items if item.labels]
-        for item, own in zip(named, _verdicts(named), strict=True):
-            if heading is False:
-                unclear = own is not None
-            elif own is None:
-                unclear = denial or heading == "unclear"
-            else:
-                unclear = own is False and bare and not item.denied_before
-            if unclear:
+        if heading is False:
+            if any(item.verdict is not None for item in named) or not _plain([item.mark for item in named]):
                 raise _Unclear
-            if heading is not False:
-                bare, denial = bare or own is None, denial or own is False
-            if own is False or heading is False:
-                denied.update(item.labels)
-            else:
-                affirmed.extend(item.labels)
+            denied.update(label for item in named for label in item.labels)
+            continue
+        denial = denial and heading is not True
+        for item, verdict in zip(named, _verdicts(named), strict=True):
+            if (verdict is None and denial) or (verdict is False and bare and not item.denied_before):
+                raise _Unclear
+            bare, denial = bare or verdict is None, denial or verdict is False
+            (denied.update if verdict is False else affirmed.extend)(item.labels)
     if denied.intersection(affirmed) or (denied and not affirmed):
         raise _Unclear
     return affirmed
@@ -399,57 +411,68 @@ def _affirmed(sections: list[tuple[bool | str | None, list[_Item]]]) -> list[str
 def _verdicts(items: list[_Item]) -> list[bool | None]:
     """The verdict of each item of one list, by its words or by the marks before it (rule 6)."""
     marks = [item.mark for item in items]
-    if set(marks) in ({""}, {"-"}, {"1."}) or not marks or _rising(marks):
+    if _plain(marks):
         return [item.verdict for item in items]
-    marked = {"+": True, "1": True, "-": False, "0": False}
-    if not (set(marks) <= {"+", "-"} or set(marks) <= {"1", "0"}) or any(item.verdict is not None for item in items):
+    one_kind = set(marks) <= {"+", "-"} or set(marks) <= {"1", "0"}
+    if not one_kind or any(item.verdict is not None for item in items):
         raise _Unclear
-    return [marked[mark] for mark in marks]
+    return [mark in ("+", "1") for mark in marks]
 
 
-def _rising(marks: list[str]) -> bool:
-    """Whether the marks are the numbers of a plain list."""
+def _plain(marks: list[str]) -> bool:
+    """Whether the marks are the bullets or numbers of a plain list."""
+    if set(marks) in (set(), {""}, {"-"}, {"1."}):
+        return True
     values = [float(number[1]) if (number := re.fullmatch(r"(\d+)\.?", mark)) else 0.0 for mark in marks]
     return values[0] >= 1 and all(one < two for one, two in pairwise(values))
 
 
-def _sections(block: str) -> list[tuple[bool | str | None, list[_Item]]]:
-    """The items under each heading, whose verdict is None if it is neutral or missing, or "unclear"."""
-    sections, one_line = [(None, [])], False
+def _sections(block: str) -> list[_Section]:
+    """The items of a block under their headings."""
+    sections, one_line = [_Section(None, [])], False
     heading_of, item_of = cache(_heading), cache(_item)  # a long reply repeats itself
-    for line, breaks in _lines(_BOX.sub(lambda box: "✓" if box["checked"] else "✗", block)):
-        verdict, items = sections[-1]
+    block = _BOX.sub(lambda box: "✓" if box["checked"] else "✗", _PARENTHESES.sub(_without_explanation, block))
+    for line, breaks in _lines(block):
         one_line = one_line or not line.strip()
-        if verdict is False and items and breaks and one_line:
-            sections.append(("unclear", []))
+        left = breaks and one_line and sections[-1].verdict is False and sections[-1].items
         outer = None
         for _ in range(2):  # one heading within another: no more are understood
             if not (heading := heading_of(line)):
                 break
             verdict, line = heading
-            last, items = sections[-1]
-            if verdict is None and last is not None:  # a neutral heading does not end what a denial reaches
-                verdict = "unclear" if items else last
-            if outer is False and verdict is not False:
-                verdict = "unclear"
-            sections.append((verdict, [_Item(unclear=True)] if verdict == "unclear" else []))
-            outer, one_line = verdict, not _NOTHING.fullmatch(line)
+            sections.append(_under(sections[-1], outer, verdict))
+            outer, one_line, left = sections[-1].verdict, not _NOTHING.fullmatch(line), False
         if not _NOTHING.fullmatch(line):
-            sections[-1][1].append(item_of(line))
+            sections[-1].items.append(item_of(line))
+            if left and item_of(line).named:  # the denial may or may not reach it
+                raise _Unclear
     return sections
+
+
+def _under(last: _Section, outer: bool | None, verdict: bool | None) -> _Section:
+    """The section that a heading begins after the last one, within the outer heading of its line."""
+    if (outer is False and verdict is True) or (verdict is None and last.verdict is not None and last.items):
+        raise _Unclear  # a neutral heading does not end what another reaches
+    return _Section(last.verdict if verdict is None else verdict, [])
+
+
+def _without_explanation(parentheses: re.Match) -> str:
+    """The words in parentheses, or nothing if they only explain the name before them (rule 5)."""
+    kinds, labels = _kinds(parentheses[1])
+    explains = len(kinds) > 1 and not labels and set(kinds) <= {"other", "neutral", "and", "or", "-"}
+    return "" if explains and not _DOUBT.search(parentheses[1]) else parentheses[0]
 
 
 def _lines(block: str) -> Iterator[tuple[str, bool]]:
     """The items of a block, those of several lines line by line, and whether each begins a new line."""
     for item in _SEPARATOR.split(block):
         lines = item.strip().splitlines()
-        if len(lines) > 1 and not _CANONICAL.get(_key(item[_MARK.match(item).end() :])):
-            yield from ((line, number > 0) for number, line in enumerate(lines))
-        elif lines:
-            yield item, False
+        if len(lines) == 2 and _kinds(item[_MARK.match(item).end() :])[0] == ["name"]:
+            lines = [item]
+        yield from ((line, number > 0) for number, line in enumerate(lines))
 
 
-def _heading(line: str) -> tuple[bool | str | None, str] | None:
+def _heading(line: str) -> tuple[bool | None, str] | None:
     """The verdict of the heading that a line begins with, and the rest of the line; None without a heading."""
     mark = _MARK.match(line)
     end = _HEADING.search(line, mark.end())
@@ -459,50 +482,55 @@ def _heading(line: str) -> tuple[bool | str | None, str] | None:
     kinds, labels = _kinds(head)
     if labels:
         return None
-    verdict = {"": None, "y": True, "n": False}.get(kinds, "unclear")
-    if (mark[2] or "1")[0] in "0-−":
-        verdict = "unclear"
-    certain = end and end[0] in ":=|"
-    return (verdict, rest) if certain or (head.strip() and verdict != "unclear") else None
+    understood = kinds in ([], ["yes"], ["no"]) and (mark[2] or "1")[0] not in "0-−"
+    if end and end[0] in ":=|" and not understood:
+        raise _Unclear
+    if not understood or not (head.strip() or (end and end[0] in ":=|")):
+        return None
+    return {"yes": True, "no": False}.get("".join(kinds)), rest
 
 
 def _item(line: str) -> _Item:
+    """What one item says."""
     line = line.rstrip().removesuffix("|")
     found = _MARK.match(line)
     rest, (sign, number, end) = line[found.end() :], found.groups()
     mark = ("+" if sign[0] == "+" else "-") if sign else (number or "") + ("." if end else "")
-    if label := _CANONICAL.get(_key(rest)):
-        return _Item((label,), mark=mark, named=True)
     kinds, labels = _kinds(rest)
     for form, verdict in _FORMS:
-        if form.fullmatch(kinds.replace("F", "N")):
-            return _Item(labels, verdict, mark, kinds[0] == "n", named=True)
+        if form.fullmatch(" ".join(kinds)):
+            return _Item(labels, verdict, mark, kinds[0] == "no", named=True)
     if labels:
-        return _Item(unknown=True, named=True, unclear=bool(set(kinds) & set("n01#+-F:<w")))
+        unclear = not _VERDICTS.isdisjoint(kinds) or "No Finding" in labels or rest.count("(") != rest.count(")")
+        return _Item(named=True, unclear=unclear)
     kinds, _ = _kinds(line)
-    return _Item(unknown=True, unclear="n" in kinds or (bool(kinds) and kinds != "1" and set(kinds) <= set("01#-+")))
+    return _Item(unclear="no" in kinds or (bool(kinds) and "other" not in kinds))
 
 
-def _kinds(text: str) -> tuple[str, tuple[str, ...]]:
-    """The kinds of the words in a text, one character each, and its labels: N, or F for No Finding."""
+def _kinds(text: str) -> tuple[list[str], tuple[str, ...]]:
+    """The kinds of the words in a text that count, and the labels among them."""
     words = _WORD.findall(_GLUE.sub(" ", _HIDDEN.sub("", text)).casefold())
     kinds, labels, at = [], [], 0
     while at < len(words):
         pair = "".join(words[at : at + 2])  # of a name, or "ruled out"
         word = pair if pair in _KINDS else words[at]
-        kinds.append(_kind(word))
-        if kinds[-1] in ("N", "F"):
-            labels.append(_CANONICAL[word])
         at += 2 if pair in _KINDS else 1
-    shape = "".join(kinds)
-    if "Fw" in shape:  # "no finding of ..." is a denial
-        shape, labels = shape.replace("Fw", "n").replace("F", "n"), [label for label in labels if label != "No Finding"]
-    shape = shape if "?" in shape else shape.replace("w", "")  # beside unknown words, neutral ones make a sentence
-    return re.sub("(?<=n)y+|(?<=y)y+", "", shape), tuple(labels)
+        kind = _kind(word)
+        if kind == "neutral" and kinds and kinds[-1] == "name" and labels[-1] == "No Finding":
+            kinds[-1] = "no"  # "no finding of ..." is a denial
+            labels.pop()
+        if kind == "name":
+            labels.append(_CANONICAL[word])
+        if kind:
+            kinds.append(kind)
+    if "other" not in kinds:  # beside unknown words, neutral ones make a sentence
+        kinds = [kind for kind in kinds if kind != "neutral"]
+    said = ["", *kinds]
+    return [kind for before, kind in pairwise(said) if kind != "yes" or before not in ("no", "yes")], tuple(labels)
 
 
 def _kind(word: str) -> str:
-    kind = _KINDS.get(word, "?")
-    if kind == "?" and _NUMBER.fullmatch(word):
-        return word if word in ("0", "1") else "#"
-    return "n" if word.endswith(("n't", "n’t")) else kind
+    """What a word or number is."""
+    if _NUMBER.fullmatch(word) and word not in _KINDS:
+        return word if word in ("0", "1") else "number"
+    return "no" if word.endswith(("n't", "n’t")) else _KINDS.get(word, "other")

@@ -350,6 +350,23 @@ SOLUTIONS = [
     ("\\boxed{Cardiomegaly, Edema}", (C, E)),
     ("\\boxed{\\text{Cardiomegaly}, \\text{Edema}}", (C, E)),
     ("<del>Edema, Fracture, Pneumonia</del>", None),
+    # explanations and sentences
+    ("Cardiomegaly (enlarged heart), Edema (Kerley B lines, cephalization)", (C, E)),
+    ("1. **Cardiomegaly** (enlarged heart)\n2. **Pleural Effusion** (small, on the left)", (C, P)),
+    ("Findings (in order of size): Cardiomegaly, Edema", (C, E)),
+    ("Absent (on this film): Cardiomegaly, Edema", None),
+    ("Edema: no (air on both sides), Fracture: yes (left rib)", (F,)),
+    ("Edema (not sure, really)", None),
+    ("Cardiomegaly (due to Edema)", None),
+    ("Cardiomegaly (Edema, Fracture)", None),
+    ("(Cardiomegaly, Edema)", None),
+    ("Cardiomegaly, Edema. The heart is enlarged.", (C, E)),
+    ("Cardiomegaly is present. There is no Edema.", (C,)),
+    ("The following are not present. Edema. Fracture.", None),
+    ("No Edema. Cardiomegaly.", None),
+    ("So the answer is Cardiomegaly.", (C,)),
+    ("**Cardiomegaly:** The heart is enlarged.\n**Edema:** The lungs are clear.", None),
+    ("- Cardiomegaly - the heart is enlarged\n- Edema - the lungs are dry", None),
 ]
 
 
@@ -369,9 +386,19 @@ DENIALS_BEFORE = (
 DENIALS_AFTER = (
     "{}: no", "{} absent", "{}: not present", "{} (no)", "{} = 0", "{} is ruled out", "{} are unlikely", "{}: false",
     "{} - negative", "{}, none of these", "{}\nnot seen", "{} | 0", "{} [ ]", "{} was not convincingly seen", "{} ✗",
+    "{} (none at all)", "{} (is not there)", "{}: no (air on both sides)", "{}. None of these.",
 )  # fmt: skip
 JOINS = (", ", "; ", "\n", "\n- ", ",\n", " and ", " or ", " nor ", ", and ", " • ", "/", '", "', ", no ", "\n1. ")
-AFFIRMATIONS = ("{}", "{}: yes", "Labels: {}", "Present: {}", "{} is present", "there is {}", "1 {}")
+AFFIRMATIONS = (
+    "{}",
+    "{}: yes",
+    "Labels: {}",
+    "Present: {}",
+    "{} is present",
+    "there is {}",
+    "1 {}",
+    "{} (large heart)",
+)
 
 
 @st.composite
@@ -381,7 +408,7 @@ def partly_denied(draw) -> tuple[str, tuple[str, ...]]:
     denied, affirmed = names[: draw(st.integers(1, 4))], names[4 : draw(st.integers(4, 6))]
     denial = draw(st.sampled_from(DENIALS_BEFORE + DENIALS_AFTER)).format(draw(st.sampled_from(JOINS)).join(denied))
     parts = [*(draw(st.sampled_from(AFFIRMATIONS)).format(name) for name in affirmed), denial]
-    separator = draw(st.sampled_from(("\n", "; ", ", ", "\n\n", "\n- ")))
+    separator = draw(st.sampled_from(("\n", "; ", ", ", ". ", "\n\n", "\n- ")))
     if separator.startswith("\n"):  # else the denial would reach what follows it
         parts = draw(st.permutations(parts))
     return separator.join(parts), tuple(name for name in CHEXPERT14 if name in affirmed)
@@ -422,6 +449,17 @@ THOUGHTS_OF_DRAFTS = [
     ("between two thoughts", "<think>a</think><solution>Edema</solution><think>b</think>", (E,)),
     ("a denial before the block", "<think>r</think>Not present: <solution>Edema</solution>", ()),
     ("a denial before the heading", "The following is not the answer: Edema", ()),
+    ("a wrong answer", "Wrong answer: Edema", ()),
+    ("a heading of a denial before the block", "**Not present:**\n\n<solution>Edema</solution>", ()),
+    ("a thought in capitals, cut off", "<Think>maybe <solution>Edema</solution>, but", ()),
+    ("a thought of Magistral, cut off", "[THINK]maybe <solution>Edema</solution>, but", ()),
+    ("a thought of Kimi-VL, cut off", "◁think▷maybe <solution>Edema</solution>, but", ()),
+    ("a thought of MedGemma, cut off", "<unused94>thought\nmaybe <solution>Edema</solution>, but", ()),
+    (
+        "a thought of MedGemma",
+        "<unused94>thought\n<solution>Edema</solution>?<unused95><solution>Fracture</solution>",
+        (F,),
+    ),
 ]
 
 
@@ -541,6 +579,9 @@ HOSTILE = {
     "brackets": "[",
     "objects": '{"a":',
     "headings": "answer: Edema",
+    "explanations": "Edema (a b)",
+    "open parentheses": "a (",
+    "sentences": "Edema. A",
     "NUL bytes": "\x00",
     "right-to-left letters": "\u202eم",
 }
