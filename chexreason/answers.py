@@ -322,7 +322,7 @@ _KINDS |= {name: "name" for name in _CANONICAL}
 _NUMBER = re.compile(r"[-+−]?\d+(?:\.\d+)?%?")
 _WORD = re.compile(rf"(?<!\w){_NUMBER.pattern}(?!\w)|[rw]/o\b|[^\W_]+(?:['’][^\W_]+)*|[^\w\s]", re.IGNORECASE)
 _HIDDEN, _GLUE = re.compile(rf"(?!\s)[{_UNPRINTED}*`]"), re.compile(r"(?<=\w)[-_‐‑](?=\w)")
-_BOX = re.compile(r"(?<!:)(?<!:\s)(?:\[\s*\]|\(\s*\))|[\[(]\s*(?:(?P<checked>[xX+✓✔])|[-–−✗✘])\s*[\])]")
+_BOX = re.compile(r"(?<!:)(?<!:\s)(?:\[[\s_.]*\]|\([\s_.]*\))|[\[(]\s*(?:(?P<checked>[xX+✓✔])|[-–−✗✘])\s*[\])]")
 _MARK = re.compile(
     r"[^\S\n]*[>#|\"'`*_\[{]*[^\S\n]*"
     r"(?:([-–—−]+(?!\d)|\++(?!\d))|([-+−]?\d+(?:\.\d+)?|[A-Za-z]{1,3}(?=[.)]\s))([\"']?[^\S\n]*[.)\]:=|-](?!\d))?)?"
@@ -458,8 +458,8 @@ def _under(last: _Section, outer: bool | None, verdict: bool | None) -> _Section
 
 def _without_explanation(parentheses: re.Match) -> str:
     """The words in parentheses, or nothing if they only explain the name before them (rule 5)."""
-    kinds, labels = _kinds(parentheses[1])
-    explains = len(kinds) > 1 and not labels and set(kinds) <= {"other", "neutral", "and", "or", "-"}
+    kinds, _ = _kinds(parentheses[1])
+    explains = len(kinds) > 1 and "other" in kinds and set(kinds) <= {"other", "neutral", "and", "or"}
     return "" if explains and not _DOUBT.search(parentheses[1]) else parentheses[0]
 
 
