@@ -27,10 +27,11 @@ What the names say (`read_strict` follows these rules too)
    or have numbers that rise from 1.  If one name has such a mark, all names of the list must have one.
 7. A heading such as "Absent:" or "present:" is the verdict of the names in its line or, if it ends its line, of the
    lines after it.
-8. The reply is unreadable if it is unclear which names are affirmed: a name without a verdict comes after a denial
-   ("No Edema, Fracture") or before one that stands behind its name ("Edema, Fracture: no"); a verdict without a name; a
-   heading, a value or a sentence with names that is not understood; a name affirmed and denied; a block that only
-   denies.  A name discussed behind a colon or dash ("Edema: the lungs are dry") is such a value.
+8. The reply is unreadable if it is unclear which names are affirmed: a name without a verdict comes after a denial, or
+   after a name that follows unknown words ("No Edema, Fracture", "hardly Edema, Fracture"), or before a name with a
+   denial behind it ("Edema, Fracture: no"); a verdict without a name; a heading, a value or a sentence with names that
+   is not understood; a name affirmed and denied; a block that only denies.  A discussion of a name behind a colon or
+   dash is such a value ("Edema: the lungs are dry").
 
 What comes out
 9. A reply has failed if no block can be read, if the block is unreadable, or if it affirms none of the fourteen.  One
@@ -357,7 +358,7 @@ class _Item(NamedTuple):
     labels: tuple[str, ...] = ()
     verdict: bool | None = None
     mark: str = ""
-    denied_before: bool = False  # the denial comes before the names, and cannot be about earlier ones
+    reaches_on: bool = False  # a denial or unknown words come before the names and may be about the next ones
     named: bool = False  # a label occurs, if only in an unknown name
     unclear: bool = False
 
@@ -398,8 +399,13 @@ def _affirmed(sections: list[_Section]) -> list[str]:
             denied.update(label for item in named for label in item.labels)
             continue
         denial = denial and heading is not True
-        for item, verdict in zip(named, _verdicts(named), strict=True):
-            if (verdict is None and denial) or (verdict is False and bare and not item.denied_before):
+        verdicts = iter(_verdicts(named))
+        for item in items:
+            if not item.labels:
+                denial = denial or item.reaches_on
+                continue
+            verdict = next(verdicts)
+            if (verdict is None and denial) or (verdict is False and bare and not item.reaches_on):
                 raise _Unclear
             bare, denial = bare or verdict is None, denial or verdict is False
             (denied.update if verdict is False else affirmed.extend)(item.labels)
@@ -502,7 +508,7 @@ def _item(line: str) -> _Item:
             return _Item(labels, verdict, mark, kinds[0] == "no", named=True)
     if labels:
         unclear = not _VERDICTS.isdisjoint(kinds) or "No Finding" in labels or rest.count("(") != rest.count(")")
-        return _Item(named=True, unclear=unclear)
+        return _Item(reaches_on=kinds[0] != "name", named=True, unclear=unclear)
     kinds, _ = _kinds(line)
     return _Item(unclear="no" in kinds or (bool(kinds) and "other" not in kinds))
 
