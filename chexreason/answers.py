@@ -101,9 +101,8 @@ OPENING = 300
 _TAGS = ("<think>", "</think>", "<solution>", "</solution>")
 _LABELS_OPENED = re.compile(f"<(?:{'|'.join(LABELS)})>")
 _THOUGHT_TAG = re.compile(
-    rf"<\s?(/?)\s?(?:{'|'.join(THOUGHTS)})\s?>"
-    r"|\[(/?)THINK\]|◁(/?)think▷|<unused94>thought|<unused9(?:4|(5))>",  # Magistral, Kimi-VL, MedGemma
-    re.IGNORECASE,
+    rf"(?i:<\s?(/?)\s?(?:{'|'.join(THOUGHTS)})\s?>)"
+    r"|\[(/?)THINK\]|◁(/?)think▷|<unused94>thought|<unused9(?:4|(5))>"  # Magistral, Kimi-VL, MedGemma
 )
 _THOUGHT_HEADING, _LABEL_HEADING = (
     re.compile(rf"\b(?:{'|'.join(words)})[\"'*_`]{{0,3}}\s?:[*_]{{0,2}}", re.IGNORECASE) for words in (THOUGHTS, LABELS)

@@ -460,6 +460,7 @@ THOUGHTS_OF_DRAFTS = [
     ("a heading of a denial before the block", "**Not present:**\n\n<solution>Edema</solution>", ()),
     ("a thought in capitals, cut off", "<Think>maybe <solution>Edema</solution>, but", ()),
     ("a thought of Magistral, cut off", "[THINK]maybe <solution>Edema</solution>, but", ()),
+    ("a thought in brackets of prose", "I may [think] aloud. <solution>Edema</solution>", (E,)),
     ("a thought of Kimi-VL, cut off", "◁think▷maybe <solution>Edema</solution>, but", ()),
     ("a thought of MedGemma, cut off", "<unused94>thought\nmaybe <solution>Edema</solution>, but", ()),
     (
