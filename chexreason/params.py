@@ -538,9 +538,12 @@ class Predict(Section):
 
 
 class Compare(Section):
-    """Intervals: draws of the patient bootstrap and its seed."""
+    """Intervals: resamples (`draws`) of the patient bootstrap and its seed.
 
-    draws: Count
+    With fewer than 40 resamples, 2.5 % of them is less than one, and there is no 95 % interval.
+    """
+
+    draws: Annotated[int, Field(ge=40, le=1_000_000)]
     seed: Seed
 
 
@@ -623,6 +626,10 @@ class Study(Section):
                     raise ValueError(f"{key}: {value!r} is listed twice; list it once")
 
     def _keep_apart(self) -> None:
+        """What is trained on is never tested: neither MIMIC's test split, nor a test set named like a training set."""
+        for name in self.tests:
+            if name.casefold() in (taken := ("sft", "sft-holdout", "rl", "pool", self.home.casefold())):
+                raise ValueError(f"tests: {name!r} cannot name a test set; {', '.join(taken)} name other films")
         source = self.sources[self.curate.train]
         if source.kind == "mimic" and "test" in source.splits:
             raise ValueError(f"sources.{self.curate.train}.splits: MIMIC's own test split must not be trained on")

@@ -150,7 +150,7 @@ def test_the_hash_follows_values_and_not_comments(tmp_path):
     same = load(file).hash
     file.write_text("# a comment\n" + MINI, encoding="utf-8")
     assert load(file).hash == same
-    file.write_text(yaml.safe_dump(mini(put("compare.draws", 7))), encoding="utf-8")
+    file.write_text(yaml.safe_dump(mini(put("compare.draws", 70))), encoding="utf-8")
     assert load(file).hash != same
 
 
@@ -333,6 +333,16 @@ def test_a_file_of_windows_with_a_byte_order_mark_is_read(tmp_path):
 def test_an_agreement_that_names_nothing_lets_no_film_out(tmp_path, nothing):
     values = mini(put("sources.a", MIMIC)) | {"teacher": HOSTED | {"agreement": nothing}}
     assert "teacher.agreement: String should have at least 10 characters" in refusal(tmp_path, values)
+
+
+@pytest.mark.parametrize("name", ["sft", "rl", "SFT-holdout", "pool", "a-validation"])
+def test_a_test_set_cannot_have_the_name_of_other_films(tmp_path, name):
+    assert f"tests: {name!r} cannot name a test set" in refusal(tmp_path, mini(rename("tests.b-test", name)))
+
+
+@pytest.mark.parametrize(("draws", "right"), [(39, "greater than or equal to 40"), (10**6 + 1, "less than or equal to")])
+def test_resamples_are_enough_for_an_interval_and_fit_in_memory(tmp_path, draws, right):
+    assert f"compare.draws: Input should be {right}" in refusal(tmp_path, mini(put("compare.draws", draws)))
 
 
 def again(stage: str):
