@@ -23,6 +23,7 @@ Conventions, the same in every table:
 - McNemar's test counts films as independent, which films of one patient are not; the bootstrap does not.
 """
 
+import re
 import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -122,6 +123,11 @@ def _mean(values: np.ndarray) -> np.ndarray:
         return np.where(defined, values, 0.0).sum(axis=-2) / defined.sum(axis=-2)
 
 
+def is_normal(label: str) -> bool:
+    """Whether a label is that of a normal film, such as No Finding."""
+    return re.sub(r"[\W_]", "", str(label)).casefold() in NORMAL
+
+
 def false_alarms(truth: pd.DataFrame, given: pd.DataFrame) -> pd.Series:
     """Whether a normal film was answered with a finding (films; 1 or 0, NaN where the film is not normal).
 
@@ -130,8 +136,7 @@ def false_alarms(truth: pd.DataFrame, given: pd.DataFrame) -> pd.Series:
     as absent, so a true Support Devices on a film without a finding is none.  Their mean is the false-alarm rate; it is
     NaN where no film is normal, and for the label No Finding alone.
     """
-    names = truth.columns.astype("str").str.casefold().str.replace(r"[\W_]", "", regex=True)
-    states, finding = truth.to_numpy(float), ~names.isin(NORMAL)
+    states, finding = truth.to_numpy(float), ~np.array([is_normal(name) for name in truth], dtype=bool)
     normal = (states == 0).all(axis=1) if finding.all() else (states[:, ~finding] == 1).all(axis=1)
     normal &= ~np.isnan(states).any(axis=1) & finding.any()
     alarm = (given.to_numpy(bool) & (states == 0))[:, finding].any(axis=1)

@@ -10,7 +10,6 @@ how many were left out, since a model that leaves its hard films blank would oth
 import csv
 import io
 import re
-import unicodedata
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -19,14 +18,12 @@ import pandas as pd
 
 from chexreason import score
 from chexreason.labels import CHEXPERT14, LABEL_SETS
+from chexreason.sources import MISSING, SHORTENED, alike
 
 ID = "id"
 WORDS = {"true": "1", "false": "0"}
-MISSING = ("na", "n/a", "nan", "null", "none", "<na>", "#n/a")
 ABOUT = "film|image|path|patient|subject|study|series|dicom|view|frontal|ap|split|fold|follow|sex|gender|age|unnamed"
 """A column whose name begins with one of these words says something about a film, and is scored only when asked for."""
-
-
 FEW = 20
 """With fewer patients the percentile interval is too narrow: the notes say so."""
 
@@ -48,7 +45,7 @@ def score_files(
     """Score the CSV file `predictions` against the CSV file `truth`; the result can be written as JSON.
 
     The labels are those of `label_set` (a name in `labels.LABEL_SETS`), or `labels`, or else the columns that both
-    files have, those aside that say something about a film (`ABOUT`) or hold only text.
+    files have, except those that say something about a film (`ABOUT`) and those without a number in either file.
     `patient` is a column of `truth` that says whose film a row is: the bootstrap then draws patients, else films.
 
     Predictions of 1, 0 and blank give the scores of `score.score`, probabilities those of `score.score_probabilities`,
@@ -176,6 +173,10 @@ def _notes(result: dict, patient_columns: list[str]) -> list[str]:
         "Every resample gives the same value, so the interval has no width, and other patients may give another value: "
         f"{_some(flat)}.": flat,
         f"The intervals rest on {owners}: with fewer than {FEW}, they are too narrow.": 1 < result["patients"] < FEW,
+        "No label is called No Finding, so a normal film is one without any of these labels (which may have others).": (
+            "n_normal" in result["overall"]
+            and not any(map(score.is_normal, (row["label"] for row in result["labels"])))
+        ),
         f"{draws} resamples make a rough interval: use 1,000 or more.": draws < 1000,
         f"Films were resampled one by one, and in the column {_some(patient_columns)} of the truth names repeat: name "
         "it with --patient to resample patients, or the intervals are too narrow.": patient_columns,
@@ -202,26 +203,23 @@ def _refuse_options(label_set, labels, draws, seed, threshold) -> None:
         raise ScoreError(f"labels {', '.join(labels)!r}: give the names of columns, each of them once, and not {ID!r}")
     if threshold is not None and not 0 < threshold <= 1:
         raise ScoreError(f"threshold must be above 0 and at most 1, not {threshold}")
-    for name, value, least in (("draws", draws, 1), ("seed", seed, 0)):
-        if value < least:
-            raise ScoreError(f"{name} must be at least {least}, not {value}")
+    if not 40 <= draws <= 1_000_000:  # the 2.5th percentile of fewer is beyond them all
+        raise ScoreError(f"draws must be from 40 to 1,000,000, not {draws}")
+    if seed < 0:
+        raise ScoreError(f"seed must be at least 0, not {seed}")
 
 
 def _common(files: tuple[Path, Path], tables: tuple[pd.DataFrame, pd.DataFrame], patient: str | None) -> list[str]:
     """The label columns that both files have, in the order of the truth."""
+    stated, given = tables
     about = re.compile(rf"({ABOUT})(id|name|path)?(?![a-z])")
-    names = [[name for name in table if name not in ("", ID, patient)] for table in tables]
-    names = [[name for name in each if not about.match(name.casefold())] for each in names]
-    spellings = {_plain(name): name for name in names[1] if name not in names[0]}
-    for name in names[0]:
-        other = spellings.get(_plain(name))
-        if other and name not in names[1]:
+    names = [name for name in stated if name not in ("", ID, patient) and not about.match(name.casefold())]
+    spellings = {_plain(name): name for name in given if name not in stated}
+    for name in names:
+        if name not in given and (other := spellings.get(_plain(name))):
             raise ScoreError(f"{files[1]}: column {other!r} is {name!r} in {files[0]}; write one name in both files")
-    both = [
-        name
-        for name in names[0]
-        if name in names[1] and (name in CHEXPERT14 or not all(_only_text(table[[name]]) for table in tables))
-    ]
+    names = [name for name in names if name in given]
+    both = [name for name in names if name in CHEXPERT14 or any(_has_number(table[[name]]) for table in tables)]
     if not both:
         there = "; ".join(f"{file} has {', '.join(table)}" for file, table in zip(files, tables, strict=True))
         raise ScoreError(f"no label is a column of both files: {there}")
@@ -232,14 +230,13 @@ def _plain(name: str) -> str:
     return re.sub(r"[\W_]", "", name).casefold()
 
 
-def _only_text(cells: pd.DataFrame) -> bool:
-    """Whether no cell is blank, a number, or a word for one."""
-    return not (cells.isin(["", *MISSING]) | _numbers(cells).notna()).any(axis=None)
+def _has_number(cells: pd.DataFrame) -> bool:
+    return _numbers(cells).notna().any(axis=None)
 
 
-def _numbers(cells: pd.DataFrame, words: dict[str, str] = WORDS) -> pd.DataFrame:
-    """The cells as numbers, NaN where a cell is not one; `words` are the words for numbers."""
-    return cells.apply(lambda column: pd.to_numeric(column.str.lower().replace(words), errors="coerce").astype(float))
+def _numbers(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells as numbers, NaN where a cell is not one."""
+    return cells.apply(lambda column: pd.to_numeric(column.str.lower().replace(WORDS), errors="coerce").astype(float))
 
 
 def _truth(file: Path, cells: pd.DataFrame) -> pd.DataFrame:
@@ -262,12 +259,12 @@ def _no_label(name: str) -> str:
 
 def _predictions(file: Path, cells: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
     """Predictions (films x labels; NaN where blank), and whether they are probabilities."""
-    values, labels = _numbers(cells, {}), _numbers(cells)
+    values = _numbers(cells)
     inner = values.gt(0) & values.lt(1)
     soft = inner.any()
-    values = values.assign(**{name: labels[name] for name in cells if not soft[name]})  # TRUE is not a probability
     for name, column in values.items():
-        outside = cells.loc[(cells[name] != "") & ~column.between(0, 1), name]
+        word = soft[name] & cells[name].str.lower().isin(WORDS)  # TRUE is not a probability
+        outside = cells.loc[(cells[name] != "") & ~column.between(0, 1) | word, name]
         right = "write 1 or 0, or a probability from 0 to 1 (70 % is 0.7), or nothing where unknown"
         _refuse(file, name, outside, right + _no_label(name))
     hard = [name for name in cells if not soft[name] and values[name].nunique() > 1]  # all 0 may be either
@@ -283,42 +280,48 @@ def _films(file: Path, others: Collection[str] = ()) -> pd.DataFrame:
     _refuse_columns(file, rows, [ID, *others])
     for name in (ID, *others):
         cells = rows[name]
-        _refuse(file, name, cells[cells == ""], "every film needs one")
-        _refuse(file, name, cells[cells.str.lower().isin(MISSING)], "this is a word for a missing value; give the name")
+        missing, shortened = cells.str.lower().isin(MISSING), cells.str.contains(SHORTENED)
+        _refuse(
+            file, name, cells[missing], "every film needs one, and words for a missing value, such as NA, name none"
+        )
+        _refuse(file, name, cells[shortened], "a spreadsheet has dropped digits of a long number; export it as text")
         _refuse(file, name, cells[~cells.map(str.isprintable)], "an invisible character is in this name; remove it")
-    _refuse(file, ID, rows.loc[rows[ID].duplicated(), ID], "this film stands in a row above")
+    _refuse(file, ID, rows.loc[rows[ID].duplicated(), ID], "an earlier row has this film; keep one of the two")
     for name in (ID, *others):
         names = rows[name].drop_duplicates()
         again = names[_alike(names).duplicated()]
-        _refuse(file, name, again, "a row above has it otherwise (as P1 and p1, or 007, 7 and 7.0); write it one way")
+        _refuse(
+            file, name, again, "an earlier row has it otherwise (as P1 and p-1, or 007, 7 and 7.0); write it one way"
+        )
     return rows
 
 
 def _alike(names: pd.Series) -> pd.Series:
-    """Names in small letters of one form, and whole numbers without leading zeros and without .0 at the end."""
-    plain = names.map(lambda name: unicodedata.normalize("NFKC", name).casefold())
-    return plain.str.replace(r"^0*(\d+?)(?:\.0*)?$", r"\1", regex=True)
+    """What different spellings of each name have in common, as in `sources.alike`; 7.0 is 7 as well."""
+    return alike(names.str.replace(r"^(\d+)\.0*$", r"\1", regex=True))
 
 
 def _rows(file: Path) -> pd.DataFrame:
     """The cells of a CSV file as text, without blank rows, by row number; the heading is row 1."""
     try:
         text = file.read_bytes().decode("utf-8-sig")
-        delimiter = max(",;\t", key=text.partition("\n")[0].count)
+        delimiter = max(",;\t", key=text.lstrip().partition("\n")[0].count)
         cells = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         rows = {number: [cell.strip() for cell in row] for number, row in enumerate(cells, 1)}
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ScoreError(f"{file}: cannot be read as CSV in UTF-8: {error}") from None
-    heading = rows.pop(1, [])
+    except UnicodeDecodeError:
+        raise ScoreError(f"{file}: not a text file in UTF-8; save it as CSV in UTF-8") from None
+    except csv.Error as error:
+        raise ScoreError(f"{file}: cannot be read as CSV: {error}") from None
     rows = {number: row for number, row in rows.items() if any(row)}
-    if not rows:
-        raise ScoreError(f"{file}: holds no film; it needs a heading ({ID}, then the labels) and a row a film")
+    if len(rows) < 2:
+        raise ScoreError(f"{file}: holds no film; it needs a heading ({ID}, then the labels) and one row per film")
+    heading = rows.pop(min(rows))
     for number, row in rows.items():
         if len(row) != len(heading):
-            right = "write as many cells as the heading has"
-            if all(len(row) == len(heading) + 1 for row in rows.values()):
-                right = "name the column that is one too many, or remove it (in R: write.csv with row.names = FALSE)"
-            raise ScoreError(f"{file}, row {number}: {len(row)} cells, and the heading has {len(heading)}; {right}")
+            raise ScoreError(
+                f"{file}, row {number}: {len(row)} cells, and the heading has {len(heading)}; write as many cells as "
+                "the heading has (in R, write.csv needs row.names = FALSE)"
+            )
     return pd.DataFrame(rows.values(), index=list(rows), columns=heading)
 
 
@@ -343,7 +346,10 @@ def _refuse_missing(file: Path, films: pd.Series, there: pd.Series) -> None:
         more = f" and {len(films) - 3} more" if len(films) > 3 else ""
         alike = _alike(pd.Series(films)).isin(_alike(there)).any()
         hint = "; ids are compared as text, so 007, 7 and 7.0 differ, and P1 and p1: write them alike" if alike else ""
-        raise ScoreError(f"{file}: no row for {', '.join(map(repr, films[:3]))}{more}, which the other file has{hint}")
+        raise ScoreError(
+            f"{file}: no row for {', '.join(map(repr, films[:3]))}{more}, which the other file has"
+            + (hint or "; both files must have the same films: add or remove rows")
+        )
 
 
 def _nullable(row: dict) -> dict:

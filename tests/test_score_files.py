@@ -246,6 +246,28 @@ def test_films_resampled_where_patients_are_known_are_told(files):
     assert "--patient" not in told(files(patient="patient"))
 
 
+def test_a_column_without_a_number_in_either_file_is_not_a_label(files):
+    truth = TRUTH.replace(",patient", ",patient,error,Mass").replace(",p\n", ",p,,yes\n").replace(",q\n", ",q,,\n")
+    pred = (
+        PREDICTIONS.replace("0\n", "0,,no\n")
+        .replace("1\n", "1,late,no\n")
+        .replace("Effusion\n", "Effusion,error,Mass\n")
+    )
+    assert [row["label"] for row in files(truth, pred, None)["labels"]] == list(COMPETITION5)
+
+
+def test_what_a_normal_film_is_without_a_label_for_it_is_told(files):
+    note = "a normal film is one without any of these labels (which may have others)"
+    assert note in told(files(label_set=None, labels=["Edema"]))
+    assert note not in told(files(TRUTH, PROBABILITIES))
+    named = TRUTH.replace("Edema", "No_Finding"), PREDICTIONS.replace("Edema", "No_Finding")
+    assert note not in told(files(*named, None))
+
+
+def test_blank_lines_before_the_heading_change_nothing(files):
+    assert files("\n \n" + TRUTH, "\n,,\n" + PREDICTIONS) == files()
+
+
 def test_false_alarms_are_counted_on_the_normal_films(files):
     truth = "id,No Finding,Edema\na,1,0\nb,1,0\nc,0,1\nd,1,\ne,0,0\n"
     pred = "id,No Finding,Edema\na,1,1\nb,1,0\nc,1,1\nd,0,1\ne,0,1\n"
@@ -286,7 +308,7 @@ def swap(old, new, text=TRUTH):
         ({"truth": swap("b,1,1", "b,1,-1")}, r"truth\.csv, row 3, column Edema: '-1'; write 1 or 0"),
         ({"truth": swap("b,1,1", "b,1,nan")}, r"truth\.csv, row 3, column Edema: 'nan'; write 1 or 0"),
         ({"predictions": swap("c,1", "c,0.7", PREDICTIONS)}, r"pred\.csv, row 3, column Cardiomegaly: '0\.7'; write 1"),
-        ({"truth": swap("b,", "a,")}, r"truth\.csv, row 3, column id: 'a'; this film stands in a row above"),
+        ({"truth": swap("b,", "a,")}, r"truth\.csv, row 3, column id: 'a'; an earlier row has this film"),
         ({"truth": swap("b,", ",")}, r"truth\.csv, row 3, column id: ''; every film needs one"),
         ({"predictions": swap("c,", "e,", PREDICTIONS)}, r"pred\.csv: no row for 'c', which the other file has"),
         ({"predictions": PREDICTIONS + "e,0,0,0,0,0\n"}, r"truth\.csv: no row for 'e', which the other file has"),
@@ -302,7 +324,8 @@ def swap(old, new, text=TRUTH):
         ({"truth": swap("0,q", "0")}, r"truth\.csv, row 4: 6 cells, and the heading has 7"),
         ({"truth": ""}, r"truth\.csv: holds no film; it needs a heading \(id, then the labels\)"),
         ({"truth": HEADING + "\n"}, r"truth\.csv: holds no film"),
-        ({"truth": TRUTH.encode("utf-16")}, r"truth\.csv: cannot be read as CSV in UTF-8"),
+        ({"truth": TRUTH.encode("utf-16")}, r"truth\.csv: not a text file in UTF-8; save it as CSV in UTF-8$"),
+        ({"truth": (TRUTH + "é").encode("latin-1")}, r"truth\.csv: not a text file in UTF-8; save it as CSV in UTF-8$"),
         (
             {"truth": swap("b,1,1", "b,1,NA")},
             r"truth\.csv, row 3, column Edema: 'NA'; write 1 or 0, or nothing where unk",
@@ -312,21 +335,27 @@ def swap(old, new, text=TRUTH):
             r"'-1'; write 1 or 0, .*; -1 \(uncertain\) has no score: your uncertainty",
         ),
         ({"truth": swap("b,1,1", "b,1,0.8")}, r"'0\.8'; write 1 or 0, .*; the truth cannot be a probability: are the"),
-        ({"truth": swap("b,", "a\u00a0,")}, r"truth\.csv, row 3, column id: 'a'; this film stands in a row above"),
-        ({"truth": swap("b,", "NaN,")}, r"truth\.csv, row 3, column id: 'NaN'; this is a word for a missing value"),
+        ({"truth": swap("b,", "a\u00a0,")}, r"truth\.csv, row 3, column id: 'a'; an earlier row has this film"),
+        (
+            {"truth": swap("b,", "NaN,")},
+            r"truth\.csv, row 3, column id: 'NaN'; every film needs one, and words for a missing value",
+        ),
         ({"truth": swap("b,", "b\u200b,")}, r"row 3, column id: 'b\\u200b'; an invisible character is in this name"),
-        ({"truth": swap(",q", ",n/a"), "patient": "patient"}, r"row 4, column patient: 'n/a'; this is a word for a"),
+        (
+            {"truth": swap(",q", ",n/a"), "patient": "patient"},
+            r"row 4, column patient: 'n/a'; every film needs one, and words",
+        ),
         (
             {"truth": swap(",q", ",P"), "patient": "patient"},
-            r"row 4, column patient: 'P'; a row above has",
+            r"row 4, column patient: 'P'; an earlier row has it otherwise",
         ),
         (
             {"truth": swap(",q", ",07").replace(",q", ",7.0"), "patient": "patient"},
-            r"row 5, column patient: '7\.0'; a row above has it otherwise",
+            r"row 5, column patient: '7\.0'; an earlier row has it otherwise",
         ),
         (
             {"truth": swap("\na,", "\n07,").replace("b,", "7,")},
-            r"row 3, column id: '7'; a row above has it otherwise",
+            r"row 3, column id: '7'; an earlier row has it otherwise",
         ),
         (
             {"truth": swap("\na,", "\n007,"), "predictions": swap("\na,", "\n7,", PREDICTIONS)},
@@ -359,14 +388,24 @@ def swap(old, new, text=TRUTH):
         ({"predictions": PROBABILITIES, "threshold": float("nan")}, "threshold must be above 0 and at most 1, not nan"),
         (
             {"truth": swap("id,", "", TRUTH)},
-            r"truth\.csv, row 2: 7 cells, and the heading has 6; name the column that is one too many, or remo",
+            r"truth\.csv, row 2: 7 cells, and the heading has 6; .*row.names = FALSE",
         ),
         (
             {"predictions": PREDICTIONS + 'e,0,"0,0,0,0\n'},
-            r"pred\.csv: cannot be read as CSV in UTF-8: unexpected end of",
+            r"pred\.csv: cannot be read as CSV: unexpected end of",
         ),
         ({"label_set": "nih"}, "unknown label set 'nih'; choose one of chexpert14, nih9, nih10, shared9, competition5"),
-        ({"draws": 0}, "draws must be at least 1, not 0"),
+        ({"draws": 39}, "draws must be from 40 to 1,000,000, not 39"),
+        ({"draws": 10**9}, "draws must be from 40 to 1,000,000, not 1000000000"),
+        (
+            {"truth": swap(",q", ",1.23E+12"), "patient": "patient"},
+            r"row 4, column patient: '1\.23E\+12'; a spreadsheet has dropped digits",
+        ),
+        ({"truth": swap("\nb,", "\n1,2E+15,").replace("\n1,2E+15", '\n"1,2E+15"')}, r"id: '1,2E\+15'; a spreadsheet"),
+        (
+            {"truth": swap(",q", ",p-1").replace(",q", ",P01"), "patient": "patient"},
+            r"row 5, column patient: 'P01'; an earlier row has it otherwise",
+        ),
         ({"seed": -1}, "seed must be at least 0, not -1"),
     ],
 )
