@@ -111,16 +111,15 @@ def told(scored: dict) -> str:
         f"({scored['label_set'] or 'columns of both files'}); 95 % intervals from {scored['draws']:,} resamples, "
         f"clustered by {scored['clustered_by']}"
     ]
-    table = pd.DataFrame(scored["labels"], dtype=object)
-    if "auroc" in table:
-        lines += ["", _table(table, ["label", "support", "films", *score.AREAS])]
+    labels = scored["labels"]
+    if "auroc" in labels[0]:
+        lines += ["", _table(labels, ["label", "support", "films", *score.AREAS])]
     if scored["threshold"] is not None:
         lines += ["", f"With a probability of at least {scored['threshold']:g} as present:"]
-    if "f1" in table:
-        rates = [*score.RATES, "specificity"]
-        lines += ["", _table(table, ["label", "support", *score.COUNTS, *rates])]
+    if "f1" in labels[0]:
+        lines += ["", _table(labels, ["label", "support", *score.COUNTS, *score.RATES, "specificity"])]
     metrics = [name for name in overall if f"{name}_low" in overall and not (one and name[:6] in ("micro_", "macro_"))]
-    lines += ["", *(f"{name.replace('_', ' ')}: {_told(overall, name, 'undefined')}" for name in metrics)]
+    lines += ["", *(f"{name.replace('_', ' ')}: {_shown(overall, name, 'undefined')}" for name in metrics)]
     if "n_normal" in overall:
         lines[-1] += f", of {overall['n_normal']} normal films"
     lines += [
@@ -137,23 +136,18 @@ def told(scored: dict) -> str:
     return "\n".join([*lines, *scored["notes"]])
 
 
-def _table(table: pd.DataFrame, columns: list[str]) -> str:
-    rows = [
-        {name: _told(row, name, "-") if f"{name}_low" in row else _number(row[name]) for name in columns}
-        for row in table.to_dict("records")
-    ]
-    return pd.DataFrame(rows).to_string(index=False)
+def _table(rows: list[dict], columns: Sequence[str]) -> str:
+    return pd.DataFrame([{name: _shown(row, name) for name in columns} for row in rows]).to_string(index=False)
 
 
-def _number(value: float | str | None) -> str:
-    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _told(scores: dict, metric: str, undefined: str) -> str:
-    value, low, high = (scores[metric + end] for end in ("", "_low", "_high"))
-    if value is None:
-        return undefined
-    return f"{value:.3f} " + ("(no interval)" if low is None else f"({low:.3f} to {high:.3f})")
+def _shown(row: dict, name: str, undefined: str = "-") -> str:
+    """`row[name]` as text, with its interval if it has one."""
+    value, low, high = (row.get(name + end) for end in ("", "_low", "_high"))
+    if value is None or not isinstance(value, float):
+        return undefined if value is None else str(value)
+    if f"{name}_low" not in row:
+        return f"{value:.3f}"
+    return f"{value:.3f} ({'no interval' if low is None else f'{low:.3f} to {high:.3f}'})"
 
 
 def _notes(result: dict, patient_columns: list[str]) -> list[str]:
