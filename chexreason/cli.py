@@ -296,9 +296,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("-n", "--dry-run", action="store_true", help="print what would run, and write nothing")
     command.add_argument("-c", "--cores", metavar="N", help="how many stages may run side by side (2)")
     command.add_argument("params", help="the study's params file, such as params/mini.yaml")
-    command.add_argument(
+    targets = command.add_argument(
         "arguments", nargs=argparse.REMAINDER, metavar="target", help="a stage, a single run or a file"
     )
+    targets.required = False  # argparse would name it as missing where the params file is
     command.set_defaults(command=run, print_help=command.print_help)
 
     command = commands.add_parser("results", help="print the scores of a study that has run")

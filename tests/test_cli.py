@@ -170,6 +170,12 @@ def test_the_help_of_run_tells_targets_and_how_to_reach_snakemake(capsys, words)
     assert "Targets are the stages curate" in said and "-- --forcerun compare" in said
 
 
+def test_run_alone_asks_for_the_params_file_only(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "--full"])
+    assert capsys.readouterr().err.endswith("the following arguments are required: params\n")
+
+
 @pytest.mark.soak
 def test_a_dry_run_writes_nothing(tmp_path):
     study_folder(tmp_path)
