@@ -58,9 +58,9 @@ def score_files(
     Raises ScoreError for unknown labels, too few draws, and files that lack a column or a film, name one twice or in
     two ways, hold other values, or mix labels and probabilities.
     """
-    _refuse_options(label_set, labels, draws, seed, threshold)
+    _refuse_options(label_set, labels, patient, draws, seed, threshold)
     files = Path(truth), Path(predictions)
-    stated, given = _films(files[0], [patient] if patient else []), _films(files[1])
+    stated, given = _films(files[0], [] if patient is None else [patient]), _films(files[1])
     _refuse_missing(files[1], stated[ID], given[ID])
     _refuse_missing(files[0], given[ID], stated[ID])
     names = list(LABEL_SETS[label_set]) if label_set else labels or _common(files, (stated, given), patient)
@@ -105,11 +105,11 @@ def score_files(
 def told(scored: dict) -> str:
     """What `score_files` returned, as a person reads it."""
     overall, left_out, one = scored["overall"], scored["left_out"], len(scored["labels"]) == 1
-    of = f" of {scored['patients']} patients" if scored["clustered_by"] != ID else ""
+    of = f" of {_count(scored['patients'], 'patient')}" if scored["clustered_by"] != ID else ""
+    chosen = f" ({scored['label_set']})" if scored["label_set"] else ""
     lines = [
-        f"{overall['n']} films{of}, {len(scored['labels'])} label{'s' * (not one)} "
-        f"({scored['label_set'] or 'columns of both files'}); 95 % intervals from {scored['draws']:,} resamples, "
-        f"clustered by {scored['clustered_by']}"
+        f"{_count(overall['n'], 'film')}{of}, {_count(len(scored['labels']), 'label')}{chosen}; 95 % intervals from "
+        f"{scored['draws']:,} resamples, clustered by {scored['clustered_by']}"
     ]
     labels = scored["labels"]
     if "auroc" in labels[0]:
@@ -121,7 +121,7 @@ def told(scored: dict) -> str:
     metrics = [name for name in overall if f"{name}_low" in overall and not (one and name[:6] in ("micro_", "macro_"))]
     lines += ["", *(f"{name.replace('_', ' ')}: {_shown(overall, name, 'undefined')}" for name in metrics)]
     if "n_normal" in overall:
-        lines[-1] += f", of {overall['n_normal']} normal films"
+        lines[-1] += f", of {_count(overall['n_normal'], 'normal film')}"
     lines += [
         "",
         f"Blank, and left out of their label's scores: {left_out['truth']} in the truth, "
@@ -134,6 +134,10 @@ def told(scored: dict) -> str:
             "A macro mean is over the labels for which the score is defined, F1 over those with a positive film."
         )
     return "\n".join([*lines, *scored["notes"]])
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _table(rows: list[dict], columns: Sequence[str]) -> str:
@@ -161,7 +165,7 @@ def _notes(result: dict, patient_columns: list[str]) -> list[str]:
     }
     none = [name for name, (low, _) in bounds.items() if low is None]
     flat = [name for name, (low, high) in bounds.items() if low is not None and low == high]
-    owners, draws = f"{result['patients']} {'patients' if result['clustered_by'] != ID else 'films'}", result["draws"]
+    owners, draws = _count(result["patients"], "film" if result["clustered_by"] == ID else "patient"), result["draws"]
     notes = {
         f"No interval, since too few patients count in it (see chexreason.score): {_some(none)}.": none,
         "Every resample gives the same value, so the interval has no width, and other patients may give another value: "
@@ -188,13 +192,15 @@ def _patient_columns(rows: pd.DataFrame) -> list[str]:
     return [name for name in there if "age" not in name.casefold() and rows[name].duplicated().any()]
 
 
-def _refuse_options(label_set, labels, draws, seed, threshold) -> None:
+def _refuse_options(label_set, labels, patient, draws, seed, threshold) -> None:
     if label_set is not None and label_set not in LABEL_SETS:
         raise ScoreError(f"unknown label set {label_set!r}; choose one of {', '.join(LABEL_SETS)}")
     if label_set is not None and labels is not None:
         raise ScoreError("give a label set or labels, not both")
     if labels is not None and (not labels or "" in labels or ID in labels or len(set(labels)) < len(labels)):
         raise ScoreError(f"labels {', '.join(labels)!r}: give the names of columns, each of them once, and not {ID!r}")
+    if patient == "":
+        raise ScoreError("patient '': give the name of a column, or leave it out to resample films")
     if threshold is not None and not 0 < threshold <= 1:
         raise ScoreError(f"threshold must be above 0 and at most 1, not {threshold}")
     if not 40 <= draws <= 1_000_000:  # the 2.5th percentile of fewer is beyond them all

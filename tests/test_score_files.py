@@ -264,6 +264,11 @@ def test_what_a_normal_film_is_without_a_label_for_it_is_told(files):
     assert note not in told(files(*named, None))
 
 
+def test_one_film_of_one_patient_is_told_in_the_singular(files):
+    one = "id,owner,Edema\na,p,1\n"
+    assert told(files(one, one, None, "owner")).startswith("1 film of 1 patient, 1 label; 95 % intervals from 50 res")
+
+
 def test_blank_lines_before_the_heading_change_nothing(files):
     assert files("\n \n" + TRUTH, "\n,,\n" + PREDICTIONS) == files()
 
@@ -395,6 +400,7 @@ def swap(old, new, text=TRUTH):
             r"pred\.csv: cannot be read as CSV: unexpected end of",
         ),
         ({"label_set": "nih"}, "unknown label set 'nih'; choose one of chexpert14, nih9, nih10, shared9, competition5"),
+        ({"patient": ""}, "patient '': give the name of a column, or leave it out to resample films"),
         ({"draws": 39}, "draws must be from 40 to 1,000,000, not 39"),
         ({"draws": 10**9}, "draws must be from 40 to 1,000,000, not 1000000000"),
         (
