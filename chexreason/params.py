@@ -50,7 +50,7 @@ OWNER = "params_file"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without what no params file needs: aliases, a few of which can stand for gigabytes, and repeated keys.
+    """YAML without what no params file needs: tags, aliases (a few can stand for gigabytes) and repeated keys.
 
     Plain values are read as YAML 1.2 does, not 1.1: `no` and `12:30` are text, and so is what begins with a needless
     zero, such as `001` or `0x10`.  Numbers are as in Python: `1e-3`, `.5`, `1_000`.
@@ -60,9 +60,15 @@ class _Loader(yaml.SafeLoader):
     yaml_constructors: ClassVar = {}
 
     def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(None, None, "aliases (*name) are not allowed; write the value out", mark)
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(
+                None, None, "aliases (*name) are not allowed; write the value out", event.start_mark
+            )
+        if event.tag is not None:
+            raise yaml.MarkedYAMLError(
+                None, None, f"tags ({event.tag}) are not allowed; write the value alone", event.start_mark
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
@@ -101,7 +107,6 @@ for _tag, (_pattern, _make) in PLAIN.items():
     _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _make)
     if _pattern is not None:
         _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})\\Z"), None)
-_Loader.add_constructor(None, yaml.SafeLoader.construct_undefined)
 
 
 class Section(BaseModel):
@@ -880,8 +885,11 @@ def _yaml(file: Path, path: str | Path):
         return yaml.load(text.decode(), _Loader)
     except RecursionError:
         raise ParamsError(f"{path}: not a params file: nested too deeply") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, a date or a number that is none
-        raise ParamsError(f"{path}: not a YAML file: {error}") from None
+    except UnicodeDecodeError:
+        raise ParamsError(f"{path}: not a YAML file: no text in UTF-8; save it as UTF-8") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, a number of 5,000 digits
+        told = str(error).replace('in "<unicode string>", ', "")
+        raise ParamsError(f"{path}: not a YAML file: {told}") from None
 
 
 def load(path: str | Path, full: bool = True) -> Study:
@@ -893,7 +901,7 @@ def load(path: str | Path, full: bool = True) -> Study:
     file = find(path)
     values = _yaml(file, path)
     if not isinstance(values, dict):
-        raise ParamsError(f"{path}: a params file is a mapping of sections, this one holds {type(values).__name__}")
+        raise ParamsError(f"{path}: not a params file: it must hold `key: value` sections, as params/mini.yaml does")
     try:
         study = Study.model_validate(values)
     except ValidationError as error:

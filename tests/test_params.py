@@ -315,7 +315,11 @@ def test_a_value_means_what_its_writer_meant(tmp_path, kind, text, meant):
         *(("name", text, "write text in quotes") for text in ("1e3", "123", "1_000", "1.10", "true", "2024-01-01")),
         *(("name", text, "got nothing (null); write") for text in ("null", "~", "", "None")),
         ("name", "my study", "a name is made of letters, digits"),
-        ("name", "!!set {a}", "could not determine a constructor"),
+        *(
+            ("name", text, "are not allowed; write the value alone")
+            for text in ("!!set {a}", "!!timestamp x", "!!null x")
+        ),
+        ("flag", "!!bool maybe", "tags (tag:yaml.org,2002:bool) are not allowed; write the value alone"),
     ],
 )
 def test_a_value_that_may_mean_two_things_is_refused_with_what_to_write(tmp_path, kind, text, told):
