@@ -49,7 +49,7 @@ def test_a_batch_that_does_not_fit_in_memory_is_asked_in_halves_with_the_same_re
     noise = np.random.default_rng(0)
     for number in range(96):
         Image.fromarray(noise.integers(0, 256, (128, 104), np.uint8)).save(tmp_path / f"{number:02}.png")
-    call = [sys.executable, "-c", SCARCE, str(tmp_path), "32"]
+    call = [sys.executable, "-c", SCARCE, str(tmp_path), "4"]
     said = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stderr[-2000:]
     assert "no memory is left for 96 films at once; trying 48" in said.stdout
