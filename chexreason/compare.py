@@ -264,8 +264,8 @@ def _record(name: str, tables: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _paired(study, pair: tuple, where: tuple, scored: dict) -> pd.DataFrame:
-    metrics = score.PAIRED if where[1] == "chexpert14" else score.PAIRED[:-1]
-    rows = score.difference(*(scored[one, *where] for one in pair), metrics)
+    reported = score.PAIRED if where[1] == "chexpert14" else score.PAIRED[:-1]
+    rows = score.difference(*(scored[one, *where] for one in pair), reported)
     return rows.assign(dataset=where[0], label_set=where[1], **_step(study, pair))
 
 

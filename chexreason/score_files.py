@@ -118,8 +118,8 @@ def told(scored: dict) -> str:
         lines += ["", f"With a probability of at least {scored['threshold']:g} as present:"]
     if "f1" in labels[0]:
         lines += ["", _table(labels, ["label", "support", *score.COUNTS, *score.RATES, "specificity"])]
-    metrics = [name for name in overall if f"{name}_low" in overall and not (one and name[:6] in ("micro_", "macro_"))]
-    lines += ["", *(f"{name.replace('_', ' ')}: {_shown(overall, name, 'undefined')}" for name in metrics)]
+    reported = [name for name in overall if f"{name}_low" in overall and not (one and name[:6] in ("micro_", "macro_"))]
+    lines += ["", *(f"{name.replace('_', ' ')}: {_shown(overall, name, 'undefined')}" for name in reported)]
     if "n_normal" in overall:
         lines[-1] += f", of {_count(overall['n_normal'], 'normal film')}"
     lines += [

@@ -108,7 +108,7 @@ class Shape(NamedTuple):
         return self.vision + self.language
 
 
-def config(path: str):
+def model_config(path: str):
     """The configuration of a model: a published one, or one whose folder or cache is on this machine.
 
     Raises ModelError when it is neither.
@@ -131,7 +131,7 @@ def empty(path: str):
     from transformers import AutoModelForImageTextToText
 
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config(path), dtype=torch.bfloat16)
+        return AutoModelForImageTextToText.from_config(model_config(path), dtype=torch.bfloat16)
 
 
 def parts(model) -> dict[str, int]:
@@ -178,13 +178,13 @@ def patches(model: params.Model, width: int, height: int) -> int:
     processor = image_processor(model)
     if hasattr(processor, "get_number_of_image_patches"):
         return processor.get_number_of_image_patches(height, width, {})
-    patch = config(model.path).vision_config.patch_size
+    patch = model_config(model.path).vision_config.patch_size
     return (processor.size["height"] // patch) * (processor.size["width"] // patch)
 
 
 def visual_tokens(model: params.Model, width: int, height: int) -> int:
     """How many tokens the language model gets of a film of `width` x `height` pixels."""
-    settings = config(model.path)
+    settings = model_config(model.path)
     if settings.model_type == "gemma3":
         return settings.mm_tokens_per_image
     return patches(model, width, height) // settings.vision_config.spatial_merge_size**2
@@ -193,7 +193,7 @@ def visual_tokens(model: params.Model, width: int, height: int) -> int:
 @cache
 def shape(model: params.Model, lora: params.Lora, width: int, height: int) -> Shape:
     """The shape of a model with LoRA, shown films of `width` x `height` pixels."""
-    settings, built = config(model.path), empty(model.path)
+    settings, built = model_config(model.path), empty(model.path)
     text, vision, count = settings.text_config, settings.vision_config, parts(built)
     layers = vision.depth if hasattr(vision, "depth") else vision.num_hidden_layers
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

@@ -42,7 +42,7 @@ def test_nv_reason_has_qwens_architecture():
 
 
 def test_every_sixth_layer_of_gemma_sees_the_whole_text():
-    kinds = shapes.config(MEDGEMMA).text_config.layer_types
+    kinds = shapes.model_config(MEDGEMMA).text_config.layer_types
     assert [number for number, kind in enumerate(kinds, 1) if kind == "full_attention"] == [6, 12, 18, 24, 30]
 
 
@@ -111,4 +111,4 @@ def test_a_stand_in_has_a_shape_too():
 
 def test_an_unknown_model_is_refused_by_name():
     with pytest.raises(models.ModelError, match=r"someone/else-4b: .* none of google/medgemma-4b-it"):
-        shapes.config("someone/else-4b")
+        shapes.model_config("someone/else-4b")
