@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 
 from chexreason import models
-from chexreason.execute import modules
-from chexreason.params import load
-from chexreason.protocol import Protocol, protocols
+from chexreason.fingerprint import modules
+from chexreason.config import load
+from chexreason.inference.protocol import Protocol, protocols
 
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
@@ -119,7 +119,7 @@ chapters = [
 rule book:
     input:
         pages=[os.path.relpath(page) for page in sorted((ROOT / "book").rglob("*")) if page.is_file()],
-        code=[os.path.relpath(ROOT / f"chexreason/{name}.py") for name in ("book", "choices", "markdown", "plan", "shapes")],
+        code=[os.path.relpath(path) for name in ("workflow", "display") for path in sorted((ROOT / "chexreason" / name).glob("*.py"))],
         paper=source("params/paper.yaml"),
         chapters=chapters,
     output:

@@ -75,17 +75,17 @@ class RunError(RuntimeError):
 
 def _mendable() -> tuple[type[Exception], ...]:
     """What the caller can mend from the message alone, without a traceback."""
-    from chexreason.asked import TeacherError
-    from chexreason.book import BookError
-    from chexreason.curate import CurateError
-    from chexreason.execute import NotebookError
-    from chexreason.films import FilmError
+    from chexreason.config import ParamsError
+    from chexreason.data.film_table import SourceError
+    from chexreason.data.images import FilmError
+    from chexreason.data.sampling import CurateError
+    from chexreason.evaluation.csv_files import ScoreError
     from chexreason.models import ModelError
-    from chexreason.params import ParamsError
     from chexreason.records import DiskFullError, RecordError
-    from chexreason.review import ReviewError
-    from chexreason.score_files import ScoreError
-    from chexreason.sources import SourceError
+    from chexreason.teacher.clients import TeacherError
+    from chexreason.teacher.review import ReviewError
+    from chexreason.workflow.book import BookError
+    from chexreason.workflow.notebook import NotebookError
 
     ours = ParamsError, RecordError, SourceError, FilmError, ModelError, ReviewError, NotebookError, BookError
     return RunError, DiskFullError, CurateError, TeacherError, ScoreError, *ours
@@ -93,7 +93,7 @@ def _mendable() -> tuple[type[Exception], ...]:
 
 def plan(given: argparse.Namespace) -> int:
     """Print every run of a study, what is missing here and what it would cost; 1 when something is missing."""
-    from chexreason import plan
+    from chexreason.workflow import plan
 
     found = plan.plan(_study(given.params))
     print(json.dumps(found, indent=1) if given.json else plan.table(found))
@@ -171,7 +171,8 @@ def _refuse_unknown_targets(targets: list[str], study) -> None:
 
 def results(given: argparse.Namespace) -> None:
     """Print the study's scores, one row per model, dataset and label set."""
-    from chexreason import compare, records
+    from chexreason import records
+    from chexreason.evaluation import compare
 
     study = _study(given.params)
     try:
@@ -188,12 +189,12 @@ def results(given: argparse.Namespace) -> None:
 
 def score(given: argparse.Namespace) -> None:
     """Print how one CSV file's labels score against another's."""
-    from chexreason import score_files
+    from chexreason.evaluation import csv_files
 
     labels = None if given.labels is None else [name.strip() for name in given.labels.split(",")]
     options = {"draws": given.draws, "seed": given.seed, "labels": labels, "threshold": given.threshold}
-    scored = score_files.score_files(given.truth, given.pred, given.label_set, given.patient, **options)
-    print(json.dumps(scored, indent=1, allow_nan=False) if given.json else score_files.told(scored))
+    scored = csv_files.score_files(given.truth, given.pred, given.label_set, given.patient, **options)
+    print(json.dumps(scored, indent=1, allow_nan=False) if given.json else csv_files.report_text(scored))
 
 
 def predict(given: argparse.Namespace) -> int:
@@ -205,7 +206,7 @@ def predict(given: argparse.Namespace) -> int:
     """
     import warnings
 
-    from chexreason import predict
+    from chexreason.inference import predict
     from chexreason.labels import CHEXPERT14
 
     warnings.simplefilter("ignore", FutureWarning)  # what libraries tell each other of names to come
@@ -229,7 +230,7 @@ def predict(given: argparse.Namespace) -> int:
             table.writerow([_printable(row["film"]), *states, row["error"], _printable(row["reply"]), caution])
     else:
         for row, reply in zip(rows, replies, strict=True):
-            answer = f"Not read: {row['error']}" if row["error"] else predict.told(reply)
+            answer = f"Not read: {row['error']}" if row["error"] else predict.format_reply(reply)
             print(f"{_printable(row['film'])}\n\n{_printable(answer)}\n")
         print(caution)
     faults = [row for row in rows if row["error"]]
@@ -242,25 +243,25 @@ def films(given: argparse.Namespace) -> None:
     """Print what a folder of films holds."""
     from importlib import import_module
 
-    from chexreason import sources
+    from chexreason.data import film_table
 
     options = {name: vars(given)[name] for name in ("labels", "fibrosis") if name in given}
-    read = import_module(f"chexreason.sources.{given.source}").read
-    found = sources.overview(read(Path(given.folder), **options), Path(given.folder))
-    print(json.dumps(found, indent=1) if given.json else sources.told(found))
+    read = import_module(f"chexreason.data.{given.source}").read
+    found = film_table.overview(read(Path(given.folder), **options), Path(given.folder))
+    print(json.dumps(found, indent=1) if given.json else film_table.overview_text(found))
 
 
 def review(given: argparse.Namespace) -> None:
     """Draw a sheet of traces for a radiologist, or print what the radiologist's verdicts come to."""
-    from chexreason import review
+    from chexreason.teacher import review
 
     study = _study(given.params)
-    print(review.told(review.read(study, given.verdicts)) if given.verdicts else review.write(study))
+    print(review.verdict_summary(review.read(study, given.verdicts)) if given.verdicts else review.write(study))
 
 
 def notebook(given: argparse.Namespace) -> None:
     """Run one notebook as the DAG does."""
-    from chexreason.execute import execute
+    from chexreason.workflow.notebook import execute
 
     parameters = _parameters(given.notebook, given.parameters)
     print(f"{Path(given.output).stem}: running", file=sys.stderr, flush=True)
@@ -269,7 +270,7 @@ def notebook(given: argparse.Namespace) -> None:
 
 def book(given: argparse.Namespace) -> None:
     """Assemble the book's pages and the executed notebooks, and build it."""
-    from chexreason.book import build
+    from chexreason.workflow.book import build
 
     print(build(_study(given.params), ROOT / "book", [Path(each) for each in given.chapters]))
 
@@ -314,7 +315,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--labels", metavar="A,B", help="the label columns (all columns that both files have)")
     command.add_argument("--threshold", type=float, metavar="P", help="F1 too: a probability of at least P is present")
     command.add_argument("--patient", metavar="COLUMN", help="whose film it is, in the truth: patients are resampled")
-    command.add_argument("--draws", type=int, default=10_000, help="bootstrap resamples (10000)")
+    command.add_argument("--draws", type=int, default=10_000, help="bootstrap resamples, 40 or more (10000)")
     command.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (0)")
     command.add_argument("--json", action="store_true", help="one JSON object")
     command.set_defaults(command=score)
@@ -370,8 +371,8 @@ def _parameters(notebook: str, given: list[tuple[str, str]]) -> dict:
 
     What is given for a text stays as it is: `001` or `true` may be a name.
     """
-    from chexreason.execute import defaults
-    from chexreason.params import ParamsError, read_value
+    from chexreason.config import ParamsError, read_value
+    from chexreason.workflow.notebook import defaults
 
     values = {}
     for name, text in given:
@@ -396,7 +397,7 @@ def _printable(text: str) -> str:
 
 def _study(path: str | None, full: bool = True):
     """The study of a params file; without one the default study, of this folder or else of the checkout."""
-    from chexreason.params import ParamsError, find, load
+    from chexreason.config import ParamsError, find, load
 
     if path is None:
         try:

@@ -58,7 +58,7 @@ UNCERTAIN = -1.0
 POLICIES = ("u_zeros", "u_ones", "u_ignore")
 
 
-def settle(labels: pd.DataFrame, policy: str = "u_zeros") -> pd.DataFrame:
+def apply_policy(labels: pd.DataFrame, policy: str = "u_zeros") -> pd.DataFrame:
     """Settle label states by a named policy.
 
     `labels` holds 1 (present), 0 (absent), -1 (uncertain) or NaN (not mentioned), films by labels.  The result holds
@@ -81,7 +81,7 @@ def positives(row: pd.Series) -> tuple[str, ...]:
     return tuple(name for name in CHEXPERT14 if row[name] == 1.0)
 
 
-def close_upwards(labels: pd.DataFrame) -> pd.DataFrame:
+def add_parent_labels(labels: pd.DataFrame) -> pd.DataFrame:
     """Labels, films x 14, with Enlarged Cardiomediastinum and Lung Opacity present wherever a label below them is.
 
     CheXpert's test labels are closed so; its training labels, and what a model learnt from them, are not.  Takes and

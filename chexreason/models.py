@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from textwrap import shorten
 
-from chexreason import answers, params, records
+from chexreason import answers, config, records
 
 STAND_IN = "stand-in:"
 
@@ -48,7 +48,7 @@ def one_line(place: str | Path):
 
     Running out of memory is left as it is: what to do about it depends on the caller.
     """
-    from chexreason.training import out_of_memory
+    from chexreason.runtime import out_of_memory
 
     try:
         yield
@@ -71,13 +71,13 @@ def folder(path: str) -> str:
     return str(place)
 
 
-def weights(model: params.Model) -> list[Path]:
+def weights(model: config.Model) -> list[Path]:
     """The files of a folder or stand-in that a reply can follow from (see `READ`); none of a hub id."""
     place = Path(folder(model.path))
     return sorted(file for pattern in READ for file in place.glob(pattern))
 
 
-def commit(model: params.Model) -> str:
+def commit(model: config.Model) -> str:
     """The commit of a hub model: of `revision`, or of `main` as this machine's cache has it; "" for a folder.
 
     The hub is asked only where the cache lacks the model and HF_HUB_OFFLINE is 0; "" where neither knows.
@@ -97,7 +97,7 @@ def commit(model: params.Model) -> str:
         return ""
 
 
-def version(model: params.Model) -> str:
+def version(model: config.Model) -> str:
     """Which weights a path stands for: the commit of a hub model, `sha256:<16 digits>` of a folder's files."""
     if found := commit(model):
         return found
@@ -105,7 +105,7 @@ def version(model: params.Model) -> str:
     return f"sha256:{hashlib.sha256(chr(10).join(sums).encode()).hexdigest()[:16]}" if sums else ""
 
 
-def provenance(model: params.Model) -> dict:
+def provenance(model: config.Model) -> dict:
     """What a record's origin says of the base model it was made with."""
     return {"model": {"path": model.path, "version": version(model)}}
 
@@ -116,7 +116,7 @@ def _sha256(file: Path, size: int, changed: int) -> str:
     return records.sha256(file)
 
 
-def _source(model: params.Model) -> dict:
+def _source(model: config.Model) -> dict:
     """Which repository or folder, and which commit of it, transformers is to load; never code from there."""
     return {
         "pretrained_model_name_or_path": folder(model.path),
@@ -125,7 +125,7 @@ def _source(model: params.Model) -> dict:
     }
 
 
-def load_processor(model: params.Model):
+def load_processor(model: config.Model):
     """The processor of a model: image processor, tokenizer and chat template, padding on the left.
 
     Special tokens come from the chat template alone, so that SFT, GRPO and prediction give the model the same tokens
@@ -246,7 +246,7 @@ def plain_generation(model, processor):
     return model
 
 
-def bound(image_processor, model: params.Model) -> None:
+def bound(image_processor, model: config.Model) -> None:
     """Have Qwen2.5-VL's image processor make between `model.visual_tokens` tokens of a film, of whatever size it is.
 
     The processor counts in pixels: a token is a square of `merge_size` x `merge_size` patches, 28 x 28 pixels of the
@@ -271,7 +271,7 @@ def image_only_qwen():
     return ImageOnlyQwen
 
 
-def load_base(model: params.Model):
+def load_base(model: config.Model):
     """The base model in evaluation mode on the fastest device there is; safetensors only, no remote code.
 
     Raises ModelError where the folder or hub id gives no such model.
@@ -309,7 +309,7 @@ def image_encoder(model):
     return encoder
 
 
-def load_trained(model: params.Model, adapter: Path):
+def load_trained(model: config.Model, adapter: Path):
     """The base model with an adapter of SFT or GRPO merged into it, for answering."""
     return attach(load_base(model), adapter).merge_and_unload().eval()
 
@@ -357,7 +357,7 @@ def _fault(model, weights: dict, base: str) -> str:
     return ""
 
 
-def lora_config(lora: params.Lora, model: params.Model | None = None):
+def lora_config(lora: config.Lora, model: config.Model | None = None):
     """The published LoRA (PROTOCOL: SFT) as a peft configuration, with the target modules that `model` names."""
     from peft import LoraConfig
 
@@ -371,7 +371,7 @@ def lora_config(lora: params.Lora, model: params.Model | None = None):
     )
 
 
-def refuse_unreached(base, model: params.Model) -> None:
+def refuse_unreached(base, model: config.Model) -> None:
     """Raise ModelError unless LoRA reaches every linear layer of the language model, or params name it as left out.
 
     `base` is the model, on the meta device too.  Also for LoRA that reaches nothing, or the vision encoder, which is

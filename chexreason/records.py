@@ -55,7 +55,7 @@ def commit() -> str:
 def origin(study, seed: int | None = None, inputs: Iterable[Path] = ()) -> dict:
     """What a record was made from: the study's params, the package, the seed and the hash of every input record.
 
-    `study` is a `chexreason.params.Study`.  No time and no path of this machine is in it, so that the same study gives
+    `study` is a `chexreason.config.Study`.  No time and no path of this machine is in it, so that the same study gives
     the same bytes; inputs are named relative to the study's folder.
     """
     return {

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from chexreason import answers, params
+from chexreason import answers, config
 
 
 def jaccard(truth: Collection[str], given: Collection[str]) -> float:
@@ -33,7 +33,7 @@ def length(text: str, unit: str, token_ids: Sequence[int]) -> int:
     return {"characters": len(text), "words": len(text.split()), "tokens": len(token_ids)}[unit]
 
 
-def hard(text: str, truth: Collection[str], length: int, settings: params.Reward) -> float:
+def hard(text: str, truth: Collection[str], length: int, settings: config.Reward) -> float:
     """The hard reward of one completion (equation 3).
 
     0 unless the reply has exactly the published form; else the Jaccard index of its labels with `truth`, less
@@ -102,7 +102,7 @@ def predicted(text: str) -> tuple[str, ...] | None:
     return None if reading.failed else reading.labels
 
 
-def nuanced(text: str, truth: Collection[str], window: Window, settings: params.Nuanced) -> Parts:
+def nuanced(text: str, truth: Collection[str], window: Window, settings: config.Nuanced) -> Parts:
     """The nuanced reward of one completion (equation 4), `window` being the predictions before its batch.
 
     What the paper states stands first, what it leaves open and we decided after the dash.
@@ -133,7 +133,7 @@ def nuanced(text: str, truth: Collection[str], window: Window, settings: params.
     )
 
 
-def false_positive(label: str, settings: params.Nuanced) -> float:
+def false_positive(label: str, settings: config.Nuanced) -> float:
     """What one wrong label costs, in points (ours; the paper states no weights).
 
     `settings.false_positive` for a label that never occurs, twice that for the commonest, and in between in proportion
@@ -143,7 +143,7 @@ def false_positive(label: str, settings: params.Nuanced) -> float:
     return settings.false_positive * (1.0 + settings.frequency.get(label, 0.0) / commonest)
 
 
-def dominated(labels: Collection[str], window: Window, settings: params.Nuanced) -> float:
+def dominated(labels: Collection[str], window: Window, settings: config.Nuanced) -> float:
     """What `labels` cost for repeating what dominates `window`, in points (the reading is ours).
 
     Dominance is counted in predictions, not labels, for a reply may hold several.  Each completion is judged as the
@@ -157,7 +157,7 @@ def dominated(labels: Collection[str], window: Window, settings: params.Nuanced)
 
 
 def nuanced_batch(
-    texts: Sequence[str], truths: Sequence[Collection[str]], window: Window, settings: params.Nuanced
+    texts: Sequence[str], truths: Sequence[Collection[str]], window: Window, settings: config.Nuanced
 ) -> tuple[list[Parts], Window]:
     """The nuanced reward of every completion of a batch, and the window after it.
 
@@ -180,7 +180,7 @@ class NuancedReward:
 
     __name__ = "nuanced"
 
-    def __init__(self, settings: params.Nuanced, opening: str = "", ends: Collection[int] = ()):
+    def __init__(self, settings: config.Nuanced, opening: str = "", ends: Collection[int] = ()):
         self.settings, self.window = settings, Window(settings.window)
         self.opening, self.ends = opening, ends
 

@@ -31,10 +31,10 @@ def best(work, times: int = 3) -> float:
 
 
 def drawing(hospital: str, films: int = 200) -> str:
-    from chexreason.sources import phantom
+    from chexreason.data.phantom import hospitals
 
-    recipes = list(phantom.film_table(films, 1, hospital)["recipe"])
-    return f"{films / best(lambda: [phantom.draw(recipe) for recipe in recipes]):.0f} films a second"
+    recipes = list(hospitals.film_table(films, 1, hospital)["recipe"])
+    return f"{films / best(lambda: [hospitals.draw(recipe) for recipe in recipes]):.0f} films a second"
 
 
 def made_up(films: int, patients: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
@@ -49,12 +49,12 @@ def made_up(films: int, patients: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.S
 
 def bootstrap(draws: int = 10_000, films: int = 25_596, patients: int = 2_797) -> str:
     """Our draws and those of a loop over scikit-learn, in turn; the loop is timed on few draws, and scaled."""
-    from chexreason import score
+    from chexreason.evaluation import metrics
 
     truth, given, owner = made_up(films, patients)
     ours, loop, few = [], [], 10
     for _ in range(3):
-        ours.append(best(lambda: score.score(truth, given, owner, draws, np.random.default_rng(0)), 1) / draws)
+        ours.append(best(lambda: metrics.score(truth, given, owner, draws, np.random.default_rng(0)), 1) / draws)
         loop.append(best(lambda: scikit_learn(truth, given, owner, few), 1) / few)
     return (
         f"{min(ours) * draws:.1f} s for {draws:,} draws of {films:,} films; a loop over scikit-learn's f1_score would "
@@ -77,8 +77,8 @@ def scikit_learn(truth: pd.DataFrame, given: pd.DataFrame, owner: pd.Series, dra
 
 def memory() -> str:
     """The peak of a process that does nothing but the bootstrap."""
-    code = "import numpy as np, bench; from chexreason import score; "
-    code += "score.score(*bench.made_up(25_596, 2_797), 10_000, np.random.default_rng(0)); "
+    code = "import numpy as np, bench; from chexreason.evaluation import metrics; "
+    code += "metrics.score(*bench.made_up(25_596, 2_797), 10_000, np.random.default_rng(0)); "
     code += "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)"
     told = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
@@ -89,19 +89,20 @@ def memory() -> str:
 def curating() -> str:
     import mimic_tables
 
-    from chexreason import curate, params
+    from chexreason import config
+    from chexreason.data import curate
 
     with TemporaryDirectory() as folder:
         mimic_tables.write(Path(folder))
         os.environ["MIMIC_CXR_JPG"] = folder
-        study = params.load("params/paper.yaml")
+        study = config.load("params/paper.yaml")
         taken = best(lambda: curate.training(study, curate.candidates(study, "mimic").films), 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     return f"{taken:.1f} s, this process's peak {peak:.2f} GB, for {mimic_tables.FILMS:,} films"
 
 
 def picking() -> str:
-    from chexreason import curate
+    from chexreason.data import sampling
     from chexreason.labels import CHEXPERT14
 
     taken = []
@@ -109,17 +110,18 @@ def picking() -> str:
         rng = np.random.default_rng(0)
         present = pd.DataFrame(rng.random((films, 14)) < 0.15, columns=list(CHEXPERT14))
         order = rng.random(films)
-        told = best(lambda table=present, order=order: curate.greedy(table, 1000, 0.05, 0.25, 4.0, order), 1)
+        told = best(lambda table=present, order=order: sampling.greedy(table, 1000, 0.05, 0.25, 4.0, order), 1)
         taken.append(f"{films:,}: {told:.2f} s")
     return ", ".join(taken)
 
 
 def answering(name: str, films: int = 64, rounds: int = 3) -> str:
     """All films in one batch against one at a time, in turns, so that both meet the machine as it is at the time."""
-    from chexreason import params, predict, prompts
-    from chexreason.protocol import Protocol
+    from chexreason import config, prompts
+    from chexreason.inference import predict
+    from chexreason.inference.protocol import Protocol
 
-    settings = params.Model(name=name, path=f"stand-in:{name}", dtype="float32")
+    settings = config.Model(name=name, path=f"stand-in:{name}", dtype="float32")
     together = predict.load(settings, None, films)
     together.model.generation_config.min_new_tokens = TRACE[name]
     alone = together._replace(batch=1)
@@ -137,7 +139,7 @@ def answering(name: str, films: int = 64, rounds: int = 3) -> str:
 
 def asking(reader, paths: list[Path], protocol) -> float:
     """Seconds to ask about all films, with a journal that holds nothing yet."""
-    from chexreason import predict
+    from chexreason.inference import predict
 
     with TemporaryDirectory() as journal:
         return best(lambda: predict.ask(reader, paths, protocol, Path(journal)), 1)
@@ -147,11 +149,11 @@ def drawn(folder: Path, films: int) -> list[Path]:
     """Phantom films as files."""
     from PIL import Image
 
-    from chexreason.sources import phantom
+    from chexreason.data.phantom import hospitals
 
     paths = [folder / f"{number}.png" for number in range(films)]
-    for path, recipe in zip(paths, phantom.film_table(films, 1)["recipe"], strict=True):
-        Image.fromarray(phantom.draw(recipe).image).save(path)
+    for path, recipe in zip(paths, hospitals.film_table(films, 1)["recipe"], strict=True):
+        Image.fromarray(hospitals.draw(recipe).image).save(path)
     return paths
 
 
@@ -161,7 +163,7 @@ def reading(side: int = 2500) -> str:
     from pydicom.uid import JPEG2000Lossless
     from test_films import dicom, kept
 
-    from chexreason import films
+    from chexreason.data import images
 
     drawn = np.linspace(-1, 1, side)
     chest = (
@@ -179,7 +181,7 @@ def reading(side: int = 2500) -> str:
             "16-bit PNG": Path(folder) / "film.png",
         }
         Image.fromarray(stored).save(paths["16-bit PNG"])
-        taken = {name: best(lambda path=path: films.prepare(path, 896)) for name, path in paths.items()}
+        taken = {name: best(lambda path=path: images.prepare(path, 896)) for name, path in paths.items()}
     return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in taken.items())
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from hypothesis import settings
 
-from chexreason import params
+from chexreason import config
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side, one process a core
 
@@ -65,7 +65,7 @@ def study_folder(folder: Path, **changes: str) -> Path:
     return folder
 
 
-def changed_study(folder: Path, name: str, changes: dict) -> params.Study:
+def changed_study(folder: Path, name: str, changes: dict) -> config.Study:
     """The study of `params/<name>.yaml` with its records under `folder`; `changes` are "section.key": value."""
     values = yaml.safe_load((ROOT / "params" / f"{name}.yaml").read_text(encoding="utf-8"))
     for key, value in changes.items():
@@ -77,13 +77,13 @@ def changed_study(folder: Path, name: str, changes: dict) -> params.Study:
     file = folder / "params" / f"{name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-    return params.load(file)
+    return config.load(file)
 
 
 @pytest.fixture(scope="session")
-def smoke(tmp_path_factory) -> params.Study:
+def smoke(tmp_path_factory) -> config.Study:
     """The smoke study after `chexreason run`, book included, in a folder of its own."""
     folder = study_folder(tmp_path_factory.mktemp("smoke"))
     said = command(folder, "run", "params/smoke.yaml")
     assert said.returncode == 0, said.stdout[-2000:] + said.stderr[-6000:]
-    return params.load(folder / "params" / "smoke.yaml", full=False)
+    return config.load(folder / "params" / "smoke.yaml", full=False)

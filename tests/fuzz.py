@@ -32,9 +32,10 @@ from test_answers import FULL, partly_denied
 from test_dicom import changed, table
 from test_films import COLOR, TWELVE_BIT, dicom, encoded, packed, png16, written
 
-from chexreason import answers, films, params, prepare, records, sources
+from chexreason import answers, config, records
+from chexreason.data import convert, film_table, images, own
+from chexreason.data.film_table import SourceError
 from chexreason.labels import CHEXPERT14
-from chexreason.sources import SourceError, own
 
 ROOT = Path(__file__).resolve().parent.parent
 MINI = (ROOT / "params" / "mini.yaml").read_text(encoding="utf-8")
@@ -172,34 +173,34 @@ TABLES = st.lists(PADDED | st.lists(CELLS, min_size=1, max_size=5).map(",".join)
 )
 
 
-def patients_apart(films: sources.Films, folder: Path) -> None:
+def patients_apart(films: film_table.Films, folder: Path) -> None:
     """What must be true of a table that was read: one row and one image per film, one spelling per patient."""
     table = films.table
     assert table["film"].is_unique and table["path"].is_unique
-    assert table["film"].map(prepare.file_name).str.casefold().is_unique
+    assert table["film"].map(convert.file_name).str.casefold().is_unique
     assert table["patient"].eq(table["patient"].str.strip()).all()
-    assert not sources.alike(table["patient"].drop_duplicates()).duplicated().any()
-    assert not sources.present(films, folder).isna().any()
+    assert not film_table.alike(table["patient"].drop_duplicates()).duplicated().any()
+    assert not film_table.present(films, folder).isna().any()
 
 
 def targets(folder: Path) -> dict[str, Target]:
     """Every reader that is fuzzed, by what it reads."""
-    section = params.Own(
+    section = config.Own(
         kind="own", root=".", table="input", labels={"Edema": "edema"},
         columns={"path": "file", "patient": "pid", "view": "view"},
     )  # fmt: skip
     record = folder / "whole.parquet"
     table = pd.DataFrame({"film": ["a", "b"] * 20, "labels": [["Edema"], []] * 20, "reward": np.linspace(0, 1, 40)})
     records.save(table, record, {"study": "fuzz"})
-    images = [encoded("PNG"), encoded("JPEG"), written(dicom(TWELVE_BIT)), *map(packed, SYNTAXES)]
-    images += [png16(COLOR, 2), written(dicom(TWELVE_BIT))[132:]]
+    films = [encoded("PNG"), encoded("JPEG"), written(dicom(TWELVE_BIT)), *map(packed, SYNTAXES)]
+    films += [png16(COLOR, 2), written(dicom(TWELVE_BIT))[132:]]
     rows = b"file,pid,edema,view\na.png,p1,1,PA\nb.png,p2,0,AP\n"
     return {
         "answers": Target(lambda data: answers.read(data.decode("utf-8", "replace")), (), REPLIES | st.binary()),
         "denials": Target(read_denials, (), DENIALS),
         "params files": Target(
-            from_file(params.load, folder),
-            (params.ParamsError,),
+            from_file(config.load, folder),
+            (config.ParamsError,),
             changed_params() | damaged([MINI.encode()]) | st.binary(),
         ),
         "CSV of own films": Target(
@@ -207,8 +208,8 @@ def targets(folder: Path) -> dict[str, Target]:
             (SourceError,),
             TABLES | damaged([rows]),
         ),
-        "images": Target(from_file(films.read, folder), (films.FilmError,), damaged(images) | st.binary()),
-        "DICOM headers": Target(from_file(films.read, folder), (films.FilmError,), headers()),
+        "images": Target(from_file(images.read, folder), (images.FilmError,), damaged(films) | st.binary()),
+        "DICOM headers": Target(from_file(images.read, folder), (images.FilmError,), headers()),
         "parquet records": Target(
             from_file(records.load, folder), (records.RecordError,), damaged([record.read_bytes()])
         ),
@@ -272,7 +273,7 @@ def run_atheris(name: str, arguments: list[str]) -> None:
     """What the process of `atheris_drives` does; it ends by itself when the time is spent."""
     import atheris
 
-    for function in [each for module in (answers, params) for each in vars(module).values()]:
+    for function in [each for module in (answers, config) for each in vars(module).values()]:
         if inspect.isfunction(function):
             atheris.instrument_func(function)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
 """Tables laid out like those of MIMIC-CXR-JPG, of any size: for the tests, and at full size for `make bench`.
 
 Names, columns and their order are the real ones; identifiers and values are random.  Label rates are those that
-`chexreason/sources/hospitals.json` gives for MIMIC-CXR-JPG; findings are independent of each other.
+`chexreason/data/phantom/hospitals.json` gives for MIMIC-CXR-JPG; findings are independent of each other.
 """
 
 from pathlib import Path
@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from chexreason.data.phantom.hospitals import HOSPITALS
 from chexreason.labels import CHEXPERT14
-from chexreason.sources.phantom import HOSPITALS
 
 FILMS, STUDIES, PATIENTS = 377_110, 227_827, 65_379
 SILENT = 2_414 / STUDIES  # studies without any label

@@ -7,7 +7,10 @@ from pathlib import Path
 import pandas as pd
 from conftest import changed_study
 
-from chexreason import curate, models, params, records, sft, teacher, teaching
+from chexreason import config, models, records
+from chexreason.data import curate
+from chexreason.teacher import check, generate
+from chexreason.training import sft
 
 SMALL = {
     "sources.a.films": 300,
@@ -30,33 +33,33 @@ SMALL = {
 }
 
 
-def curated(folder: Path) -> params.Study:
+def curated(folder: Path) -> config.Study:
     """The small study with its films and traces."""
     study = changed_study(folder, "smoke", SMALL)
     records.save(curate.manifest(study)[0], study.folder / curate.MANIFEST, records.origin(study))
     films = curate.dataset(study, "sft")
     held_out = curate.dataset(study, "sft-holdout")
-    written = teaching.write(study, pd.concat([films, held_out], ignore_index=True)).traces
-    records.save(written, study.folder / teacher.TRACES, records.origin(study))
+    written = generate.write(study, pd.concat([films, held_out], ignore_index=True)).traces
+    records.save(written, study.folder / check.TRACES, records.origin(study))
     return study
 
 
-def changed(study: params.Study, **sections: dict) -> params.Study:
+def changed(study: config.Study, **sections: dict) -> config.Study:
     """The study with other values in some sections."""
     update = {name: getattr(study, name).model_copy(update=values) for name, values in sections.items()}
     return _anew(study.model_copy(update=update), study)
 
 
-def _anew(other: params.Study, study: params.Study) -> params.Study:
+def _anew(other: config.Study, study: config.Study) -> config.Study:
     """`other` with a hash of its own, which pydantic copies from `study` with all that it has cached."""
     other.__dict__.pop("hash", None)
     other._file = study.file
     return other
 
 
-def with_model(study: params.Study, place: Path, **keys) -> params.Study:
+def with_model(study: config.Study, place: Path, **keys) -> config.Study:
     """The study with the model in the folder `place` in place of its own."""
-    model = params.Model(name="other", path=str(place), dtype="float32", **keys)
+    model = config.Model(name="other", path=str(place), dtype="float32", **keys)
     return _anew(study.model_copy(update={"models": {"medgemma": model}}), study)
 
 
@@ -81,7 +84,7 @@ def adds(token: str, number: int, after: bool = False) -> dict:
     return {"post_processor": {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": known}}
 
 
-def untrained_adapter(study: params.Study, format: str = "free_reasoning") -> None:
+def untrained_adapter(study: config.Study, format: str = "free_reasoning") -> None:
     """An adapter with random weights where SFT would leave its own, so that GRPO has a reference to start from."""
     import torch
     from peft import get_peft_model

@@ -9,8 +9,9 @@ import torch
 from endpoint import Endpoint, Sent, trace
 from PIL import Image
 
-from chexreason import asked, models, params, prompts
-from chexreason.asked import NoReply, Question, Reply, TeacherError
+from chexreason import config, models, prompts
+from chexreason.teacher import clients
+from chexreason.teacher.clients import NoReply, Question, Reply, TeacherError
 
 
 @pytest.fixture
@@ -33,14 +34,14 @@ def gemini(monkeypatch):
     """A function that asks Gemini's own client, which is led to a server on this machine that sends `sent` in turn."""
     monkeypatch.setenv("GEMINI_API_KEY", "secret-1234")
     monkeypatch.delenv("GOOGLE_API_KEY", raising=False)
-    monkeypatch.setattr(asked, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(asked, "PATIENCE", 3)
+    monkeypatch.setattr(clients, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(clients, "PATIENCE", 3)
 
     def ask(film, *sent: Sent, **settings) -> tuple[Reply, list]:
         replies = iter(sent)
         with Endpoint(lambda request: next(replies)) as endpoint:
             monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", endpoint.url.removesuffix("/v1"))
-            teacher = asked.asker(params.Gemini(kind="gemini", model="gemini-2.5-pro", seed=0, **settings))
+            teacher = clients.asker(config.Gemini(kind="gemini", model="gemini-2.5-pro", seed=0, **settings))
             (reply,) = teacher.ask([Question("Read this film.", film, 5)])
             return reply, endpoint.seen
 
@@ -75,7 +76,7 @@ def test_gemini_is_asked_again_when_the_network_breaks(gemini, film, broken):
 
 def test_gemini_is_given_the_time_it_asks_for(gemini, film, monkeypatch):
     waits = []
-    monkeypatch.setattr(asked.time, "sleep", waits.append)
+    monkeypatch.setattr(clients.time, "sleep", waits.append)
     gemini(film, Sent(b"{}", 429, {"Retry-After": "7"}), Sent(b"{}", 429, {"Retry-After": "soon"}), written("fine"))
     assert 7 in waits
 
@@ -116,8 +117,8 @@ def test_gemini_down_is_no_reply(gemini, film):
         gemini(film, Sent(b'{"error": {"code": 400, "message": "too large"}}', 400))
 
 
-def local(**settings) -> params.LocalTeacher:
-    return params.LocalTeacher(kind="transformers", dtype="float32", seed=0, **settings)
+def local(**settings) -> config.LocalTeacher:
+    return config.LocalTeacher(kind="transformers", dtype="float32", seed=0, **settings)
 
 
 def questions(tmp_path, number: int, show: bool = True) -> list[Question]:
@@ -131,7 +132,7 @@ def questions(tmp_path, number: int, show: bool = True) -> list[Question]:
 
 @pytest.mark.parametrize("name", ["medgemma", "qwen"])
 def test_a_local_model_looks_at_films_in_batches_and_says_the_same_again(tmp_path, name):
-    teacher = asked.asker(local(model=f"stand-in:{name}", max_new_tokens=24, batch=3))
+    teacher = clients.asker(local(model=f"stand-in:{name}", max_new_tokens=24, batch=3))
     films = questions(tmp_path, 3)
     state = torch.random.get_rng_state()
     first = teacher.ask(films)
@@ -145,10 +146,10 @@ def test_a_local_model_looks_at_films_in_batches_and_says_the_same_again(tmp_pat
 def test_a_local_models_tokens_are_counted_up_to_its_end_and_a_missing_end_is_told(tmp_path):
     settings = local(model="stand-in:medgemma", temperature=0.0)
     films = [each._replace(text=prompts.load("free_reasoning")) for each in questions(tmp_path, 2)]
-    whole = asked.asker(settings).ask(films)
+    whole = clients.asker(settings).ask(films)
     assert all(reply.fault == "" and 5 < reply.tokens_out < 100 for reply in whole)
     assert all(reply.text.startswith("<think>") and reply.text.endswith("</solution>") for reply in whole)
-    short = asked.asker(settings.model_copy(update={"max_new_tokens": 5})).ask(films)
+    short = clients.asker(settings.model_copy(update={"max_new_tokens": 5})).ask(films)
     assert [(reply.fault, reply.tokens_out) for reply in short] == [("cut off after teacher.max_new_tokens (5)", 5)] * 2
     assert all(reply.text.startswith(cut.text) for reply, cut in zip(whole, short, strict=True))
 
@@ -156,7 +157,7 @@ def test_a_local_models_tokens_are_counted_up_to_its_end_and_a_missing_end_is_to
 def test_a_local_model_without_eyes_is_asked_in_words_only(tmp_path):
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-    processor = models.load_processor(params.Model(name="m", path="stand-in:medgemma", dtype="float32"))
+    processor = models.load_processor(config.Model(name="m", path="stand-in:medgemma", dtype="float32"))
     words = Gemma3TextConfig(
         vocab_size=len(processor.tokenizer),
         hidden_size=16,
@@ -170,11 +171,11 @@ def test_a_local_model_without_eyes_is_asked_in_words_only(tmp_path):
     processor.tokenizer.chat_template = processor.chat_template
     processor.tokenizer.save_pretrained(tmp_path / "model")
     settings = local(model=str(tmp_path / "model"), max_new_tokens=4, show_film=False)
-    assert len(asked.asker(settings).ask(questions(tmp_path, 2, show=False))) == 2
+    assert len(clients.asker(settings).ask(questions(tmp_path, 2, show=False))) == 2
     with pytest.raises(TeacherError, match=r"cannot look at films; set teacher\.show_film: false"):
-        asked.asker(settings.model_copy(update={"show_film": True}))
+        clients.asker(settings.model_copy(update={"show_film": True}))
 
 
 def test_a_film_goes_out_as_its_pixels(film):
-    sent = Image.open(io.BytesIO(asked.png(film)))
+    sent = Image.open(io.BytesIO(clients.png(film)))
     assert (sent.mode, sent.size, sent.getpixel((3, 3)), sent.info) == ("L", (8, 6), 7, {})

@@ -12,7 +12,8 @@ import yaml
 from conftest import ROOT, study_folder
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from chexreason import book, params
+from chexreason import config
+from chexreason.workflow import book
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -114,7 +115,7 @@ def test_runs_of_a_notebook_stand_in_the_order_they_were_made_not_by_name():
 
 
 def test_runs_of_a_notebook_have_their_own_heading_and_labels_and_show_what_they_were_given(tmp_path):
-    study = params.load(study_folder(tmp_path) / "params" / "smoke.yaml")
+    study = config.load(study_folder(tmp_path) / "params" / "smoke.yaml")
     figure = {"mystnb": {"figure": {"name": "fig-answers"}}}
     chapters = [tmp_path / f"5_predict-m-{run}-seed0.ipynb" for run in ("untuned", "sft-f")]
     for chapter in chapters:
@@ -145,6 +146,6 @@ def test_a_book_with_a_broken_link_does_not_build_and_says_which(tmp_path):
     }
     (source / "_toc.yml").write_text(yaml.safe_dump(contents), encoding="utf-8")
     (source / "paper.md").write_text("# A page\n\n[somewhere](nowhere.md)\n", encoding="utf-8")
-    study = params.load(study_folder(tmp_path) / "params" / "smoke.yaml")
+    study = config.load(study_folder(tmp_path) / "params" / "smoke.yaml")
     with pytest.raises(book.BookError, match=r"nowhere\.md"):
         book.build(study, source, [])

@@ -4,15 +4,16 @@ import pytest
 from conftest import ROOT
 from huggingface_hub import ModelCard
 
-from chexreason import card, params
+from chexreason import config
+from chexreason.training import model_card
 
-MINI, PAPER = (params.load(ROOT / "params" / f"{name}.yaml") for name in ("mini", "paper"))
-SCORES = card.Scores("a-validation", "On 250 films.", {"macro_f1": 0.4321, "micro_f1": float("nan")})
+MINI, PAPER = (config.load(ROOT / "params" / f"{name}.yaml") for name in ("mini", "paper"))
+SCORES = model_card.Scores("a-validation", "On 250 films.", {"macro_f1": 0.4321, "micro_f1": float("nan")})
 
 
-def written(study: params.Study, scores: card.Scores = SCORES) -> ModelCard:
+def written(study: config.Study, scores: model_card.Scores = SCORES) -> ModelCard:
     settings = {"seed": 7, "lora": study.lora.model_dump()}
-    return ModelCard(card.text(study, "medgemma", "grpo/hard, seed 7", "1,000 films.", settings, scores))
+    return ModelCard(model_card.text(study, "medgemma", "grpo/hard, seed 7", "1,000 films.", settings, scores))
 
 
 def test_the_hub_reads_base_library_and_scores():

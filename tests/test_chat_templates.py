@@ -7,8 +7,11 @@ import pytest
 import torch
 from small import adds, changed, curated, stand_in, untrained_adapter, with_model
 
-from chexreason import answers, curate, grpo, models, params, predict, rewards, sft, training
-from chexreason.protocol import Protocol
+from chexreason import answers, config, models, rewards
+from chexreason.data import curate
+from chexreason.inference import predict
+from chexreason.inference.protocol import Protocol
+from chexreason.training import common, grpo, sft
 
 OPENED = "<think>\n"
 REPLY = "<think>The heart is wide.</think>\n<solution>Cardiomegaly</solution>"
@@ -25,23 +28,23 @@ def opens_thought(place, name="medgemma", opened=OPENED):
     return stand_in(place, name, lambda text: text.replace(header, header + opened))
 
 
-def model(place) -> params.Model:
-    return params.Model(name="other", path=str(place), dtype="float32")
+def model(place) -> config.Model:
+    return config.Model(name="other", path=str(place), dtype="float32")
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory) -> params.Study:
+def study(tmp_path_factory) -> config.Study:
     return curated(tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture(scope="module")
-def doubled(study, tmp_path_factory) -> params.Study:
+def doubled(study, tmp_path_factory) -> config.Study:
     """The study with a model whose tokenizer adds <bos>."""
     return with_model(study, adds_bos(tmp_path_factory.mktemp("bos") / "other"))
 
 
 @pytest.fixture(scope="module")
-def thinking(study, tmp_path_factory) -> params.Study:
+def thinking(study, tmp_path_factory) -> config.Study:
     """The study with a model whose chat template opens the thought."""
     return with_model(study, opens_thought(tmp_path_factory.mktemp("thinking") / "other"))
 
@@ -323,7 +326,7 @@ def test_patience_is_restored_with_a_checkpoint(tmp_path):
 
     arguments = TrainingArguments(output_dir=str(tmp_path), metric_for_best_model="eval_loss", eval_strategy="steps")
     arguments.load_best_model_at_end = True
-    before, after = training.early_stopping(3), training.early_stopping(3)
+    before, after = common.early_stopping(3), common.early_stopping(3)
     for loss in (1.0, 1.5, 2.0):
         before.check_metric_value(arguments, TrainerState(best_metric=None if loss == 1.0 else 1.0), None, loss)
     assert before.early_stopping_patience_counter == 2
@@ -369,7 +372,7 @@ def test_the_gradient_of_the_kl_term_by_hand(study):
 def test_a_value_under_which_nothing_is_learned_is_refused(tmp_path, key, value):
     from conftest import changed_study
 
-    with pytest.raises(params.ParamsError, match=key):
+    with pytest.raises(config.ParamsError, match=key):
         changed_study(tmp_path, "smoke", {key: value})
 
 
@@ -377,12 +380,12 @@ def test_the_hard_reward_of_a_format_without_a_thought_is_refused(tmp_path):
     from conftest import changed_study
 
     run = {"model": "medgemma", "format": "only_label"}
-    with pytest.raises(params.ParamsError, match="is 0 for every answer of the format only_label"):
+    with pytest.raises(config.ParamsError, match="is 0 for every answer of the format only_label"):
         changed_study(tmp_path, "smoke", {"sft.runs": [run], "grpo.runs": [run | {"reward": "hard"}]})
 
 
 def test_a_rollout_of_more_films_than_there_are_is_refused_before_training(study):
-    with pytest.raises(params.ParamsError, match=r"a rollout takes 10 films .* left 8 for rl"):
+    with pytest.raises(config.ParamsError, match=r"a rollout takes 10 films .* left 8 for rl"):
         grpo.trainer(changed(study, grpo={"films_per_step": 5}), "medgemma", "free_reasoning", "hard", 0)
 
 
@@ -390,5 +393,5 @@ def test_a_rollout_of_more_films_than_there_are_is_refused_before_training(study
 def test_warm_up_is_a_share_of_the_steps_up_to_all_of_them(tmp_path, share, steps, warm):
     from transformers import TrainingArguments
 
-    arguments = TrainingArguments(output_dir=str(tmp_path), warmup_steps=training.warmup_steps(share, steps))
+    arguments = TrainingArguments(output_dir=str(tmp_path), warmup_steps=common.warmup_steps(share, steps))
     assert arguments.get_warmup_steps(steps) == warm

@@ -3,9 +3,9 @@
 import pandas as pd
 import pytest
 
-from chexreason import sources
+from chexreason.data import chexpert, film_table
+from chexreason.data.film_table import SourceError
 from chexreason.labels import CHEXPERT14
-from chexreason.sources import SourceError, chexpert
 
 LABELS = list(CHEXPERT14)
 HEADING = "Path,Sex,Age,Frontal/Lateral,AP/PA," + ",".join(LABELS)
@@ -97,7 +97,7 @@ def test_the_folder_above_is_as_good_and_paths_start_there(tmp_path, name):
     assert films.table["path"].iloc[0] == f"{name}/train/patient00001/study1/view1_frontal.jpg"
     assert direct.table["path"].iloc[0] == "train/patient00001/study1/view1_frontal.jpg"
     pd.testing.assert_frame_equal(films.table.drop(columns="path"), direct.table.drop(columns="path"))
-    assert sources.present(films, tmp_path).sum() == sources.present(direct, tmp_path / name).sum() == 1
+    assert film_table.present(films, tmp_path).sum() == film_table.present(direct, tmp_path / name).sum() == 1
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_the_test_set_is_found_in_each_place_it_is_unpacked_to(tmp_path, table, 
     films = chexpert.read(tmp_path)
     test = films.table[films.table["split"] == "test"]
     assert test["path"].tolist() == [f"{images}/{image}" for image in TEST_IMAGES]
-    assert sources.present(test, tmp_path).all()
+    assert film_table.present(test, tmp_path).all()
 
 
 @pytest.mark.parametrize("folder", ["", "test", "CheXpert"])
@@ -144,7 +144,7 @@ def test_with_labels_by_study_the_films_are_those_in_the_folder(tmp_path, folder
     films = chexpert.read(tmp_path)
     assert films.table["view"].tolist() == ["unknown", "lateral", "unknown"]
     assert films.table["Cardiomegaly"].tolist() == [1.0, 1.0, 0.0]
-    assert sources.present(films, tmp_path).all()
+    assert film_table.present(films, tmp_path).all()
     aside = films.aside.set_index("film")["reason"]
     assert aside.to_dict() == {
         "patient69999_study1_view1_frontal": "film of a study without a row in groundtruth.csv",
@@ -245,11 +245,11 @@ def test_films_are_found_in_the_four_batches(batches, inner):
         for folder in (batches / name).glob("patient*"):
             folder.rename(batches / name / inner / folder.name)
     films = chexpert.read(batches)
-    there = sources.present(films, batches)
+    there = film_table.present(films, batches)
     assert there.tolist() == [True, True, False, True, True]
     first = next(iter(BATCHES)) + (f"/{inner}" if inner else "")
     assert films.table["path"][0] == f"{first}/patient00001/study1/view1_frontal.jpg"
-    assert sources.on_disk(films.table, batches) == [
+    assert film_table.on_disk(films.table, batches) == [
         {"split": "train", "view": "AP", "films": 1, "images": 1},
         {"split": "train", "view": "PA", "films": 1, "images": 1},
         {"split": "train", "view": "lateral", "films": 1, "images": 0},
@@ -263,7 +263,7 @@ def test_without_any_film_of_the_other_batches_their_films_are_not_there(batches
         (batches / name).rename(batches / f"elsewhere{number}")
     films = chexpert.read(batches)
     assert films.table["path"].tolist()[:-1] == [""] * (len(films.table) - 1)
-    assert sources.present(films, batches).sum() == 1
+    assert film_table.present(films, batches).sum() == 1
 
 
 def test_one_batch_or_a_patient_in_two_is_refused(batches):
@@ -284,7 +284,7 @@ def test_chexlocalize_has_validation_and_test_films(tmp_path, inside):
     films = chexpert.read(tmp_path / inside)
     assert films.table["split"].tolist() == ["valid"] * 3 + ["test"] * 3
     assert films.table["view"].tolist() == ["unknown", "lateral", "unknown"] * 2
-    assert sources.present(films, tmp_path / inside).tolist() == [True, False, False, True, True, True]
+    assert film_table.present(films, tmp_path / inside).tolist() == [True, False, False, True, True, True]
 
 
 def test_valid_csv_is_preferred_to_the_table_without_views(root):
@@ -300,7 +300,7 @@ def test_chexpert_plus_is_refused_by_name(tmp_path):
 
 def test_converted_films_are_found_by_the_ending_they_have(root):
     (root / "train/patient00001/study1/view1_frontal.jpg").rename(root / "train/patient00001/study1/view1_frontal.png")
-    assert sources.present(chexpert.read(root), root).sum() == 1
+    assert film_table.present(chexpert.read(root), root).sum() == 1
 
 
 def test_a_lateral_is_never_taken_for_a_frontal(root):

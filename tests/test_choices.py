@@ -7,7 +7,8 @@ import yaml
 from conftest import ROOT, study_folder
 from markdown_it import MarkdownIt
 
-from chexreason import book, choices, params
+from chexreason import config
+from chexreason.workflow import book, choices
 
 PAPER, MINI = (ROOT / "params" / f"{name}.yaml" for name in ("paper", "mini"))
 
@@ -139,7 +140,7 @@ def test_the_book_shows_the_marks_of_its_own_study_and_what_the_papers_grid_cost
     file.write_text(
         file.read_text(encoding="utf-8").replace("  rl: 24\n", "  rl: 24  # ours: a mark\n"), encoding="utf-8"
     )
-    made = book.assemble(params.load(file), ROOT / "book", [], tmp_path / "book")
+    made = book.assemble(config.load(file), ROOT / "book", [], tmp_path / "book")
     assert "| `curate.rl` | `24` | a mark |" in (made / "choices.md").read_text(encoding="utf-8")
     costs = (made / "costs.md").read_text(encoding="utf-8")
     for words in ("Nothing on a GPU has been measured yet", r"| sft | qwen | reasoning\_a | 0 |", "A100 80 GB"):

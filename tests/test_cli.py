@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT, command, study_folder
 from nbformat.v4 import new_code_cell, new_notebook
 
-from chexreason import params, records
+from chexreason import config, records
 from chexreason.cli import main
 
 ROW = {"model": "stand-in-medgemma/untuned", "seed": 0, "dataset": "b-test", "label_set": "nih9", "n": 12}
@@ -30,7 +30,7 @@ ASKED = {"refusal_rate": 0.0, "protocol": "0123456789ab"}
 def scored(tmp_path, monkeypatch):
     """A study that has been compared: `overall.parquet` holds one row."""
     monkeypatch.chdir(study_folder(tmp_path))
-    study = params.load("params/smoke.yaml")
+    study = config.load("params/smoke.yaml")
     overall = pd.DataFrame([ROW | {"params_hash": study.hash, "phantom": True} | ASKED])
     records.save(overall, study.folder / "compare" / "overall.parquet", records.origin(study))
     return study
@@ -277,7 +277,7 @@ NOTEBOOK = {"name": "'a'", "count": "1", "rate": "0.5", "full": "False"}
 )
 def test_a_notebook_parameter_has_the_type_of_its_default(tmp_path, monkeypatch, name, text, value):
     given = []
-    monkeypatch.setattr("chexreason.execute.execute", lambda *arguments: given.append(arguments[2]))
+    monkeypatch.setattr("chexreason.workflow.notebook.execute", lambda *arguments: given.append(arguments[2]))
     assert main(["notebook", str(with_parameters(tmp_path, **NOTEBOOK)), "out.ipynb", "-p", name, text]) == 0
     assert given == [{name: value}] and type(given[0][name]) is type(value)
 
@@ -302,7 +302,7 @@ def test_a_notebook_parameter_of_another_type_is_refused_before_anything_runs(tm
 
 
 def test_what_is_a_fault_of_ours_keeps_its_traceback(scored, monkeypatch):
-    monkeypatch.setattr("chexreason.compare.results", lambda study: 1 / 0)
+    monkeypatch.setattr("chexreason.evaluation.compare.results", lambda study: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["results", "params/smoke.yaml"])
 

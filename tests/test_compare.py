@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from chexreason import compare, figures, params, records, score
+from chexreason import config, records
+from chexreason.display import tables
+from chexreason.evaluation import compare, metrics, report
 from chexreason.labels import CHEXPERT14, LABEL_SETS, NIH9, NIH10, POLICIES
 
 RESULT_KEYS = ["model", "seed", "dataset", "label_set", "n", "micro_f1", "macro_f1", "macro_f1_low", "macro_f1_high"]
@@ -38,10 +40,10 @@ def table(values, columns=None):
     ],
 )
 def test_the_verdict_follows_the_interval(low, high, word):
-    assert score.verdict(low, high) == word
+    assert metrics.verdict(low, high) == word
     row = {"dataset": "b-test", "label_set": "shared9", "seed": 2, "first": "m/untuned", "second": "m/sft/x"}
     row |= {"metric": "macro_f1", "difference": (low + high) / 2, "low": low, "high": high}
-    (sentence,) = compare.found(pd.DataFrame([row]))
+    (sentence,) = report.step_lines(pd.DataFrame([row]))
     assert (
         word in sentence
         and "macro-F1" in sentence
@@ -55,7 +57,7 @@ def test_in_short_sorts_the_data_sets_of_a_step_by_its_verdict():
     rows = [
         {"step": "x → y", "seed": 0, "dataset": name, "low": low, "high": high} for name, (low, high) in bounds.items()
     ]
-    assert compare.in_short(pd.DataFrame(rows)) == [
+    assert report.gain_lines(pd.DataFrame(rows)) == [
         "x → y, seed 0: gained on a, b; lost on c; cannot be told apart on d."
     ]
 
@@ -77,7 +79,7 @@ def compared(tmp_path_factory):
 
 def made_up(folder):
     """A study of 60 films a data set whose answers are made up: untuned fails always, SFT knows all, GRPO a part."""
-    values = yaml.safe_load(params.find("params/mini.yaml").read_text())
+    values = yaml.safe_load(config.find("params/mini.yaml").read_text())
     values |= {"seeds": [0, 1], "more_seeds": [], "compare": {"draws": 200, "seed": 0}}
     values["models"] = {"medgemma": values["models"]["medgemma"]}
     values["tests"] = {name: values["tests"][name] for name in ("b-test", "c-test")}
@@ -86,7 +88,7 @@ def made_up(folder):
     file = folder / "params" / "made_up.yaml"
     file.parent.mkdir()
     file.write_text(yaml.safe_dump(values))
-    study = params.load(file)
+    study = config.load(file)
     make_up(study)
     return study
 
@@ -162,7 +164,7 @@ def test_a_label_the_hospital_does_not_have_is_in_no_score(compared):
     scores = tables["scores"]
     away = scores[(scores["dataset"] == "c-test")]
     assert set(away["label"]) == set(NIH10)
-    settled = compare.settled_films(study)
+    settled = compare.labeled_films(study)
     assert settled.loc[settled["dataset"] == "c-test", "Lung Opacity"].isna().all()
     assert settled.loc[settled["dataset"] == "b-test", list(CHEXPERT14)].isin([0, 1]).all(axis=None)
 
@@ -173,7 +175,7 @@ def test_specificity_and_false_alarms_stand_beside_f1(study):
     path = compare.answers_path(study, "medgemma", "untuned", 0)
     answers = records.load(path).query("dataset == 'b-test'").assign(failed=False)
     answers["labels"] = [["No Finding"] if k % 3 else ["Edema", "Cardiomegaly"] for k in range(len(answers))]
-    films = compare.settled_films(study)
+    films = compare.labeled_films(study)
     labels, overall, _ = compare.score_answers(study, films, answers, "b-test", "shared9")
     truth = films.loc[answers["film"]]
     for row in labels.itertuples():
@@ -203,10 +205,10 @@ def test_a_difference_without_an_interval_is_told_as_such():
     row = {"dataset": "b", "label_set": "shared9", "seed": 0, "first": "m/untuned", "second": "m/sft/x"}
     row |= {"metric": "macro_f1", "difference": 0.1, "low": np.nan, "high": np.nan, "step": "untuned → sft/x"}
     rows = pd.DataFrame([row])
-    (sentence,) = compare.found(rows)
+    (sentence,) = report.step_lines(rows)
     assert "cannot be told apart: +0.100 macro-F1 (no interval: too few patients)." in sentence
-    assert compare.changes(rows).loc[0, "change"] == "+0.10 (no interval: too few patients)"
-    assert figures.estimate_text(0.5, np.nan, np.nan) == "0.500 (no\u00a0interval)"
+    assert report.changes(rows).loc[0, "change"] == "+0.10 (no interval: too few patients)"
+    assert tables.estimate_text(0.5, np.nan, np.nan) == "0.500 (no\u00a0interval)"
 
 
 def test_paired_rows_are_the_steps_of_training(compared):
@@ -226,7 +228,7 @@ def test_paired_rows_are_the_steps_of_training(compared):
     rewards = paired[paired["metric"] == "reward"]
     assert set(rewards["dataset"]) == {"a-validation", "b-test"}  # elsewhere labels are unknown
     assert set(rewards["label_set"]) == {"chexpert14"} and set(rewards["difference"]) == {1.0, -0.5}
-    gains = compare.gains(paired)
+    gains = report.gains(paired)
     assert set(gains["dataset"]) == set(compare.datasets(study)) and set(gains["metric"]) == {"macro_f1"}
     assert set(gains["step"]) == {
         "stand-in-medgemma/untuned → sft/free_reasoning",
@@ -235,7 +237,7 @@ def test_paired_rows_are_the_steps_of_training(compared):
     }
     assert all(
         ("gained" in text) == ("/sft/free_reasoning gained" in text) and "cannot" not in text
-        for text in compare.found(gains)
+        for text in report.step_lines(gains)
     )
 
 
@@ -243,7 +245,7 @@ def test_paired_differences_are_those_of_the_overall_scores(compared):
     _, tables = compared
     keys = ["model", "seed", "dataset", "label_set"]
     macro = tables["overall"].set_index(keys)["macro_f1"]
-    for row in compare.gains(tables["paired"]).itertuples():
+    for row in report.gains(tables["paired"]).itertuples():
         first = 0 if row.first.endswith("untuned") else row.seed
         where = (row.dataset, row.label_set)
         expected = macro[(row.second, row.seed, *where)] - macro[(row.first, first, *where)]
@@ -276,7 +278,7 @@ def test_failures_are_empty_answers_in_the_score_and_left_out_beside_it(study):
     answers["failed"] = np.arange(len(answers)) % 2 == 0
     answers["refused"] = np.arange(len(answers)) % 4 == 0
     records.save(answers, path, records.origin(study))
-    settled = compare.settled_films(study)
+    settled = compare.labeled_films(study)
     overall = compare.score_answers(study, settled, answers, "b-test", "chexpert14").overall
     read = answers.loc[(answers["dataset"] == "b-test") & ~answers["failed"], "film"]
     present = settled.loc[settled["dataset"] == "b-test", list(CHEXPERT14)] == 1
@@ -288,7 +290,7 @@ def test_failures_are_empty_answers_in_the_score_and_left_out_beside_it(study):
 
 def test_the_way_to_the_far_hospital_is_measured_on_the_nine_labels_both_have(compared):
     study, tables = compared
-    assert compare.journeys(study) == [(("b-test", "shared9"), ("c-test", "nih9"))]
+    assert compare.transfer_pairs(study) == [(("b-test", "shared9"), ("c-test", "nih9"))]
     macro = tables["overall"].set_index(["model", "seed", "dataset", "label_set"])["macro_f1"]
     travel = tables["travel"].set_index(["model", "seed"])
     assert len(travel) == 7
@@ -308,14 +310,14 @@ def test_the_words_about_the_way_follow_its_interval():
     row |= {"change": -0.1, "relative": -0.25, "relative_low": -0.4, "relative_high": -0.1}
     bounds = [(-0.15, -0.05), (-0.2, 0.1), (0.01, 0.1)]
     rows = pd.DataFrame([row | {"change_low": low, "change_high": high} for low, high in bounds])
-    lost, unclear, gained = compare.travelled(rows)
+    lost, unclear, gained = report.transfer_lines(rows)
     assert lost == (
         "m/grpo/hard, seed 0, from b to c: macro-F1 0.400 to 0.300 (-25%, 95 % interval -40% to -10%), a loss."
     )
     assert unclear.endswith("which cannot be told from no change.") and gained.endswith("a gain.")
     nothing = rows.head(1).assign(near_macro_f1=0.0, relative=np.nan)
-    assert "0.000 to 0.300 (from nothing)" in compare.travelled(nothing)[0]
-    assert compare.travelled(rows.assign(change=np.nan)) == [compare.ALONE]
+    assert "0.000 to 0.300 (from nothing)" in report.transfer_lines(nothing)[0]
+    assert report.transfer_lines(rows.assign(change=np.nan)) == [report.ALONE]
 
 
 def test_more_is_lost_only_where_the_interval_of_the_difference_says_so():
@@ -323,10 +325,10 @@ def test_more_is_lost_only_where_the_interval_of_the_difference_says_so():
     rows = pd.DataFrame(
         [row | {"difference": (low + high) / 2, "low": low, "high": high} for low, high in [(-0.2, -0.1), (-0.1, 0.1)]]
     )
-    more, unclear = compare.loses_more(rows)
+    more, unclear = report.gap_lines(rows)
     assert "m/grpo/hard (seed 0) loses more than m/sft/x: -0.150 macro-F1" in more
     assert "cannot be told apart from m/sft/x: +0.000 macro-F1" in unclear
-    assert compare.loses_more(rows.head(0)) == [compare.UNTRAINED]
+    assert report.gap_lines(rows.head(0)) == [report.UNTRAINED]
 
 
 def test_each_step_is_tested_label_by_label_and_adjusted_within_its_data_set(compared):
@@ -334,7 +336,7 @@ def test_each_step_is_tested_label_by_label_and_adjusted_within_its_data_set(com
     keys = ["dataset", "label_set", "seed", "first", "second"]
     for (_, label_set, *_), rows in tables["mcnemar"].groupby(keys):
         assert list(rows["label"]) == list(LABEL_SETS[label_set])
-        np.testing.assert_array_equal(rows["p_holm"], score.holm(rows["p"].to_numpy()))
+        np.testing.assert_array_equal(rows["p_holm"], metrics.holm(rows["p"].to_numpy()))
     gained = tables["mcnemar"].query("second.str.contains('/sft/')")
     assert (gained["first_only"] == 0).all()  # SFT is always right
     support = tables["scores"].query("model.str.endswith('untuned')").set_index(["dataset", "label_set", "label"])
@@ -344,12 +346,12 @@ def test_each_step_is_tested_label_by_label_and_adjusted_within_its_data_set(com
 
 def test_discordant_counts_the_labels_on_either_side():
     tests = pd.DataFrame({"first_only": [9, 0, 3], "second_only": [0, 9, 3], "p_holm": [0.01, 0.02, 0.9]})
-    said = compare.discordant(tests)
+    said = report.discordant(tests)
     assert (
         "Of 3 tests, 2 stay below 0.05 after Holm's adjustment: 1 in favour of the later checkpoint, 1 of the" in said
     )
     assert "films as independent" in said
-    assert compare.discordant(tests.head(0)) == compare.UNTRAINED
+    assert report.discordant(tests.head(0)) == report.UNTRAINED
 
 
 def test_labels_told_apart_stand_on_the_side_they_are_better_on():
@@ -357,7 +359,7 @@ def test_labels_told_apart_stand_on_the_side_they_are_better_on():
     rows = [("Edema", 1, 9, 0.01), ("Fracture", 9, 1, 0.02), ("Pneumonia", 2, 8, 0.04), ("Atelectasis", 1, 9, 0.2)]
     tests = pd.DataFrame(rows, columns=["label", "first_only", "second_only", "p_holm"]).assign(**names)
     other = tests.tail(1).assign(dataset="c")
-    table = compare.told_apart(pd.concat([tests, other], ignore_index=True))
+    table = report.different_labels(pd.concat([tests, other], ignore_index=True))
     assert table.to_dict("records") == [
         names | {"better": "Edema, Pneumonia", "worse": "Fracture"},
         names | {"dataset": "c", "better": "–", "worse": "–"},
@@ -379,14 +381,14 @@ def test_sensitivity_settles_by_every_policy_and_closes_where_that_can_change_a_
     pd.testing.assert_frame_equal(as_studied[columns], expected)
     sft = table[table["model"].str.contains("/sft/") & ~table["closed"]].groupby("policy")["macro_f1"].first()
     assert sft["u_zeros"] == sft["u_ignore"] == 1 and sft["u_ones"] < 1  # it knew the certain positives only
-    told = compare.sensitivity_table(table)
+    told = report.sensitivity_table(table)
     assert len(told) == 14 and told.loc[told["dataset"] == "c-test", "u_ones, closed"].isna().all()
 
 
 def test_closing_changes_truth_and_answers_alike(study):
     answers = records.load(compare.answers_path(study, "medgemma", "sft/free_reasoning", 0))
-    judged = compare.judge(study, compare.settled_films(study), answers, "b-test")
-    closed = compare.close(judged)
+    judged = compare.align_predictions(study, compare.labeled_films(study), answers, "b-test")
+    closed = compare.with_parent_labels(judged)
     assert (closed.truth == closed.given).all(axis=None) and (judged.truth == judged.given).all(axis=None)
     assert closed.truth["Lung Opacity"].sum() > judged.truth["Lung Opacity"].sum()
 
@@ -413,30 +415,30 @@ def test_the_spread_over_seeds_stands_beside_the_interval_over_patients():
     rows += [("m/untuned", 0, "b", "shared9", 0.1), ("m/untuned", 0, "b", "chexpert14", 0.9)]
     overall = pd.DataFrame(rows, columns=["model", "seed", "dataset", "label_set", "macro_f1"])
     overall = overall.assign(macro_f1_low=overall["macro_f1"] - 0.05, macro_f1_high=overall["macro_f1"] + 0.05)
-    table = compare.seeds(overall)
+    table = report.seeds(overall)
     assert table["seeds"].tolist() == [3, 1]
     assert table.loc[0, ["macro_f1", "lowest", "highest", "sd"]].tolist() == pytest.approx([0.2, 0.2, 0.5, 0.15])
     assert table.loc[1, ["lowest", "highest"]].tolist() == [0.1, 0.1] and np.isnan(table.loc[1, "sd"])
-    assert "m/sft/x on b: 0.200 to 0.500 with 3 seeds" in compare.seeds_told(table)
-    assert compare.seeds_told(compare.seeds(overall[overall["seed"] == 0])).startswith("Every run was made with one")
+    assert "m/sft/x on b: 0.200 to 0.500 with 3 seeds" in report.seed_summary(table)
+    assert report.seed_summary(report.seeds(overall[overall["seed"] == 0])).startswith("Every run was made with one")
 
 
 def test_a_label_without_a_positive_film_is_named():
     scores = pd.DataFrame({"dataset": ["b", "b", "c"], "label": ["Edema", "Fracture", "Edema"], "support": [3, 0, 0]})
-    assert compare.without_positive(scores).endswith("in no macro mean: Fracture on b, Edema on c.")
-    assert compare.without_positive(scores.head(1)).startswith("Every label that is scored has a positive film")
+    assert report.without_positive(scores).endswith("in no macro mean: Fracture on b, Edema on c.")
+    assert report.without_positive(scores.head(1)).startswith("Every label that is scored has a positive film")
 
 
 def test_a_note_stands_beside_its_models_name_and_is_no_markup(study):
-    assert compare.notes(study) == []
+    assert report.notes(study) == []
     noted = study.models["medgemma"].model_copy(update={"note": "Seen <b>before</b>"})
-    (line,) = compare.notes(study.model_copy(update={"models": {"medgemma": noted}}))
+    (line,) = report.notes(study.model_copy(update={"models": {"medgemma": noted}}))
     assert line == r"stand\-in\-medgemma: Seen \<b\>before\<\/b\>"
 
 
 def test_f1_by_label_ends_with_the_macro_mean_of_each_test_set(compared):
     study, tables = compared
-    table = compare.f1_table(study, tables)
+    table = report.f1_table(study, tables)
     assert list(zip(table["dataset"], table["label"], strict=True)) == [
         *(("b-test", label) for label in (*CHEXPERT14, "Macro F1")),
         *(("c-test", label) for label in (*NIH9, "Macro F1")),
@@ -461,7 +463,7 @@ def test_films_without_a_single_positive_are_compared_without_a_score(study):
     tables = compare.compare(study)
     assert tables["overall"]["macro_f1"].isna().all() and tables["scores"]["f1"].isna().all()
     assert set(tables["paired"]["metric"]) == {"reward"}
-    assert compare.in_short(compare.gains(tables["paired"])) == [compare.UNTRAINED]
+    assert report.gain_lines(report.gains(tables["paired"])) == [report.UNTRAINED]
     for name, one in tables.items():
         records.save(one, study.folder / f"{name}.parquet", records.origin(study))
         assert records.load(study.folder / f"{name}.parquet").dtypes.equals(one.dtypes)
@@ -507,7 +509,7 @@ def test_predictions_are_closed_upwards_where_a_test_set_asks_for_it(study):
     answers = records.load(path)
     answers["labels"], answers["failed"] = [["Edema", "Cardiomegaly"]] * len(answers), False
     records.save(answers, path, records.origin(study))
-    films = compare.settled_films(study)
+    films = compare.labeled_films(study)
     closing = study.tests["b-test"].model_copy(update={"close_predictions": True})
     closed = study.model_copy(update={"tests": study.tests | {"b-test": closing}})
     given = {}

@@ -13,9 +13,11 @@ import pytest
 from conftest import changed_study
 from PIL import Image
 
-from chexreason import curate, params, prepare, records
+from chexreason import config, records
+from chexreason.data import convert, curate, describe, sampling
+from chexreason.data.film_table import SourceError
+from chexreason.data.phantom import hospitals
 from chexreason.labels import CHEXPERT14
-from chexreason.sources import SourceError, phantom
 
 NIH_WORDS = {"Pleural Effusion": "Effusion", "Lung Lesion": "Mass", "Pleural Other": "Pleural_Thickening"}
 FILMS = 260
@@ -23,7 +25,7 @@ FILMS = 260
 
 def write_nih(folder):
     """A folder of NIH's layout: 200 films of its training list and 60 of its test list."""
-    table = phantom.film_table(FILMS, 5, "C")
+    table = hospitals.film_table(FILMS, 5, "C")
     names = table["patient"].map({name: number for number, name in enumerate(table["patient"].unique(), 1)})
     films = [f"{names[row]:08d}_{row:03d}.png" for row in range(FILMS)]
     labels = [
@@ -38,7 +40,7 @@ def write_nih(folder):
     for file, chosen in (("train_val_list.txt", names < cut), ("test_list.txt", names >= cut)):
         (folder / file).write_text("".join(f"{film}\n" for film, there in zip(films, chosen, strict=True) if there))
     for film, recipe in zip(films, table["recipe"], strict=True):
-        Image.fromarray(phantom.draw(recipe, 160).image).save(folder / "images" / film)
+        Image.fromarray(hospitals.draw(recipe, 160).image).save(folder / "images" / film)
 
 
 @pytest.fixture(scope="session")
@@ -94,13 +96,13 @@ def test_a_bad_film_is_set_aside_with_its_reason_and_replaced(copy, tmp_path):
     assert not manifest["original"].isin([blank, cut]).any()
     untouched = first["split"] != "rl"
     assert manifest.loc[untouched, "film"].tolist() == first.loc[untouched, "film"].tolist()
-    assert f"{reasons[blank]}: 1 films" in curate.told(aside)
+    assert f"{reasons[blank]}: 1 films" in describe.exclusion_counts(aside)
 
 
 def test_more_bad_films_than_the_stated_share_stop_the_study(copy, tmp_path):
     for film in list((copy / "images").iterdir())[::3]:
         film.write_bytes(b"no film")
-    with pytest.raises(curate.CurateError, match=r"\d+ of the \d+ films looked at.*curate\.bad_share \(5\.0%\)"):
+    with pytest.raises(sampling.CurateError, match=r"\d+ of the \d+ films looked at.*curate\.bad_share \(5\.0%\)"):
         curate.manifest(sample(tmp_path, copy))
 
 
@@ -110,7 +112,7 @@ def test_missing_images_are_bad_films_unless_the_folder_is_partial(copy, tmp_pat
     manifest, aside = curate.manifest(sample(tmp_path / "partial", copy))
     assert len(manifest) == 100 and aside.empty
     whole = [("sources.home.partial", False), ("sources.away.partial", False)]
-    with pytest.raises(curate.CurateError, match="its image is not there"):
+    with pytest.raises(sampling.CurateError, match="its image is not there"):
         curate.manifest(sample(tmp_path / "whole", copy, whole))
 
 
@@ -119,22 +121,22 @@ def test_a_frozen_manifest_leads_to_the_very_same_films(copy, tmp_path):
     manifest = kept(study)
     frozen = [("curate.frozen", str(study.folder / curate.MANIFEST)), ("curate.seed", 9)]
     other = curate.manifest(sample(tmp_path / "other", copy, frozen)).films
-    assert curate.digest(other) == curate.digest(manifest)
+    assert describe.digest(other) == describe.digest(manifest)
     assert other["film"].tolist() == manifest["film"].tolist()
-    assert curate.digest(manifest.assign(split=manifest["split"].iloc[::-1].to_numpy())) != curate.digest(manifest)
+    assert describe.digest(manifest.assign(split=manifest["split"].iloc[::-1].to_numpy())) != describe.digest(manifest)
 
     film = manifest["original"].iloc[7]
     shutil.copy(copy / manifest["original"].iloc[8], copy / film)
-    with pytest.raises(curate.CurateError, match=rf"1 of its films have another file.*{manifest['film'].iloc[7]}"):
+    with pytest.raises(sampling.CurateError, match=rf"1 of its films have another file.*{manifest['film'].iloc[7]}"):
         curate.manifest(sample(tmp_path / "changed", copy, frozen))
     (copy / film).unlink()
-    with pytest.raises(curate.CurateError, match=rf"1 of its 100 films are not usable.*{manifest['film'].iloc[7]}"):
+    with pytest.raises(sampling.CurateError, match=rf"1 of its 100 films are not usable.*{manifest['film'].iloc[7]}"):
         curate.manifest(sample(tmp_path / "gone", copy, frozen))
 
 
 def test_a_patient_who_would_train_and_test_is_refused(nih, tmp_path):
     study = sample(tmp_path, nih, [("sources.away.splits", ["train_val"]), ("tests.nih-test.films", 150)])
-    with pytest.raises(curate.CurateError, match=r"patient nih-\d+ would be in \S+ and in nih-test"):
+    with pytest.raises(sampling.CurateError, match=r"patient nih-\d+ would be in \S+ and in nih-test"):
         curate.manifest(study)
 
 
@@ -147,11 +149,11 @@ def test_films_drawn_one_by_one_come_from_more_patients_than_whole_patients_do(n
 
 def test_an_unset_variable_or_a_missing_folder_is_named(nih, tmp_path, monkeypatch):
     monkeypatch.delenv("NIH_FOLDER", raising=False)
-    with pytest.raises(params.ParamsError, match=r"\$NIH_FOLDER: set this environment variable"):
+    with pytest.raises(config.ParamsError, match=r"\$NIH_FOLDER: set this environment variable"):
         curate.manifest(sample(tmp_path, "$NIH_FOLDER"))
     monkeypatch.setenv("NIH_FOLDER", str(nih))
     assert len(curate.candidates(sample(tmp_path, "$NIH_FOLDER"), "home").films) >= 190
-    with pytest.raises(params.ParamsError, match="nowhere: no such folder"):
+    with pytest.raises(config.ParamsError, match="nowhere: no such folder"):
         curate.manifest(sample(tmp_path, tmp_path / "nowhere"))
 
 
@@ -169,8 +171,8 @@ def test_films_of_a_credentialed_source_are_never_shown(nih, tmp_path):
         changes += [("sources.away.splits", ["test"]), ("tests.nih-test.films", 10)]
         study = sample(tmp_path / str(credentialed), nih, changes)
         kept(study)
-        assert len(curate.gallery(study, ["sft"], each=4)) == shown
-        assert len(curate.clearest(curate.dataset(study, "sft"))) == (shown > 0)
+        assert len(describe.gallery(study, ["sft"], each=4)) == shown
+        assert len(describe.clearest_films(curate.dataset(study, "sft"))) == (shown > 0)
 
 
 # One's own films, and the ways in which one patient came into two splits.
@@ -181,7 +183,7 @@ def own_study(folder, tables, names=("s{0:02}/{1}", "s{0:02}_{1}"), changes=()):
     rng = np.random.default_rng(0)
     films = folder / "films"
     films.mkdir(exist_ok=True)
-    picture = phantom.draw(phantom.film_table(1, 8)["recipe"][0], 160).image
+    picture = hospitals.draw(hospitals.film_table(1, 8)["recipe"][0], 160).image
     for file, spell in tables.items():
         rows = ["film,file,pid,heart,fold"]
         for n in range(60):
@@ -232,7 +234,7 @@ def test_two_tables_of_one_folder_have_the_same_patients(tmp_path, spelling):
     if spelling[0] == "p":  # written so in the whole table
         file = tmp_path / "films" / "test.csv"
         file.write_text(file.read_text().replace(",P", ",p"))
-    with pytest.raises(curate.CurateError, match=r"patient home-\w+ would be in \S+ and in nih-test"):
+    with pytest.raises(sampling.CurateError, match=r"patient home-\w+ would be in \S+ and in nih-test"):
         curate.manifest(study)
 
 
@@ -244,13 +246,13 @@ def test_films_of_a_data_set_that_one_labels_again_have_its_patients(copy, tmp_p
     again = {"kind": "own", "root": str(copy), "size": 160, "credentialed": False, "table": "again.csv"}
     again |= {"columns": {"path": "file", "patient": "pid"}, "labels": {"Cardiomegaly": "heart"}, "views": ["unknown"]}
     study = sample(tmp_path, copy, [("sources.away", again), ("tests.nih-test.films", 150)])
-    with pytest.raises(curate.CurateError, match=r"patient nih-\d+ would be in \S+ and in \S+"):
+    with pytest.raises(sampling.CurateError, match=r"patient nih-\d+ would be in \S+ and in \S+"):
         curate.manifest(study)
 
 
 def test_a_patient_of_mimic_is_the_same_by_folder_and_by_subject():
     chosen = pd.DataFrame({"patient": ["mimic-p10000032", "mimic-10000032"], "split": ["sft", "away"]})
-    with pytest.raises(curate.CurateError, match="patient mimic-p10000032 would be in sft and in away"):
+    with pytest.raises(sampling.CurateError, match="patient mimic-p10000032 would be in sft and in away"):
         curate._refuse_shared(chosen, None)
 
 
@@ -261,7 +263,7 @@ def test_a_source_can_be_looked_at_where_the_folder_of_another_is_not_there(tmp_
 
 def test_a_split_that_no_film_has_is_named(tmp_path):
     study = own_study(tmp_path, {"exams": "P{:03}".format}, changes={"sources.home.splits": ["one", "thre"]})
-    with pytest.raises(curate.CurateError, match=r"sources.home.splits: no film is in split 'thre'; .* 'one', 'two'"):
+    with pytest.raises(sampling.CurateError, match=r"sources.home.splits: no film is in split 'thre'; .* 'one', 'two'"):
         curate.candidates(study, "home")
 
 
@@ -282,8 +284,8 @@ def test_different_films_have_different_image_files_whatever_the_file_system():
         "胸" * 200,
         "con",
     ]
-    files = [prepare.file_name(f"own-{name}") for name in names]
+    files = [convert.file_name(f"own-{name}") for name in names]
     assert len({file.casefold() for file in files}) == len(names)
     assert max(len(file.encode()) for file in files) < 200
     assert all(re.fullmatch(r"own-[A-Za-z0-9._-]*(~[0-9a-f]{16})?\.png", file) for file in files)
-    assert prepare.file_name("nih-00000001_000") == "nih-00000001_000.png"
+    assert convert.file_name("nih-00000001_000") == "nih-00000001_000.png"

@@ -25,9 +25,9 @@ from pydicom.uid import (
 )
 from test_films import RAMP, TWELVE_BIT, dicom, grey, written
 
-from chexreason import films, prepare
-from chexreason.films import FilmError
-from chexreason.sources import phantom
+from chexreason.data import convert, images
+from chexreason.data.images import FilmError
+from chexreason.data.phantom import hospitals
 
 SIGNED = (TWELVE_BIT.astype(np.int16) - 2048).astype(np.int16)
 X = TWELVE_BIT.astype(float)
@@ -48,7 +48,7 @@ def read(tmp_path, data) -> tuple[np.ndarray, str]:
     """The film of a data set or of the bytes of a file, and the notes."""
     notes = []
     (tmp_path / "film").write_bytes(data if isinstance(data, bytes) else written(data))
-    return films.read(tmp_path / "film", notes), "; ".join(notes)
+    return images.read(tmp_path / "film", notes), "; ".join(notes)
 
 
 def table(entries, bits, first=0, packed=None) -> Dataset:
@@ -509,12 +509,12 @@ def test_what_a_decoder_cannot_make_out_is_refused_in_plain_words(tmp_path):
 
 
 def test_a_note_stays_with_the_image_of_a_film_also_when_the_image_is_kept(tmp_path):
-    drawn = phantom.draw(phantom.film_table(1, 1, "A")["recipe"][0]).image
+    drawn = hospitals.draw(hospitals.film_table(1, 1, "A")["recipe"][0]).image
     data = changed(dicom(drawn.astype(np.uint16) * 16), RescaleSlope=b"")
     (tmp_path / "film.dcm").write_bytes(written(data))
     films_of = {"own": SimpleNamespace(folder=tmp_path, size=64)}
     study = SimpleNamespace(folder=tmp_path / "study", sources=films_of)
     row = {"film": "f", "source": "own", "path": "f.png", "original": "film.dcm", "recipe": ""}
     for _ in range(2):
-        (film,) = prepare.images(pd.DataFrame([row]), study).to_dict("records")
+        (film,) = convert.images(pd.DataFrame([row]), study).to_dict("records")
         assert film["fault"] == "" and film["notes"] == "Rescale Slope is empty or not a number; it counts as absent"

@@ -10,7 +10,8 @@ from conftest import ROOT
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from chexreason import prompts
-from chexreason.execute import PACKAGE, NotebookError, Relay, _kernel_manager, execute, modules
+from chexreason.fingerprint import PACKAGE, modules
+from chexreason.workflow.notebook import NotebookError, Relay, _kernel_manager, execute
 
 BODY = """import os, sys, time
 print("a bar", end="", file=sys.stderr)
@@ -161,5 +162,5 @@ def test_code_is_followed_through_imports_at_any_depth(tmp_path):
 
 def test_a_stage_depends_on_the_modules_it_uses_and_on_no_schema():
     found = {path.name for path in modules(ROOT / "notebooks" / "6_compare.ipynb")}
-    assert {"compare.py", "score.py", "records.py", "labels.py"} <= found
-    assert not {"params.py", "cli.py", "sft.py"} & found
+    assert {"compare.py", "metrics.py", "records.py", "labels.py"} <= found
+    assert not {"schema.py", "cli.py", "sft.py"} & found

@@ -7,7 +7,8 @@ import pytest
 import soak
 from small import changed, curated, untrained_adapter
 
-from chexreason import card, grpo, params, records, sft, training
+from chexreason import config, records
+from chexreason.training import common, grpo, model_card, sft
 
 pytestmark = pytest.mark.soak
 
@@ -50,7 +51,7 @@ SFT = {
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory) -> params.Study:
+def study(tmp_path_factory) -> config.Study:
     """The small study with an adapter that GRPO can start from; every test changes its params, and so its work."""
     small = curated(tmp_path_factory.mktemp("extremes"))
     untrained_adapter(small)
@@ -59,13 +60,13 @@ def study(tmp_path_factory) -> params.Study:
 
 def whole(folder, names) -> bool:
     """Whether log, adapters and cards are there, and are those of a finished run."""
-    log = records.load(folder / training.LOG)
+    log = records.load(folder / common.LOG)
     return len(log) > 0 and all(
         (folder / name / file).is_file() for name in names for file in ("adapter_model.safetensors", "README.md")
     )
 
 
-def trained(study: params.Study, reward: str = "hard") -> None:
+def trained(study: config.Study, reward: str = "hard") -> None:
     """Train, and look at what is left."""
     log = grpo.train(study, "medgemma", "free_reasoning", reward, 0)
     settings = study.grpo
@@ -106,7 +107,7 @@ def test_no_dropout_and_a_rank_of_one(study):
 
 def test_grpo_keeps_its_adapters_when_a_card_cannot_be_made(study, monkeypatch):
     other = changed(study, grpo={"beta": 0.0, "learning_rate": 1e-9})
-    monkeypatch.setattr(card, "text", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(model_card, "text", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         grpo.train(other, "medgemma", "free_reasoning", "hard", 0)
     place = grpo.folder(other, "medgemma", "hard", 0)
@@ -138,6 +139,6 @@ def test_early_stopping_counts_across_a_kill(study):
     runner = sft.trainer(other, "medgemma", "free_reasoning", 0)
     runner.add_callback(CutOff())
     with pytest.raises(KeyboardInterrupt):
-        training.resume(runner, sft.work(other, "medgemma", "free_reasoning", 0))
+        common.resume(runner, sft.work(other, "medgemma", "free_reasoning", 0))
     resumed = sft.train(other, "medgemma", "free_reasoning", 0)
     assert resumed.equals(straight)

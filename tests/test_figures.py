@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexreason import figures
+from chexreason.display import figures, tables
 
 matplotlib.use("Agg")
 
@@ -72,7 +72,7 @@ def test_tension_shows_gains_and_losses_about_zero(axes):
     rows = [("m/sft → grpo", "b", 0.1), ("m/sft → grpo", "c", -0.1)]
     gains = pd.DataFrame(rows, columns=["step", "dataset", "difference"])
     gains = gains.assign(low=gains["difference"] - 0.05, high=gains["difference"] + 0.05)
-    ax = figures.tension(gains, axes[0], phantom=True)
+    ax = figures.step_gains(gains, axes[0], phantom=True)
     assert drawn(ax) == {"b": [0.1], "c": [-0.1]}
     assert "lost" in ax.get_xlabel() and "gained" in ax.get_xlabel() and "phantom" in ax.get_title(loc="left")
     assert [label.get_text() for label in ax.get_yticklabels()] == ["m\nsft → grpo"]
@@ -84,7 +84,7 @@ def test_journeys_are_a_line_a_model_with_a_bar_at_either_end(axes):
     for end in ("near", "far"):
         score = travel[f"{end}_macro_f1"]
         travel = travel.assign(**{f"{end}_macro_f1_low": score - 0.1, f"{end}_macro_f1_high": score + 0.1})
-    ax = figures.journeys(travel, axes[0], phantom=True)
+    ax = figures.transfer_gaps(travel, axes[0], phantom=True)
     assert {line.get_label(): list(line.get_ydata())[:1] for line in ax.lines} == {"m/sft": [0.3], "m/grpo": [0.5]}
     segments = [segment for each in ax.collections for segment in each.get_segments() if len(segment)]
     bars = [tuple(np.round(segment[:, 1], 6)) for segment in segments]
@@ -95,7 +95,7 @@ def test_journeys_are_a_line_a_model_with_a_bar_at_either_end(axes):
 
 def test_nothing_to_compare_draws_empty_axes(axes):
     gains = pd.DataFrame(columns=["step", "dataset", "difference", "low", "high"], dtype=object)
-    assert drawn(figures.tension(gains, axes[0], phantom=True)) == {}
+    assert drawn(figures.step_gains(gains, axes[0], phantom=True)) == {}
 
 
 def test_panels_draw_a_data_set_each_and_hide_the_rest(scores, axes):
@@ -146,9 +146,9 @@ def test_contact_sheet_shows_every_film_whether_file_or_array(axes, tmp_path):
 
 def test_a_table_is_shown_escaped_rounded_and_named(recwarn):
     table = pd.DataFrame({"reply": ["<b>Edema</b>"], "f1": [1 / 3], "low": [np.nan]})
-    html = figures.shown(table, "Replies", phantom=True).to_html()
+    html = tables.styled_table(table, "Replies", phantom=True).to_html()
     assert "&lt;b&gt;Edema" in html and "0.333" in html and "–" in html and "Replies (phantom films)" in html
-    assert html == figures.shown(table, "Replies", phantom=True).to_html()
+    assert html == tables.styled_table(table, "Replies", phantom=True).to_html()
 
 
 def test_prevalence_puts_each_share_at_its_place_between_floor_and_ceiling(axes):
@@ -169,7 +169,7 @@ def test_cooccurrence_writes_the_share_of_the_rows_films_in_percent(axes):
 def test_boxes_lie_where_the_finding_is(axes, tmp_path):
     from PIL import Image
 
-    from chexreason.sources.drawing import Box
+    from chexreason.data.phantom.drawing import Box
 
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "film.png")
     box = Box("Edema", 0.25, 0.5, 0.75, 0.625, "both", "mid", 0.9)
@@ -183,7 +183,7 @@ def test_boxes_lie_where_the_finding_is(axes, tmp_path):
 def test_what_was_written_beside_a_film_is_escaped(tmp_path):
     (tmp_path / "film.png").write_bytes(b"pixels")
     film = {"film": "a-p1", "image": str(tmp_path / "film.png"), "labels": ["Edema"], "text": "<think>x</think>"}
-    html = figures.beside(pd.DataFrame([film]), phantom=True)
+    html = figures.film_beside_text(pd.DataFrame([film]), phantom=True)
     assert "&lt;think&gt;x" in html and "<think>" not in html
     assert "data:image/png;base64,cGl4ZWxz" in html and 'alt="Phantom film a-p1, labelled Edema"' in html
 
@@ -193,7 +193,7 @@ def test_a_value_and_its_interval_are_read_from_one_cell():
         {"model": ["a", "b"], "f1": [0.5, np.nan], "f1_low": [0.4, np.nan], "f1_high": [0.625, np.nan]}
         | {"difference": [-0.01, 0.02], "low": [-0.03, 0.0], "high": [0.01, 0.04], "n": [3, 4]}
     )
-    compact = figures.compact(table)
+    compact = tables.compact(table)
     assert list(compact) == ["model", "f1", "difference", "n"]
     assert list(compact["f1"]) == ["0.500 (0.400\u00a0to\u00a00.625)", "–"]
     assert list(compact["difference"]) == ["-0.010 (-0.030\u00a0to\u00a0+0.010)", "+0.020 (+0.000\u00a0to\u00a0+0.040)"]

@@ -22,9 +22,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from chexreason import films
-from chexreason.films import FilmError
-from chexreason.sources import phantom
+from chexreason.data import images
+from chexreason.data.images import FilmError
+from chexreason.data.phantom import hospitals
 
 REAL = ROOT.parent / "shared" / "real_cxr"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no folder of real films beside the project")
@@ -80,49 +80,49 @@ def grey(stored) -> np.ndarray:
 
 
 def test_an_8_bit_png_keeps_its_grey_values(tmp_path):
-    pixels = films.read(saved(tmp_path, RAMP[:, :5]))
+    pixels = images.read(saved(tmp_path, RAMP[:, :5]))
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, RAMP[:, :5])
 
 
 def test_a_jpeg_keeps_its_grey_values_as_far_as_jpeg_does(tmp_path):
     steps = np.repeat(np.repeat(np.array([[10, 200], [90, 250]], dtype=np.uint8), 32, axis=0), 32, axis=1)
-    np.testing.assert_allclose(films.read(saved(tmp_path, steps, "film.jpg", quality=95)), steps, atol=2)
+    np.testing.assert_allclose(images.read(saved(tmp_path, steps, "film.jpg", quality=95)), steps, atol=2)
 
 
 @pytest.mark.parametrize("values", [TWELVE_BIT, TWELVE_BIT * 16, TWELVE_BIT // 8 + 300], ids=["12", "16", "10 bit"])
 def test_a_16_bit_png_is_stretched_over_its_own_range(tmp_path, values):
-    np.testing.assert_allclose(films.read(saved(tmp_path, values)), grey(values.astype(float)), atol=1)
+    np.testing.assert_allclose(images.read(saved(tmp_path, values)), grey(values.astype(float)), atol=1)
 
 
 def test_colour_becomes_its_luma(tmp_path):
     colours = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [90, 90, 90]]], dtype=np.uint8)
     luma = [[0.299 * 255, 0.587 * 255, 0.114 * 255, 90]]  # ITU-R BT.601
-    np.testing.assert_allclose(films.read(saved(tmp_path, colours)), luma, atol=1)
+    np.testing.assert_allclose(images.read(saved(tmp_path, colours)), luma, atol=1)
 
 
 def test_what_is_transparent_is_not_shown(tmp_path):
     rgba = np.array([[[200, 200, 200, 255], [200, 200, 200, 0], [200, 200, 200, 128]]], dtype=np.uint8)
-    np.testing.assert_allclose(films.read(saved(tmp_path, rgba)), [[200, 0, 100]], atol=1)
+    np.testing.assert_allclose(images.read(saved(tmp_path, rgba)), [[200, 0, 100]], atol=1)
     grey_and_alpha = np.array([[[200, 255], [200, 0], [200, 128]]], dtype=np.uint8)
-    np.testing.assert_allclose(films.read(saved(tmp_path, grey_and_alpha)), [[200, 0, 100]], atol=1)
+    np.testing.assert_allclose(images.read(saved(tmp_path, grey_and_alpha)), [[200, 0, 100]], atol=1)
 
 
 def test_a_palette_shows_its_colours_and_not_their_numbers(tmp_path):
     image = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8)).convert("P")
     image.putpalette([40, 40, 40, 250, 250, 250, 130, 130, 130])
-    assert films.read(saved(tmp_path, image)).tolist() == [[40, 250, 130]]
-    assert films.read(saved(tmp_path, image, transparency=1)).tolist() == [[40, 0, 130]]
+    assert images.read(saved(tmp_path, image)).tolist() == [[40, 250, 130]]
+    assert images.read(saved(tmp_path, image, transparency=1)).tolist() == [[40, 0, 130]]
 
 
 def test_a_one_bit_png_is_black_and_white(tmp_path):
-    assert films.read(saved(tmp_path, Image.fromarray(RAMP > 127))).tolist() == ((RAMP > 127) * 255).tolist()
+    assert images.read(saved(tmp_path, Image.fromarray(RAMP > 127))).tolist() == ((RAMP > 127) * 255).tolist()
 
 
 def test_ink_in_a_cmyk_jpeg_is_dark(tmp_path):
     ink = np.zeros((16, 32, 4), dtype=np.uint8)
     ink[:, 16:, 3] = 255
-    pixels = films.read(saved(tmp_path, Image.fromarray(ink, mode="CMYK"), "film.jpg"))
+    pixels = images.read(saved(tmp_path, Image.fromarray(ink, mode="CMYK"), "film.jpg"))
     assert pixels[:, :8].min() > 250 and pixels[:, 24:].max() < 5
 
 
@@ -130,7 +130,7 @@ def test_an_exif_orientation_is_carried_out(tmp_path):
     steps = np.repeat(np.array([[0] * 32, [255] * 32], dtype=np.uint8), 16, axis=0)
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned clockwise: the top row becomes the right column
-    pixels = films.read(saved(tmp_path, steps[:, :16], "film.jpg", exif=exif))
+    pixels = images.read(saved(tmp_path, steps[:, :16], "film.jpg", exif=exif))
     assert pixels.shape == (16, 32)
     assert pixels[:, :12].min() > 250 and pixels[:, 20:].max() < 5
 
@@ -150,7 +150,7 @@ def png16(samples, color_type, *chunks: bytes) -> bytes:
 
 def read_bytes(folder, content: bytes, notes=None) -> np.ndarray:
     (folder / "film").write_bytes(content)
-    return films.read(folder / "film", notes)
+    return images.read(folder / "film", notes)
 
 
 CLEAR = np.where(RAMP < 40, 0, 65535).astype(np.uint16)  # alpha: the first pixels are transparent
@@ -184,7 +184,7 @@ def test_every_exif_orientation_is_carried_out_as_pillow_does(tmp_path, orientat
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = saved(tmp_path, RAMP[:, :5], exif=exif)
-    np.testing.assert_array_equal(films.read(path), np.array(ImageOps.exif_transpose(Image.open(path))))
+    np.testing.assert_array_equal(images.read(path), np.array(ImageOps.exif_transpose(Image.open(path))))
 
 
 def test_exif_that_is_none_is_noted_and_the_picture_read(tmp_path):
@@ -258,10 +258,10 @@ def test_a_marker_brighter_than_the_film_leaves_the_film_its_gray_levels(tmp_pat
 
 def test_without_such_outliers_the_range_is_the_lowest_to_the_highest_value():
     values = np.array([3.0, 900.0, 17.0, 1000.0])
-    assert films.stretch(values, np.array([50, 1, 50, 0])).tolist()[:3] == [0, 255, 255]  # 900 lies beyond the whisker
-    assert films.stretch(values[:3], np.array([50, 50, 1])).tolist() == [0, 255, 4]
-    assert films.stretch(values, np.array([1000, 1, 0, 0])).tolist() == [0, 255, 4, 255]  # all but one pixel are alike
-    assert not films.stretch(values, np.array([0, 0, 9, 0])).any()
+    assert images.stretch(values, np.array([50, 1, 50, 0])).tolist()[:3] == [0, 255, 255]  # 900 lies beyond the whisker
+    assert images.stretch(values[:3], np.array([50, 50, 1])).tolist() == [0, 255, 4]
+    assert images.stretch(values, np.array([1000, 1, 0, 0])).tolist() == [0, 255, 4, 255]  # all but one pixel are alike
+    assert not images.stretch(values, np.array([0, 0, 9, 0])).any()
 
 
 @needs_real
@@ -273,7 +273,7 @@ def test_no_pose_is_judged_worse_for_a_marker_and_none_otherwise_for_the_stretch
             stored = film.astype(np.uint16) * 16
             stored = stored if brightness is None else with_marker(stored, brightness)
             counts = np.bincount(stored.ravel(), minlength=2**16)
-            refused += films.fault(films.stretch(np.arange(2**16), counts)[stored]) != films.fault(film)
+            refused += images.fault(images.stretch(np.arange(2**16), counts)[stored]) != images.fault(film)
         assert refused == 0
 
 
@@ -283,15 +283,15 @@ def test_no_pose_is_judged_worse_for_a_marker_and_none_otherwise_for_the_stretch
 @pytest.mark.parametrize("bits", [10, 12, 14, 15, 16])
 def test_dicom_of_any_depth_is_stretched_and_monochrome1_is_inverted(tmp_path, bits):
     stored = np.linspace(0, 2**bits - 1, 256).round().astype(np.uint16).reshape(16, 16)
-    np.testing.assert_allclose(films.read(kept(tmp_path, dicom(stored, bits))), RAMP, atol=1)
-    negative = films.read(kept(tmp_path, dicom(stored, bits, "MONOCHROME1")))
+    np.testing.assert_allclose(images.read(kept(tmp_path, dicom(stored, bits))), RAMP, atol=1)
+    negative = images.read(kept(tmp_path, dicom(stored, bits, "MONOCHROME1")))
     np.testing.assert_allclose(negative, 255 - RAMP.astype(int), atol=1)
 
 
 def test_an_8_bit_and_a_signed_dicom_are_read(tmp_path):
-    np.testing.assert_array_equal(films.read(kept(tmp_path, dicom(RAMP, 8))), RAMP)
+    np.testing.assert_array_equal(images.read(kept(tmp_path, dicom(RAMP, 8))), RAMP)
     signed = (TWELVE_BIT.astype(np.int16) - 2048).astype(np.int16)
-    np.testing.assert_allclose(films.read(kept(tmp_path, dicom(signed))), RAMP, atol=1)
+    np.testing.assert_allclose(images.read(kept(tmp_path, dicom(signed))), RAMP, atol=1)
 
 
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
@@ -303,25 +303,25 @@ def test_a_window_is_applied_as_the_standard_has_it(tmp_path, function):
         "LINEAR_EXACT": np.clip((x - 1500) / 800 + 0.5, 0, 1),
         "SIGMOID": 1 / (1 + np.exp(-4 * (x - 1500) / 800)),
     }[function]
-    np.testing.assert_allclose(films.read(kept(tmp_path, data)), shown * 255, atol=1)
+    np.testing.assert_allclose(images.read(kept(tmp_path, data)), shown * 255, atol=1)
 
 
 def test_a_window_counts_in_rescaled_values_and_the_first_of_several_is_taken(tmp_path):
     rescaled = {"RescaleSlope": 2, "RescaleIntercept": -1000, "RescaleType": "US"}
     data = dicom(TWELVE_BIT, WindowCenter=[2000, 10], WindowWidth=[1000, 10], **rescaled)
     expected = np.clip((2.0 * TWELVE_BIT - 1000 - 1999.5) / 999 + 0.5, 0, 1) * 255
-    np.testing.assert_allclose(films.read(kept(tmp_path, data)), expected, atol=1)
+    np.testing.assert_allclose(images.read(kept(tmp_path, data)), expected, atol=1)
 
 
 def test_lookup_tables_are_applied(tmp_path):
     squares = np.arange(256) ** 2
     expected = np.round(squares / 255).reshape(16, 16)
     voi = dicom(RAMP, 8, VOILUTSequence=[lookup(squares, bits=16)])
-    np.testing.assert_allclose(films.read(kept(tmp_path, voi)), expected, atol=1)
+    np.testing.assert_allclose(images.read(kept(tmp_path, voi)), expected, atol=1)
     modality = lookup(squares, bits=16)
     modality.ModalityLUTType = "US"
     data = dicom(RAMP, 8, ModalityLUTSequence=[modality])
-    np.testing.assert_allclose(films.read(kept(tmp_path, data)), expected, atol=1)
+    np.testing.assert_allclose(images.read(kept(tmp_path, data)), expected, atol=1)
 
 
 @pytest.mark.parametrize("polarity", ["MONOCHROME1", "MONOCHROME2"])
@@ -331,7 +331,7 @@ def test_padding_is_dark_and_does_not_count_as_the_lowest_or_highest_value(tmp_p
     data.add_new(0x00280120, "US", 5000)
     data.add_new(0x00280121, "US", 5001)
     values = [0, 0, 255, 128, 0] if polarity == "MONOCHROME1" else [0, 0, 0, 128, 255]
-    np.testing.assert_allclose(films.read(kept(tmp_path, data)), [values], atol=1)
+    np.testing.assert_allclose(images.read(kept(tmp_path, data)), [values], atol=1)
 
 
 @pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLSLossless, RLELossless], ids=lambda uid: uid.name)
@@ -339,9 +339,9 @@ def test_padding_is_dark_and_does_not_count_as_the_lowest_or_highest_value(tmp_p
 def test_lossless_compression_changes_nothing(tmp_path, syntax, bits):
     stored = np.random.default_rng(1).integers(0, 2**bits, (64, 40), dtype=np.uint16)
     data = dicom(stored, bits, "MONOCHROME1")
-    plain = films.read(kept(tmp_path, data))
+    plain = images.read(kept(tmp_path, data))
     data.compress(syntax)
-    np.testing.assert_array_equal(films.read(kept(tmp_path, data, "packed.dcm")), plain)
+    np.testing.assert_array_equal(images.read(kept(tmp_path, data, "packed.dcm")), plain)
 
 
 def test_a_plain_jpeg_inside_dicom_is_read(tmp_path):
@@ -352,19 +352,19 @@ def test_a_plain_jpeg_inside_dicom_is_read(tmp_path):
     data.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
     data.PixelData = encapsulate([stream.getvalue()])
     data["PixelData"].VR = "OB"
-    np.testing.assert_allclose(films.read(kept(tmp_path, data)), steps, atol=3)
+    np.testing.assert_allclose(images.read(kept(tmp_path, data)), steps, atol=3)
 
 
 def test_a_secondary_capture_in_colour_becomes_its_luma(tmp_path):
     colours = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [90, 90, 90]]], dtype=np.uint8)
     data = dicom(colours, 8, "RGB", SamplesPerPixel=3, PlanarConfiguration=0)
-    np.testing.assert_allclose(films.read(kept(tmp_path, data)), [[76, 150, 29, 90]], atol=1)
+    np.testing.assert_allclose(images.read(kept(tmp_path, data)), [[76, 150, 29, 90]], atol=1)
 
 
 @needs_real
 def test_the_real_monochrome1_film_has_dark_air_and_the_grey_values_of_an_independent_decoding():
     path = REAL / "dicom" / "RG1_UNCR.dcm"
-    pixels = films.read(path).astype(float)
+    pixels = images.read(path).astype(float)
     height, width = pixels.shape
     content = path.read_bytes()
     start = content.index(b"\xe0\x7f\x10\x00OW") + 12  # tag, type, two bytes reserved, four of length
@@ -374,7 +374,7 @@ def test_the_real_monochrome1_film_has_dark_air_and_the_grey_values_of_an_indepe
     air = [pixels[100:200, :80], pixels[100:200, -80:]]  # above the shoulders, below a burnt-in strip
     mediastinum = pixels[height // 2 - 100 : height // 2 + 100, width // 2 - 50 : width // 2 + 50]
     assert max(patch.mean() for patch in air) < 60 < 200 < mediastinum.mean()
-    assert films.fault(films.read(path)) == ""
+    assert images.fault(images.read(path)) == ""
 
 
 # What cannot be read.
@@ -455,15 +455,15 @@ def test_a_file_that_is_no_film_is_refused_with_its_reason(tmp_path, case):
     path = tmp_path / "film.png"
     path.write_bytes(content)
     with pytest.raises(FilmError, match=reason) as refusal:
-        films.read(path)
+        images.read(path)
     assert "\n" not in str(refusal.value) and str(tmp_path) not in str(refusal.value)
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     with pytest.raises(FilmError, match="no such file"):
-        films.read(tmp_path / "gone.png")
+        images.read(tmp_path / "gone.png")
     with pytest.raises(FilmError, match="cannot be opened: Is a directory"):
-        films.read(tmp_path)
+        images.read(tmp_path)
 
 
 def test_a_missing_decoder_is_named(tmp_path, monkeypatch):
@@ -471,7 +471,7 @@ def test_a_missing_decoder_is_named(tmp_path, monkeypatch):
     path.write_bytes(packed(JPEGLSLossless))
     monkeypatch.setattr("pydicom.pixels.get_decoder", lambda syntax: SimpleNamespace(is_available=False))
     with pytest.raises(FilmError, match="no decoder is installed for JPEG-LS Lossless"):
-        films.read(path)
+        images.read(path)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -487,7 +487,7 @@ def test_damage_of_any_sort_raises_nothing_but_film_error(tmp_path, kind):
             damaged[at] = rng.integers(256)
         path.write_bytes(damaged)
         try:
-            outcomes[films.read(path).dtype.name] += 1
+            outcomes[images.read(path).dtype.name] += 1
         except FilmError:
             outcomes["refused"] += 1
     assert outcomes["refused"] > 30 and set(outcomes) <= {"refused", "uint8"}
@@ -498,18 +498,18 @@ def test_damage_of_any_sort_raises_nothing_but_film_error(tmp_path, kind):
 
 @pytest.fixture(scope="module")
 def drawn() -> list[np.ndarray]:
-    recipes = [phantom.film_table(20, 1, hospital)["recipe"] for hospital in "ABC"]
-    return [phantom.draw(recipe).image for column in recipes for recipe in column]
+    recipes = [hospitals.film_table(20, 1, hospital)["recipe"] for hospital in "ABC"]
+    return [hospitals.draw(recipe).image for column in recipes for recipe in column]
 
 
 @pytest.fixture(scope="module")
 def real() -> dict[str, np.ndarray]:
     paths = [path for folder in ("nih", "covid_ccby") for path in sorted((REAL / folder).glob("*.jpg"))]
-    return {path.name: films.read(path) for path in paths}
+    return {path.name: images.read(path) for path in paths}
 
 
 def share(pixels, turns, reason) -> float:
-    return float(np.mean([films.fault(np.rot90(film, turns)) == reason for film in pixels]))
+    return float(np.mean([images.fault(np.rot90(film, turns)) == reason for film in pixels]))
 
 
 TURNS = {0: "", 1: "rotated by a quarter turn", 2: "upside down", 3: "rotated by a quarter turn"}
@@ -521,12 +521,12 @@ def test_every_phantom_is_taken_as_it_lies(drawn, turns):
 
 
 def test_a_phantom_shown_as_a_negative_is_told(drawn):
-    assert {films.fault(255 - film) for film in drawn} == {"negative: air is bright"}
+    assert {images.fault(255 - film) for film in drawn} == {"negative: air is bright"}
 
 
 @needs_real
 def test_of_the_real_films_one_is_refused_wrongly_and_two_because_they_are_negatives(real):
-    told = {name: reason for name, film in real.items() if (reason := films.fault(film))}
+    told = {name: reason for name, film in real.items() if (reason := images.fault(film))}
     assert told == {
         "00017625_000.jpg": "negative: air is bright",
         "00017999_000.jpg": "negative: air is bright",
@@ -547,7 +547,7 @@ def test_real_films_shown_as_negatives_are_found(real):
 
 def test_a_mirrored_film_passes(drawn):
     """Situs inversus looks the same, and a marker cannot be read from afar: mirroring is not judged."""
-    assert {films.fault(np.fliplr(film)) for film in drawn} == {""}
+    assert {images.fault(np.fliplr(film)) for film in drawn} == {""}
 
 
 @pytest.mark.parametrize(
@@ -562,21 +562,21 @@ def test_a_mirrored_film_passes(drawn):
     ],
 )
 def test_what_cannot_be_a_chest_film_is_told_by_its_reason(pixels, reason):
-    assert films.fault(pixels) == reason
+    assert images.fault(pixels) == reason
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_picture_of_two_grey_values_makes_no_trouble():
     square = np.zeros((200, 200), dtype=np.uint8)
     square[40:160, 40:160] = 255
-    films.fault(square)
+    images.fault(square)
 
 
 def test_size_does_not_change_what_is_told(drawn):
     for width, height in [(96, 96), (700, 500), (1500, 2900)]:
         resized = [np.asarray(Image.fromarray(film).resize((width, height))) for film in drawn[::10]]
-        assert {films.fault(film) for film in resized} == {""}
-        assert {films.fault(film[::-1, ::-1]) for film in resized} == {"upside down"}
+        assert {images.fault(film) for film in resized} == {""}
+        assert {images.fault(film[::-1, ::-1]) for film in resized} == {"upside down"}
 
 
 # Films as a model is shown them.
@@ -584,21 +584,21 @@ def test_size_does_not_change_what_is_told(drawn):
 
 def test_a_prepared_film_is_grey_and_shrunk_to_its_longest_side(tmp_path, drawn):
     large = Image.fromarray(drawn[0]).resize((400, 500))
-    film = films.prepare(saved(tmp_path, large.convert("RGB")), 200)
+    film = images.prepare(saved(tmp_path, large.convert("RGB")), 200)
     assert (film.mode, film.size) == ("L", (160, 200))
     np.testing.assert_allclose(np.asarray(film).mean(), drawn[0].mean(), atol=1)
 
 
 def test_a_prepared_film_is_never_enlarged(tmp_path, drawn):
-    film = films.prepare(saved(tmp_path, drawn[0]), 896)
+    film = images.prepare(saved(tmp_path, drawn[0]), 896)
     np.testing.assert_array_equal(np.asarray(film), drawn[0])
 
 
 def test_preparing_refuses_what_is_unreadable_or_no_upright_chest(tmp_path, drawn):
     with pytest.raises(FilmError, match="upside down"):
-        films.prepare(saved(tmp_path, drawn[0][::-1, ::-1]), 200)
+        images.prepare(saved(tmp_path, drawn[0][::-1, ::-1]), 200)
     with pytest.raises(FilmError, match="no such file"):
-        films.prepare(tmp_path / "gone.png", 200)
+        images.prepare(tmp_path / "gone.png", 200)
 
 
 def test_a_dicom_written_here_is_one_that_pydicom_finds_complete(tmp_path):

@@ -5,12 +5,15 @@ import pytest
 import yaml
 from test_compare import make_up
 
-from chexreason import compare, figures, findings, params, published, records
+from chexreason import config, records
+from chexreason.display import figures
+from chexreason.evaluation import compare
+from chexreason.paper import findings, published
 
 
 def study_of(folder, sft, grpo):
     """A study of 60 films a data set with made-up answers: untuned fails always, SFT knows all, GRPO a part."""
-    values = yaml.safe_load(params.find("params/mini.yaml").read_text(encoding="utf-8"))
+    values = yaml.safe_load(config.find("params/mini.yaml").read_text(encoding="utf-8"))
     values |= {"seeds": [0], "more_seeds": [], "compare": {"draws": 100, "seed": 0}}
     values["tests"] = {name: values["tests"][name] for name in ("b-test", "c-test")}
     values["models"]["qwen"]["full"] = False
@@ -19,7 +22,7 @@ def study_of(folder, sft, grpo):
     file = folder / "params" / "made_up.yaml"
     file.parent.mkdir()
     file.write_text(yaml.safe_dump(values), encoding="utf-8")
-    study = params.load(file)
+    study = config.load(file)
     make_up(study)
     return study
 
@@ -77,7 +80,7 @@ def test_verdicts_follow_what_was_made_up(whole):
 
 def test_a_comparison_is_told_with_its_step_and_interval(whole):
     _, table = whole
-    row = findings.told(table).set_index("finding").loc[2].iloc[0]
+    row = findings.comparison_table(table).set_index("finding").loc[2].iloc[0]
     assert row["step"] == "stand-in-medgemma/untuned → sft/free_reasoning" and row["verdict"] == "as published"
     assert row["change"] == "+1.000 (+1.000\u00a0to\u00a0+1.000)"
 
@@ -117,7 +120,7 @@ def test_a_finding_without_a_comparison_is_said_to_be_one(tmp_path):
     ("name", "left_to_full"), [("mini", [True] * 4), ("smoke", [True, True, False, False]), ("nih_sample", [False] * 4)]
 )
 def test_what_make_full_would_add_is_read_from_the_params_file(name, left_to_full):
-    study = params.load(f"params/{name}.yaml", full=False)
+    study = config.load(f"params/{name}.yaml", full=False)
     nothing = pd.DataFrame(columns=["finding", "expected", "said", "verdict"])
     shown = findings.summary(study, nothing).iloc[:, 2]
     assert [text.endswith("left to a full run") for text in shown] == left_to_full
@@ -128,7 +131,9 @@ def test_a_study_that_trains_nothing_is_told_and_drawn(tmp_path):
 
     study = study_of(tmp_path, [], [])
     table = findings.comparisons(study, compare.compare(study)["paired"])
-    assert findings.told(table).empty and all("cannot speak to" in line for line in findings.conclusions(study, table))
+    assert findings.comparison_table(table).empty and all(
+        "cannot speak to" in line for line in findings.conclusions(study, table)
+    )
     ax = figures.findings(table, plt.figure().gca(), phantom=True)
     assert [text.get_text() for text in ax.texts] == ["no comparison"]
     plt.close("all")

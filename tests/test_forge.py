@@ -3,51 +3,52 @@
 import pytest
 from conftest import ROOT
 
-from chexreason import answers, forge, models, params, prompts
-from chexreason.execute import execute
-from chexreason.sources import phantom
+from chexreason import answers, config, models, prompts
+from chexreason.data.phantom import hospitals
+from chexreason.stand_ins import build
+from chexreason.workflow.notebook import execute
 
 
 @pytest.fixture(scope="module")
 def films():
-    return forge.pretraining_films(300, 3)
+    return build.pretraining_films(300, 3)
 
 
 def test_pretraining_films_carry_the_truth_and_more_rare_findings_than_occur(films):
-    truth = phantom.truth(films)[forge.LABELS]
-    assert (films[forge.LABELS].astype(bool).to_numpy() == truth.to_numpy()).all()
-    natural = phantom.truth(phantom.film_table(3000, 4))
+    truth = hospitals.truth(films)[build.LABELS]
+    assert (films[build.LABELS].astype(bool).to_numpy() == truth.to_numpy()).all()
+    natural = hospitals.truth(hospitals.film_table(3000, 4))
     assert films["Fracture"].mean() > 2 * natural["Fracture"].mean()
     assert set(films["source"]) == {"phantom-a", "phantom-b", "phantom-c"}
 
 
 def test_captions_name_one_finding_that_is_there(films):
-    for turn in forge.film_turns(films.head(50), 0):
+    for turn in build.film_turns(films.head(50), 0):
         (label,) = answers.read(turn.answer).labels
         assert films.loc[turn.picture, label] == 1.0
 
 
 def test_words_come_back_as_they_went_in_and_a_prompt_is_one_token(films):
-    turns = forge.dictations(films, 0) + forge.choice_turns(films, 0)
-    words = forge.gemma_processor(forge.texts(turns)).tokenizer
+    turns = build.dictations(films, 0) + build.choice_turns(films, 0)
+    words = build.gemma_processor(build.texts(turns)).tokenizer
     strange = ["Edema, edema; 12. Nothing:\n<think>\u202e Ödem</think>", "<solution></solution>"]
-    for text in [*strange, *(turn.answer for turn in turns), *map(prompts.load, forge.PROMPTS)]:
+    for text in [*strange, *(turn.answer for turn in turns), *map(prompts.load, build.PROMPTS)]:
         assert words.decode(words(text).input_ids) == text
-    assert {len(words(prompts.load(name)).input_ids) for name in forge.PROMPTS} == {1}
-    assert {len(words(label).input_ids) for label in forge.LABELS if label in str(turns)} == {1}
+    assert {len(words(prompts.load(name)).input_ids) for name in build.PROMPTS} == {1}
+    assert {len(words(label).input_ids) for label in build.LABELS if label in str(turns)} == {1}
 
 
 def test_every_form_of_answer_is_dictated_and_reads_back(films):
-    told = {name: turn for turn in forge.dictations(films, 0) for name in [turn.question.partition(":")[0]]}
-    assert set(told) == set(forge.DICTATIONS.values())
-    for form, start in forge.DICTATIONS.items():
+    told = {name: turn for turn in build.dictations(films, 0) for name in [turn.question.partition(":")[0]]}
+    assert set(told) == set(build.DICTATIONS.values())
+    for form, start in build.DICTATIONS.items():
         assert answers.read_strict(told[start].answer, form).labels == tuple(
             told[start].question.removeprefix(f"{start}: ").removesuffix(".").split(", ")
         )
 
 
 def test_choices_are_answered_with_what_is_there_and_asked_for(films):
-    for turn in forge.choice_turns(films.head(50), 0):
+    for turn in build.choice_turns(films.head(50), 0):
         asked = turn.question.removeprefix("Which of these: ").removesuffix("?").split(", ")
         there = [name for name in asked if films.loc[turn.picture, name]]
         assert turn.answer == f"{', '.join(there) or 'None'}."
@@ -55,8 +56,8 @@ def test_choices_are_answered_with_what_is_there_and_asked_for(films):
 
 def test_places_lie_inside_the_boxes(films):
     row = films.index[films["Lung Lesion"] == 1.0][0]
-    (box,) = [box for box in phantom.boxes(films.loc[row, "recipe"]) if box.finding == "Lung Lesion"]
-    inside = forge.places(films.loc[[row]])[0, :, forge.LABELS.index("Lung Lesion")].reshape(8, 8)
+    (box,) = [box for box in hospitals.boxes(films.loc[row, "recipe"]) if box.finding == "Lung Lesion"]
+    inside = build.places(films.loc[[row]])[0, :, build.LABELS.index("Lung Lesion")].reshape(8, 8)
     middle = int((box.y0 + box.y1) / 2 * 8), int((box.x0 + box.x1) / 2 * 8)
     assert inside[middle] and not inside.all()
 
@@ -66,7 +67,7 @@ def test_notebook_0_forges_both_stand_ins(tmp_path, monkeypatch):
     small = {"films": 100, "vision_epochs": 1, "drawings": 16, "seed": 1, "folder": "forged"}
     execute(ROOT / "notebooks" / "0_stand_ins.ipynb", tmp_path / "out.ipynb", small)
     for name in ("medgemma", "qwen"):
-        model = params.Model(name=name, path=str(tmp_path / "forged" / name), dtype="float32")
+        model = config.Model(name=name, path=str(tmp_path / "forged" / name), dtype="float32")
         forged, shipped = (
             models.load_base(model),
             models.load_base(model.model_copy(update={"path": f"stand-in:{name}"})),

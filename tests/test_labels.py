@@ -19,24 +19,24 @@ SETTLED = {
 
 @pytest.mark.parametrize("policy", labels.POLICIES)
 def test_each_policy_settles_the_four_states_as_its_name_says(policy):
-    settled = labels.settle(STATES, policy)["Edema"].tolist()
+    settled = labels.apply_policy(STATES, policy)["Edema"].tolist()
     assert [str(value) for value in settled] == [str(value) for value in SETTLED[policy]]
 
 
 @pytest.mark.parametrize("policy", labels.POLICIES)
 def test_a_label_the_source_never_speaks_of_stays_unknown(policy):
-    assert labels.settle(STATES, policy)["Fracture"].isna().all()
+    assert labels.apply_policy(STATES, policy)["Fracture"].isna().all()
 
 
 def test_settling_leaves_what_was_stated_alone():
     before = STATES.copy()
-    labels.settle(STATES, "u_ones")
+    labels.apply_policy(STATES, "u_ones")
     pd.testing.assert_frame_equal(STATES, before)
 
 
 def test_an_unknown_policy_is_refused_by_name():
     with pytest.raises(ValueError, match=r"u_guess.*u_zeros, u_ones, u_ignore"):
-        labels.settle(STATES, "u_guess")
+        labels.apply_policy(STATES, "u_guess")
 
 
 def test_positives_come_in_the_order_of_chexpert_and_unknown_is_not_positive():
@@ -67,22 +67,22 @@ def one(**states) -> pd.DataFrame:
 
 @pytest.mark.parametrize("child", ["Edema", "Consolidation", "Pneumonia", "Atelectasis", "Lung_Lesion"])
 def test_closing_upwards_makes_a_lung_opacity_of_what_is_one(child):
-    pd.testing.assert_frame_equal(labels.close_upwards(one(**{child: 1.0})), one(**{child: 1.0}, Lung_Opacity=1.0))
+    pd.testing.assert_frame_equal(labels.add_parent_labels(one(**{child: 1.0})), one(**{child: 1.0}, Lung_Opacity=1.0))
 
 
 def test_closing_upwards_makes_an_enlarged_cardiomediastinum_of_a_large_heart():
-    closed = labels.close_upwards(one(Cardiomegaly=1.0, Enlarged_Cardiomediastinum=NAN))
+    closed = labels.add_parent_labels(one(Cardiomegaly=1.0, Enlarged_Cardiomediastinum=NAN))
     pd.testing.assert_frame_equal(closed, one(Cardiomegaly=1.0, Enlarged_Cardiomediastinum=1.0))
 
 
 def test_closing_upwards_takes_no_hint_from_a_parent_an_uncertain_child_or_silence():
     for states in (one(Lung_Opacity=1.0), one(Edema=-1.0), one(Edema=NAN, Lung_Opacity=NAN), one(Pneumothorax=1.0)):
-        pd.testing.assert_frame_equal(labels.close_upwards(states), states)
+        pd.testing.assert_frame_equal(labels.add_parent_labels(states), states)
 
 
 def test_closing_upwards_keeps_bool_predictions_bool_and_its_input_as_it_was():
     given = one(Edema=1.0).astype(bool)
-    closed = labels.close_upwards(given)
+    closed = labels.add_parent_labels(given)
     assert closed["Lung Opacity"].tolist() == [True] and not given["Lung Opacity"].any()
     assert set(closed.dtypes) == {given["Edema"].dtype}
 

@@ -6,9 +6,9 @@ import mimic_tables
 import pandas as pd
 import pytest
 
-from chexreason import sources
+from chexreason.data import film_table, mimic
+from chexreason.data.film_table import SourceError
 from chexreason.labels import CHEXPERT14
-from chexreason.sources import SourceError, mimic
 
 LABELS = list(CHEXPERT14)
 IDS = ["02aa804e-bde0afdd-112c0b34-7bc16630-4e384014", "174413ec-4ec4c1f7-34ea26b7-c5f994f8-79ef1962"]
@@ -120,8 +120,8 @@ def test_a_labelled_study_without_a_film_is_set_aside(root):
 
 def test_which_images_are_there_is_told(root):
     films = mimic.read(root)
-    assert sources.present(films, root).tolist() == [True, False, False, False, False]
-    assert sources.present(films.table.iloc[3:], root).index.tolist() == [3, 4]
+    assert film_table.present(films, root).tolist() == [True, False, False, False, False]
+    assert film_table.present(films.table.iloc[3:], root).index.tolist() == [3, 4]
 
 
 def test_a_wrong_folder_names_the_file_looked_for_and_the_folder(tmp_path):
@@ -207,7 +207,7 @@ def test_converted_films_are_found_by_the_ending_they_have(root, ending):
     image.rename(image.with_suffix(ending))
     table = mimic.read(root).table
     assert table["path"].str.endswith(ending).all()
-    assert sources.present(table, root).sum() == 1
+    assert film_table.present(table, root).sum() == 1
 
 
 def test_padded_and_decimal_identifiers_read_alike(root):

@@ -2,13 +2,15 @@
 
 import pytest
 
-from chexreason import models, params, sft, shapes
-from chexreason.params import Lora
+from chexreason import config, models
+from chexreason.config import Lora
+from chexreason.training import sft
+from chexreason.workflow import model_size
 
 
 @pytest.fixture(params=["medgemma", "qwen"], scope="module")
-def stand_in(request) -> params.Model:
-    return params.Model(name=request.param, path=f"stand-in:{request.param}", dtype="float32")
+def stand_in(request) -> config.Model:
+    return config.Model(name=request.param, path=f"stand-in:{request.param}", dtype="float32")
 
 
 def test_shipped_weights_are_safetensors_of_at_most_8_megabytes(stand_in):
@@ -82,10 +84,10 @@ def published_qwen(tmp_path_factory) -> str:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     place = str(tmp_path_factory.mktemp("qwen"))
-    processor = models.load_processor(params.Model(name="qwen", path="stand-in:qwen", dtype="float32"))
+    processor = models.load_processor(config.Model(name="qwen", path="stand-in:qwen", dtype="float32"))
     processor.image_processor = Qwen2VLImageProcessorPil(min_pixels=4 * 28 * 28, max_pixels=16_384 * 28 * 28)
     processor.save_pretrained(place)
-    AutoConfig.for_model(**shapes.QWEN_2_5_VL_3B).save_pretrained(place)
+    AutoConfig.for_model(**model_size.QWEN_2_5_VL_3B).save_pretrained(place)
     return place
 
 
@@ -101,22 +103,22 @@ def published_qwen(tmp_path_factory) -> str:
     ],
 )
 def test_qwen_sees_a_film_of_any_size_as_256_to_512_tokens(published_qwen, size, tokens):
-    model = params.Model(name="qwen", path=published_qwen, dtype="bfloat16", visual_tokens=(256, 512))
+    model = config.Model(name="qwen", path=published_qwen, dtype="bfloat16", visual_tokens=(256, 512))
     processor = models.load_processor(model)
     inputs = asked(processor, film(*size))
     found = int((inputs["input_ids"] == processor.image_token_id).sum())
-    assert found == tokens == len(inputs["pixel_values"]) // 4 == shapes.visual_tokens(model, *size)
+    assert found == tokens == len(inputs["pixel_values"]) // 4 == model_size.visual_tokens(model, *size)
     assert 256 <= found <= 512
 
 
 def test_without_bounds_qwen_sees_a_large_film_as_thousands_of_tokens(published_qwen):
     """Why the bounds matter: 2500 x 3050 pixels are 89 x 109 squares."""
-    model = params.Model(name="qwen", path=published_qwen, dtype="bfloat16")
-    assert shapes.visual_tokens(model, 2500, 3050) == 89 * 109
+    model = config.Model(name="qwen", path=published_qwen, dtype="bfloat16")
+    assert model_size.visual_tokens(model, 2500, 3050) == 89 * 109
 
 
 def test_the_bounds_of_a_model_with_a_fixed_number_of_tokens_are_refused():
-    model = params.Model(name="gemma", path="stand-in:medgemma", dtype="float32", visual_tokens=(256, 512))
+    model = config.Model(name="gemma", path="stand-in:medgemma", dtype="float32", visual_tokens=(256, 512))
     with pytest.raises(models.ModelError, match=r"stand-in:medgemma: visual_tokens: .* fixed; leave the key out"):
         models.load_processor(model)
 

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from chexreason import sources
+from chexreason.data import film_table, nih
+from chexreason.data.film_table import SourceError
 from chexreason.labels import CHEXPERT14, NIH10
-from chexreason.sources import SourceError, nih
 
 REAL = ROOT.parent / "shared" / "real_cxr"
 FACTS = ROOT.parent / "shared" / "facts" / "prevalence"
@@ -145,7 +145,7 @@ def test_images_are_found_wherever_they_lie(root, images):
         (root / image).touch()
     films = nih.read(root)
     assert films.table["path"].tolist() == [images[0], images[1], "", "", images[2], "", ""]
-    assert sources.present(films, root).tolist() == [True, True, False, False, True, False, False]
+    assert film_table.present(films, root).tolist() == [True, True, False, False, True, False, False]
 
 
 def test_images_are_found_behind_a_link_and_a_circle_of_links_ends(root, tmp_path_factory):
@@ -229,7 +229,7 @@ def test_the_real_table_has_the_published_size(real):
 
 
 def test_the_real_films_are_found_whatever_their_ending(real):
-    assert sources.present(real, REAL).sum() == len(list((REAL / "nih").iterdir())) == 217
+    assert film_table.present(real, REAL).sum() == len(list((REAL / "nih").iterdir())) == 217
 
 
 def shares(table, column):
@@ -254,7 +254,7 @@ def test_the_real_mapped_labels_have_the_shares_counted_elsewhere(real):
 def test_the_real_counts_are_those_of_torchxrayvision(real):
     facts = pd.read_csv(FACTS / "torchxrayvision_dataset_totals.csv")
     counts = facts[facts["source"] == "d_nih"].set_index("label")["pos"]
-    native = sources.overview(real, REAL)["native"]
+    native = film_table.overview(real, REAL)["native"]
     assert {label: native[label] for label in counts.index} == counts.to_dict()
 
 

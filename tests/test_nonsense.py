@@ -31,10 +31,13 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 from test_films import RAMP, TWELVE_BIT, dicom, huge_jpeg, written
 
-from chexreason import curate, films, models, params, predict, records, review, teaching
+from chexreason import config, models, records
 from chexreason.cli import main
-from chexreason.films import FilmError
-from chexreason.sources import SourceError, own
+from chexreason.data import curate, images, own, sampling
+from chexreason.data.film_table import SourceError
+from chexreason.data.images import FilmError
+from chexreason.inference import predict
+from chexreason.teacher import generate, review
 
 MINI = (ROOT / "params" / "mini.yaml").read_text(encoding="utf-8")
 GARBAGE = bytes(np.random.default_rng(0).integers(128, 256, 4000, dtype=np.uint8))
@@ -86,8 +89,8 @@ VALUES = {
 @pytest.mark.parametrize("content, told", PARAMS.values(), ids=PARAMS)
 def test_a_params_file_that_is_none_is_told(tmp_path, content, told):
     (tmp_path / "mine.yaml").write_bytes(content)
-    with pytest.raises(params.ParamsError) as refused:
-        params.load(tmp_path / "mine.yaml")
+    with pytest.raises(config.ParamsError) as refused:
+        config.load(tmp_path / "mine.yaml")
     assert "mine.yaml: " in str(refused.value) and told in str(refused.value)
 
 
@@ -100,8 +103,8 @@ def test_a_number_or_name_of_no_use_is_told_by_key_and_value(tmp_path, key, valu
         section = section[each]
     section[last] = value
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
-    with pytest.raises(params.ParamsError) as refused:
-        params.load(tmp_path / "mine.yaml")
+    with pytest.raises(config.ParamsError) as refused:
+        config.load(tmp_path / "mine.yaml")
     assert key.split(".")[-1] in str(refused.value) and told in str(refused.value)
     assert len(str(refused.value)) < 2000
 
@@ -110,13 +113,13 @@ def test_a_number_or_name_of_no_use_is_told_by_key_and_value(tmp_path, key, valu
 def test_any_bytes_for_a_params_file_are_refused_as_such(tmp_path_factory, content):
     file = tmp_path_factory.getbasetemp() / "any.yaml"
     file.write_bytes(content)
-    with pytest.raises(params.ParamsError, match=r"any\.yaml"):
-        params.load(file)
+    with pytest.raises(config.ParamsError, match=r"any\.yaml"):
+        config.load(file)
 
 
 # The table of own films.
 
-SECTION = params.Own(
+SECTION = config.Own(
     kind="own", root=".", table="films.csv", columns={"path": "file", "patient": "pid"}, labels={"Edema": "edema"}
 )
 TABLES = {
@@ -218,27 +221,27 @@ def test_an_image_that_would_unpack_to_much_more_is_refused_before_it_is_decoded
     (tmp_path / "film").write_bytes(make())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(FilmError, match=told):
-        films.read(tmp_path / "film")
+        images.read(tmp_path / "film")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30_000  # kilobytes
 
 
 def test_a_file_larger_than_any_film_a_pipe_and_a_device_are_never_read(tmp_path):
     with (tmp_path / "huge").open("wb") as file:
-        file.truncate(films.MAX_BYTES + 1)
+        file.truncate(images.MAX_BYTES + 1)
     with pytest.raises(FilmError, match="more than 250,000,000 bytes"):
-        films.read(tmp_path / "huge")
+        images.read(tmp_path / "huge")
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", "/dev/zero"):
         with pytest.raises(FilmError, match="not a file"):
-            films.read(path)
+            images.read(path)
 
 
 def test_a_folder_an_endless_link_and_a_name_beyond_any_are_told(tmp_path):
     for _ in in_its_place(tmp_path / "film"):
         with pytest.raises(FilmError, match=r"cannot be opened: (Is a directory|Too many levels)"):
-            films.read(tmp_path / "film")
+            images.read(tmp_path / "film")
     with pytest.raises(FilmError, match="cannot be opened: File name too long"):
-        films.read(tmp_path / ("a" * 300))
+        images.read(tmp_path / ("a" * 300))
 
 
 # Records.
@@ -292,10 +295,10 @@ def test_a_record_cut_short_a_folder_and_an_origin_that_is_none_are_told(record)
 
 
 def test_a_record_of_another_kind_is_no_manifest_to_follow(record, tmp_path):
-    study = params.load(ROOT / "params" / "smoke.yaml")
+    study = config.load(ROOT / "params" / "smoke.yaml")
     section = study.curate.model_copy(update={"frozen": os.path.relpath(record, study.file.parent)})
     pools = {"a": pd.DataFrame({"film": ["f0"]})}
-    with pytest.raises(curate.CurateError, match=r"table\.parquet is no manifest: it has no column .*split"):
+    with pytest.raises(sampling.CurateError, match=r"table\.parquet is no manifest: it has no column .*split"):
         curate.choose(study.model_copy(update={"curate": section}), pools)
 
 
@@ -308,7 +311,7 @@ def test_a_record_of_another_kind_is_no_manifest_to_follow(record, tmp_path):
 def test_a_file_that_holds_no_verdicts_is_told(tmp_path, content):
     (tmp_path / "verdicts.csv").write_bytes(content)
     with pytest.raises(review.ReviewError, match=r"verdicts\.csv: (cannot be read as CSV in UTF-8|no column)"):
-        review.read(params.load(ROOT / "params" / "smoke.yaml"), tmp_path / "verdicts.csv")
+        review.read(config.load(ROOT / "params" / "smoke.yaml"), tmp_path / "verdicts.csv")
 
 
 @pytest.mark.parametrize("content", [GARBAGE, "{labels}".encode("utf-16")])
@@ -317,13 +320,13 @@ def test_a_prompt_that_is_no_text_is_told(tmp_path, content):
     values["teacher"] = {"kind": "gemini", "model": "m", "seed": 0, "prompts": {"free_reasoning": "mine.txt"}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
     (tmp_path / "mine.txt").write_bytes(content)
-    with pytest.raises(teaching.TeacherError, match=r"prompts\.free_reasoning: mine\.txt cannot be read as text"):
-        teaching.prompt(params.load(tmp_path / "mine.yaml"), "free_reasoning")
+    with pytest.raises(generate.TeacherError, match=r"prompts\.free_reasoning: mine\.txt cannot be read as text"):
+        generate.prompt(config.load(tmp_path / "mine.yaml"), "free_reasoning")
 
 
 # Adapters and models.
 
-MEDGEMMA, QWEN = (params.Model(name="m", path=f"stand-in:{name}", dtype="float32") for name in ("medgemma", "qwen"))
+MEDGEMMA, QWEN = (config.Model(name="m", path=f"stand-in:{name}", dtype="float32") for name in ("medgemma", "qwen"))
 
 
 class Planted:
@@ -342,7 +345,7 @@ def adapters(tmp_path_factory):
     from peft import get_peft_model
 
     folder = tmp_path_factory.mktemp("adapters")
-    lora = models.lora_config(params.Lora(r=4, alpha=8, dropout=0.0))
+    lora = models.lora_config(config.Lora(r=4, alpha=8, dropout=0.0))
     get_peft_model(models.load_base(MEDGEMMA), lora).save_pretrained(str(folder / "whole"))
     return folder
 
@@ -435,7 +438,7 @@ def test_a_pickle_is_never_loaded_in_place_of_weights(adapter, tmp_path):
 def test_a_model_of_pickles_or_of_remote_code_is_refused_and_runs_nothing(tmp_path):
     ran, folder = tmp_path / "ran", tmp_path / "model"
     shutil.copytree(models.folder("stand-in:medgemma"), folder)
-    model = params.Model(name="m", path=str(folder), dtype="float32")
+    model = config.Model(name="m", path=str(folder), dtype="float32")
     (folder / "model.safetensors").rename(tmp_path / "weights")
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Planted(ran)))
     with pytest.raises(models.ModelError, match=r"model: cannot be loaded: .*no file named model\.safetensors"):
@@ -484,7 +487,7 @@ def test_the_trainers_load_their_own_checkpoints_without_running_what_is_in_them
 
 
 def test_the_loader_of_params_files_makes_nothing_but_plain_values():
-    assert issubclass(params._Loader, yaml.SafeLoader)
+    assert issubclass(config._Loader, yaml.SafeLoader)
 
 
 # The command line.

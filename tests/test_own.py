@@ -7,9 +7,10 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from chexreason import params
+from chexreason import config
+from chexreason.data import own
+from chexreason.data.film_table import SourceError
 from chexreason.labels import CHEXPERT14
-from chexreason.sources import SourceError, own
 
 LABELS = list(CHEXPERT14)
 PAGE = (ROOT / "book" / "your_own.md").read_text(encoding="utf-8")
@@ -27,7 +28,7 @@ def root(tmp_path):
 
 
 def section(snippet, **changes):
-    return params.Own(**yaml.safe_load(snippet)["sources"]["home"] | changes)
+    return config.Own(**yaml.safe_load(snippet)["sources"]["home"] | changes)
 
 
 def films(root, snippet=MAPPED, **changes):
@@ -168,7 +169,7 @@ def read(folder, text, **columns):
     """The film table of a table of one's own; `columns` are further ones, such as `film="name"`."""
     (folder / "exams.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     columns = {"columns": SECTION["columns"] | columns, "labels": SECTION["labels"]}
-    return own.read(folder, params.Own(kind="own", root=str(folder), table="exams.csv", **columns), folder).table
+    return own.read(folder, config.Own(kind="own", root=str(folder), table="exams.csv", **columns), folder).table
 
 
 PADDED = {
@@ -356,7 +357,7 @@ def test_a_function_and_a_table_are_read_by_the_same_rules(tmp_path):
         "def surrogate(root):\n"
         "    return read(root).assign(patient=pd.Series(['a', 'b', chr(0xd800)], dtype=object))\n"
     )
-    section = params.Own(kind="own", root=str(tmp_path), read="mine.py:read")
+    section = config.Own(kind="own", root=str(tmp_path), read="mine.py:read")
     table = own.read(tmp_path, section, tmp_path).table
     assert table["patient"].tolist() == ["7", "7", "8"] and table["path"].tolist() == ["a.png", "b.png", "c.png"]
     assert table["view"].tolist() == ["PA", "unknown", "unknown"]

@@ -16,10 +16,12 @@ from conftest import ROOT, changed_study
 from PIL import Image
 from test_curate_folders import write_nih
 
-from chexreason import curate, records, teacher
-from chexreason.execute import execute
+from chexreason import records
+from chexreason.data import curate, describe, mimic
+from chexreason.data.phantom import hospitals
 from chexreason.labels import CHEXPERT14
-from chexreason.sources import mimic, phantom
+from chexreason.teacher import check
+from chexreason.workflow.notebook import execute
 
 SMALLER = {"curate.sft": 40, "curate.rl": 20, "curate.validation": 20, "curate.floor": 0.0}
 SMALLER |= {"tests.chexpert-test.films": 30, "tests.nih-test.films": 20, "teacher": {"kind": "rules", "seed": 0}}
@@ -28,7 +30,7 @@ SMALLER |= {"tests.chexpert-test.films": 30, "tests.nih-test.films": 20, "teache
 @pytest.fixture(scope="module")
 def pictures():
     """A dozen phantom films, uint8 (160, 160)."""
-    return [phantom.draw(recipe, 160).image for recipe in phantom.film_table(12, 8)["recipe"]]
+    return [hospitals.draw(recipe, 160).image for recipe in hospitals.film_table(12, 8)["recipe"]]
 
 
 def write_mimic(folder, pictures):
@@ -85,7 +87,7 @@ def test_every_split_is_filled_from_the_set_it_belongs_to(study):
 
 
 def test_every_format_of_the_paper_has_its_traces(study):
-    traces = records.load(study.folder / teacher.TRACES)
+    traces = records.load(study.folder / check.TRACES)
     assert traces.groupby("format")["film"].nunique().to_dict() == dict.fromkeys(study.formats, 40)
 
 
@@ -95,12 +97,12 @@ def test_the_executed_notebook_shows_nothing_of_a_credentialed_film(study):
     secret = manifest[manifest["source"] != "nih"]
     for column in ("film", "patient", "study", "original"):
         assert not [name for name in secret[column] if name in page or name.split("-", 1)[-1] in page]
-    traces = records.load(study.folder / teacher.TRACES)["reasoning"]
+    traces = records.load(study.folder / check.TRACES)["reasoning"]
     assert not [text for text in traces if text and text in page]
 
 
 def test_the_contact_sheet_holds_the_films_that_may_be_shown_and_no_others(study, pictures):
-    shown = curate.gallery(study, ["sft", "chexpert-test", "nih-test"], each=4)
+    shown = describe.gallery(study, ["sft", "chexpert-test", "nih-test"], each=4)
     assert shown["caption"].str.startswith("nih-test").all() and len(shown) == 4
     cells = nbformat.read(study.folder.parents[1] / "out.ipynb", as_version=4).cells
     outputs = [output for cell in cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]

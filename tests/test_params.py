@@ -6,7 +6,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from chexreason.params import ParamsError, load
+from chexreason.config import ParamsError, load
 
 MINI = (ROOT / "params" / "mini.yaml").read_text(encoding="utf-8")
 

@@ -6,17 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from chexreason.data.phantom import hospitals
+from chexreason.data.phantom.hospitals import FINDINGS, HOSPITALS, PATHOLOGIES
 from chexreason.labels import CHEXPERT14
-from chexreason.sources import phantom
-from chexreason.sources.phantom import FINDINGS, HOSPITALS, PATHOLOGIES
 
 LABELS = list(CHEXPERT14)
-ONE_SIDED = [finding for finding in FINDINGS if finding not in phantom.WHOLE]
+ONE_SIDED = [finding for finding in FINDINGS if finding not in hospitals.WHOLE]
 
 
 @pytest.fixture(scope="module")
 def tables() -> dict[str, pd.DataFrame]:
-    return {hospital: phantom.film_table(30_000, seed=7, hospital=hospital) for hospital in "ABC"}
+    return {hospital: hospitals.film_table(30_000, seed=7, hospital=hospital) for hospital in "ABC"}
 
 
 def clustered_error(value: pd.Series, patient: pd.Series) -> float:
@@ -33,9 +33,9 @@ def plain(findings: list[dict], pixels: str = "C", view: str = "PA") -> str:
 
 
 def finding(name: str, side: str = "left", strength: float = 0.7) -> dict:
-    shares = phantom.ZONE_SHARES.get(name, (1, 0, 0))
-    zone = "" if name in phantom.WHOLE else phantom.ZONES[int(np.argmax(shares))]
-    side = phantom.WHOLE.get(name, side)
+    shares = hospitals.ZONE_SHARES.get(name, (1, 0, 0))
+    zone = "" if name in hospitals.WHOLE else hospitals.ZONES[int(np.argmax(shares))]
+    side = hospitals.WHOLE.get(name, side)
     return {"finding": name, "side": side, "zone": zone, "at": [0.45, 0.4], "strength": strength}
 
 
@@ -62,7 +62,7 @@ def test_findings_go_together_as_in_the_published_joint_table(tables):
 @pytest.mark.parametrize("hospital", list("ABC"))
 def test_no_finding_excludes_every_pathology(tables, hospital):
     films = tables[hospital]
-    there = phantom.truth(films)
+    there = hospitals.truth(films)
     assert (there["No Finding"] == ~there[list(FINDINGS[:PATHOLOGIES])].any(axis=1)).all()
     normal = films[films["No Finding"] == 1]
     assert not normal[list(FINDINGS[:PATHOLOGIES])].isin([1.0, -1.0]).any(axis=None)
@@ -73,7 +73,7 @@ def test_what_the_third_hospital_never_labels_is_unknown_and_the_rest_is_settled
     unknown = ["Enlarged Cardiomediastinum", "Lung Opacity", "Fracture", "Support Devices"]
     assert tables["C"][unknown].isna().all(axis=None)
     assert tables["C"][[label for label in LABELS if label not in unknown]].isin([0.0, 1.0]).all(axis=None)
-    assert phantom.truth(tables["C"])[unknown].any().all()
+    assert hospitals.truth(tables["C"])[unknown].any().all()
 
 
 def test_uncertain_and_denied_rates_match_mimic(tables):
@@ -85,30 +85,30 @@ def test_uncertain_and_denied_rates_match_mimic(tables):
 
 
 def test_upward_closure_is_an_option_of_the_channel(monkeypatch):
-    open_labels = phantom.film_table(2_000, seed=3)
+    open_labels = hospitals.film_table(2_000, seed=3)
     monkeypatch.setitem(HOSPITALS["channels"]["attentive"], "closed", True)
-    closed = phantom.film_table(2_000, seed=3)
-    for parent, children in phantom.CLOSURES.items():
+    closed = hospitals.film_table(2_000, seed=3)
+    for parent, children in hospitals.CLOSURES.items():
         child = (closed[list(children)] == 1).any(axis=1)
         assert (closed[parent][child] == 1).all()
         assert not (open_labels[parent][child] == 1).all()
 
 
 def test_the_same_seed_gives_the_same_films_and_more_films_begin_alike():
-    few, many = phantom.film_table(60, seed=4, hospital="B"), phantom.film_table(2_500, seed=4, hospital="B")
+    few, many = hospitals.film_table(60, seed=4, hospital="B"), hospitals.film_table(2_500, seed=4, hospital="B")
     pd.testing.assert_frame_equal(few, many[:60])
     assert many["film"].is_unique
-    assert not few["recipe"].equals(phantom.film_table(60, seed=5, hospital="B")["recipe"])
-    first, again = (phantom.draw(few["recipe"][0]) for _ in range(2))
+    assert not few["recipe"].equals(hospitals.film_table(60, seed=5, hospital="B")["recipe"])
+    first, again = (hospitals.draw(few["recipe"][0]) for _ in range(2))
     assert first.image.tobytes() == again.image.tobytes()
 
 
 def test_crossing_labels_or_pixels_leaves_the_truth_alone():
-    home = phantom.film_table(2_000, seed=6, hospital="A")
-    pixels = phantom.film_table(2_000, seed=6, hospital="A", pixels="C")
-    labels = phantom.film_table(2_000, seed=6, hospital="A", labels="C")
+    home = hospitals.film_table(2_000, seed=6, hospital="A")
+    pixels = hospitals.film_table(2_000, seed=6, hospital="A", pixels="C")
+    labels = hospitals.film_table(2_000, seed=6, hospital="A", labels="C")
     for crossed in (pixels, labels):
-        pd.testing.assert_frame_equal(phantom.truth(crossed), phantom.truth(home))
+        pd.testing.assert_frame_equal(hospitals.truth(crossed), hospitals.truth(home))
         assert (crossed[["film", "view"]] == home[["film", "view"]]).all(axis=None)
     pd.testing.assert_frame_equal(pixels[LABELS], home[LABELS])
     assert labels["recipe"].equals(home["recipe"]) and labels["Lung Opacity"].isna().all()
@@ -119,16 +119,16 @@ def test_crossing_labels_or_pixels_leaves_the_truth_alone():
 def test_patients_return_and_their_findings_persist(tables):
     films = tables["A"].drop_duplicates("study")
     assert films.groupby("patient").size().mean() == pytest.approx(3.45, rel=0.05)
-    normal = phantom.truth(films)["No Finding"]
+    normal = hospitals.truth(films)["No Finding"]
     again = films["patient"].eq(films["patient"].shift())
     assert (normal == normal.shift())[again].mean() > 0.75
 
 
 @pytest.mark.parametrize("hospital", list("ABC"))
 def test_boxes_come_without_drawing_and_lie_on_the_film(hospital):
-    for recipe in phantom.film_table(60, seed=2, hospital=hospital)["recipe"]:
-        found = phantom.boxes(recipe)
-        assert found == phantom.draw(recipe).boxes
+    for recipe in hospitals.film_table(60, seed=2, hospital=hospital)["recipe"]:
+        found = hospitals.boxes(recipe)
+        assert found == hospitals.draw(recipe).boxes
         assert [box.finding for box in found] == [item["finding"] for item in json.loads(recipe)["findings"]]
         assert all(0 <= box.x0 < box.x1 <= 1 and 0 <= box.y0 < box.y1 <= 1 for box in found)
 
@@ -136,8 +136,8 @@ def test_boxes_come_without_drawing_and_lie_on_the_film(hospital):
 @pytest.mark.parametrize("pixels", list("ABC"))
 @pytest.mark.parametrize("name", FINDINGS)
 def test_a_finding_shows_inside_its_box_and_nowhere_else(name, pixels):
-    film = phantom.draw(plain([finding(name, strength=0.5)], pixels))
-    change = np.abs(film.image.astype(float) - phantom.draw(plain([], pixels)).image)
+    film = hospitals.draw(plain([finding(name, strength=0.5)], pixels))
+    change = np.abs(film.image.astype(float) - hospitals.draw(plain([], pixels)).image)
     box = film.boxes[0]
     inside = np.zeros(change.shape, bool)
     rows, columns = (
@@ -153,14 +153,14 @@ def test_a_finding_shows_inside_its_box_and_nowhere_else(name, pixels):
 
 @pytest.mark.parametrize("name", ONE_SIDED)
 def test_the_patients_left_is_the_image_right(name):
-    left, right = (phantom.boxes(plain([finding(name, side)]))[0] for side in ("left", "right"))
+    left, right = (hospitals.boxes(plain([finding(name, side)]))[0] for side in ("left", "right"))
     assert left.x0 + left.x1 > 1 > right.x0 + right.x1
     assert (left.side, right.side) == ("left", "right")
 
 
 @pytest.mark.parametrize("hospital", list("ABC"))
 def test_a_film_is_grey_and_its_lungs_are_darker_than_the_mediastinum(hospital):
-    films = [phantom.draw(plain([], hospital, view)).image for view in ("PA", "AP")]
+    films = [hospitals.draw(plain([], hospital, view)).image for view in ("PA", "AP")]
     for image in films:
         assert image.dtype == np.uint8 and image.shape == (128, 128)
         assert image[40:80, 25:45].mean() < image[40:80, 60:68].mean() - 50
@@ -171,8 +171,8 @@ def test_a_film_is_grey_and_its_lungs_are_darker_than_the_mediastinum(hospital):
 def test_each_hospital_has_its_own_tones():
     shares = {}
     for pixels in "ABC":
-        recipes = phantom.film_table(40, seed=8, hospital="A", pixels=pixels)["recipe"]
-        grey = np.concatenate([phantom.draw(recipe).image.ravel() for recipe in recipes])
+        recipes = hospitals.film_table(40, seed=8, hospital="A", pixels=pixels)["recipe"]
+        grey = np.concatenate([hospitals.draw(recipe).image.ravel() for recipe in recipes])
         shares[pixels] = np.histogram(grey, bins=16, range=(0, 256))[0] / grey.size
     distance = {pair: np.abs(shares[pair[0]] - shares[pair[1]]).sum() / 2 for pair in ("AB", "AC", "BC")}
     assert min(distance.values()) > 0.15, distance
@@ -180,7 +180,7 @@ def test_each_hospital_has_its_own_tones():
 
 def test_a_film_is_drawn_at_the_size_asked_for():
     recipe = plain([finding("Pleural Effusion")])
-    small, large = phantom.draw(recipe, 64), phantom.draw(recipe, 256)
+    small, large = hospitals.draw(recipe, 64), hospitals.draw(recipe, 256)
     assert small.image.shape == (64, 64) and large.image.shape == (256, 256)
     assert small.boxes == large.boxes
     shrunk = large.image.reshape(64, 4, 64, 4).mean(axis=(1, 3))

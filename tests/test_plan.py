@@ -7,15 +7,16 @@ import re
 import pytest
 from conftest import ROOT, study_folder
 
-from chexreason import params, plan, shapes
+from chexreason import config
 from chexreason.cli import main
-from chexreason.params import Lora
+from chexreason.config import Lora
+from chexreason.workflow import model_size, plan
 
 PAPER, SMOKE = ROOT / "params" / "paper.yaml", ROOT / "params" / "smoke.yaml"
-MEDGEMMA, QWEN, _ = shapes.PUBLISHED
+MEDGEMMA, QWEN, _ = model_size.PUBLISHED
 FILM = (734, 896)
 LORA = Lora(r=16, alpha=32, dropout=0.1)
-MODELS = {model.path: model for model in params.load(PAPER).models.values()}
+MODELS = {model.path: model for model in config.load(PAPER).models.values()}
 
 
 @pytest.fixture(autouse=True)
@@ -32,10 +33,10 @@ def bare(monkeypatch, tmp_path):
 
 @pytest.fixture
 def paper(bare) -> dict:
-    return plan.plan(params.load(PAPER))
+    return plan.plan(config.load(PAPER))
 
 
-def changed(study: params.Study, section: str, **values) -> params.Study:
+def changed(study: config.Study, section: str, **values) -> config.Study:
     return study.model_copy(update={section: getattr(study, section).model_copy(update=values)})
 
 
@@ -44,7 +45,7 @@ def changed(study: params.Study, section: str, **values) -> params.Study:
 
 @pytest.mark.parametrize("file", [PAPER, SMOKE, ROOT / "params" / "mini.yaml"], ids=lambda file: file.stem)
 def test_every_run_of_the_grid_is_there_once_for_each_seed(file):
-    study = params.load(file).model_copy(update={"seeds": [3, 4]})
+    study = config.load(file).model_copy(update={"seeds": [3, 4]})
     runs = plan.runs(study)
     assert [(run.model, run.variant, run.seed) for run in runs if run.stage == "predict"] == study.checkpoints()
     assert [run.variant for run in runs if run.stage == "prompts"] == study.prompts.variants
@@ -62,8 +63,8 @@ def test_the_papers_plan_fits_one_80_gb_gpu(paper):
 
 
 def test_a_model_of_unknown_shape_has_no_estimate_and_the_others_do():
-    study = params.load(PAPER)
-    study.models["qwen"] = params.Model(name="x", path="someone/else-4b", dtype="bfloat16")
+    study = config.load(PAPER)
+    study.models["qwen"] = config.Model(name="x", path="someone/else-4b", dtype="bfloat16")
     found = plan.plan(study)
     unknown = [run for run in found["runs"] if run["model"] == "qwen"]
     assert all(run["hours"] is None and "someone/else-4b: its shape is not known" in run["how"] for run in unknown)
@@ -71,8 +72,8 @@ def test_a_model_of_unknown_shape_has_no_estimate_and_the_others_do():
 
 
 def test_a_stand_in_that_is_not_forged_has_no_estimate(tmp_path):
-    study = params.load(study_folder(tmp_path) / "params" / "smoke.yaml")
-    study.models["qwen"] = params.Model(name="x", path="stand-in:gemini", dtype="float32")
+    study = config.load(study_folder(tmp_path) / "params" / "smoke.yaml")
+    study.models["qwen"] = config.Model(name="x", path="stand-in:gemini", dtype="float32")
     found = plan.plan(study)
     assert [run["hours"] for run in found["runs"] if run["model"] == "qwen"] == [None]
     assert any("models.qwen: stand-in:gemini: no such stand-in" in told for told in found["missing"])
@@ -92,7 +93,7 @@ def test_everything_missing_is_told_with_what_to_do(paper):
 def test_what_is_there_is_not_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("MIMIC_CXR_JPG", str(tmp_path))
     hub_model(tmp_path / "hub", QWEN, ["model-1.safetensors"])
-    told = "\n".join(plan.missing(params.load(PAPER)))
+    told = "\n".join(plan.missing(config.load(PAPER)))
     assert "sources.mimic" not in told
     assert "models.qwen" not in told
     assert "models.medgemma" in told
@@ -125,7 +126,7 @@ def test_a_folder_that_is_not_there_is_no_hub_model(tmp_path):
 
 
 def test_a_teachers_key_that_is_not_set_is_missing(monkeypatch):
-    study = changed(params.load(PAPER), "teacher", key="CHEXREASON_TEST_KEY")
+    study = changed(config.load(PAPER), "teacher", key="CHEXREASON_TEST_KEY")
     assert "teacher.key: set the environment variable CHEXREASON_TEST_KEY" in plan.missing(study)
     monkeypatch.setenv("CHEXREASON_TEST_KEY", "x")
     assert not [told for told in plan.missing(study) if "teacher" in told]
@@ -137,7 +138,7 @@ def test_a_small_gpu_is_told_with_what_is_needed(monkeypatch):
     small = SimpleNamespace(name="Small 8", total_memory=8e9)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: small)
-    study = params.load(PAPER)
+    study = config.load(PAPER)
     assert "GPU: Small 8 has 8 GB; the largest run needs about 39 GB" in plan.missing(study, 39.2)
     assert not [told for told in plan.missing(study, 7.0) if "GPU" in told]
 
@@ -146,10 +147,10 @@ def test_a_full_disk_is_told_with_what_is_needed(monkeypatch):
     from types import SimpleNamespace
 
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1e9))
-    (told,) = [told for told in plan.missing(params.load(PAPER)) if told.startswith("disk")]
+    (told,) = [told for told in plan.missing(config.load(PAPER)) if told.startswith("disk")]
     assert "1.0 GB are free" in told
     weights = 2 * (4_300_079_472 + 3_754_622_976)
-    assert weights < plan.needed(params.load(PAPER)) < 3 * weights
+    assert weights < plan.needed(config.load(PAPER)) < 3 * weights
 
 
 # The estimates, against torch's own counts on the true shape.
@@ -159,11 +160,11 @@ def test_reading_is_what_torch_counts_for_the_language_model():
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    model, tokens = shapes.empty(MEDGEMMA), 1000
+    model, tokens = model_size.empty(MEDGEMMA), 1000
     with FlopCounterMode(display=False) as counted:
         hidden = model.model.language_model(input_ids=torch.zeros(1, tokens, dtype=torch.long, device="meta"))
         model.lm_head(hidden.last_hidden_state[:, -700:])
-    estimate = plan.reading(shapes.shape(MODELS[MEDGEMMA], LORA, *FILM), tokens, 700)
+    estimate = plan.language_flops(model_size.shape(MODELS[MEDGEMMA], LORA, *FILM), tokens, 700)
     assert counted.get_total_flops() == pytest.approx(estimate, rel=0.06)  # attention, which is left out
 
 
@@ -173,9 +174,9 @@ def test_seeing_is_what_torch_counts_for_the_vision_encoder():
 
     pixels = torch.empty(1, 3, 896, 896, device="meta", dtype=torch.bfloat16)
     with FlopCounterMode(display=False) as counted:
-        shapes.empty(MEDGEMMA).get_image_features(pixels, return_dict=True)
+        model_size.empty(MEDGEMMA).get_image_features(pixels, return_dict=True)
     assert counted.get_total_flops() == pytest.approx(
-        plan.seeing(shapes.shape(MODELS[MEDGEMMA], LORA, *FILM)), rel=0.02
+        plan.vision_flops(model_size.shape(MODELS[MEDGEMMA], LORA, *FILM)), rel=0.02
     )
 
 
@@ -187,7 +188,7 @@ def test_activations_are_what_autograd_keeps(path):
 
     from chexreason import models
 
-    model, tokens = shapes.empty(path), 300
+    model, tokens = model_size.empty(path), 300
     adapted = get_peft_model(model, models.lora_config(LORA)).train()
     own, kept = {weight.untyped_storage()._cdata for weight in adapted.parameters()}, {}
 
@@ -201,18 +202,18 @@ def test_activations_are_what_autograd_keeps(path):
         ids, places = (torch.zeros(1, tokens, dtype=torch.long, device="meta") for _ in range(2))
         held = model.model.language_model(input_ids=ids, position_ids=places)
     assert held.last_hidden_state.requires_grad
-    shape = shapes.shape(MODELS[path], LORA, *FILM)._replace(patches=0)
+    shape = model_size.shape(MODELS[path], LORA, *FILM)._replace(patches=0)
     estimate = plan.activations(shape, 1, tokens, checkpointing=False) * shape.layers / (shape.layers + 1)
     assert sum(storage.nbytes() for storage in kept.values()) == pytest.approx(estimate, rel=0.12)
 
 
 def test_keys_and_values_by_hand():
     """Gemma 3 4B: 34 layers, 4 heads of 256 numbers, keys and values, two bytes each."""
-    assert plan.cached(shapes.shape(MODELS[MEDGEMMA], LORA, *FILM), batch=3, tokens=10) == 34 * 4 * 256 * 2 * 2 * 30
+    assert plan.cached(model_size.shape(MODELS[MEDGEMMA], LORA, *FILM), batch=3, tokens=10) == 34 * 4 * 256 * 2 * 2 * 30
 
 
 def test_a_short_study_costs_less_than_a_full_one():
-    found = plan.plan(params.load(ROOT / "params" / "mini.yaml"))
+    found = plan.plan(config.load(ROOT / "params" / "mini.yaml"))
     assert 0 < found["short_hours"] < found["total_hours"]
     assert "Without those that the params file marks full: about 0:" in plan.table(found)
 
@@ -230,7 +231,7 @@ def test_the_books_page_has_every_run_and_every_assumption(paper):
 
 
 def test_sft_by_hand():
-    study = params.load(PAPER)
+    study = config.load(PAPER)
     (run,) = [
         run for run in plan.runs(study) if (run.stage, run.model, run.variant) == ("sft", "medgemma", "free_reasoning")
     ]
@@ -243,7 +244,7 @@ def test_sft_by_hand():
 
 
 def test_more_work_costs_more():
-    study = params.load(PAPER)
+    study = config.load(PAPER)
     cost = {(run.stage, run.model, run.variant): run for run in plan.runs(study)}
     more = changed(changed(study, "sft", epochs=12, batch=4), "grpo", steps=500, completions=8)
     for run in plan.runs(more):
@@ -282,7 +283,7 @@ def test_nothing_is_written(tmp_path, monkeypatch):
 
 
 def test_the_peak_memory_of_every_stage_with_stand_ins_is_told():
-    (told,) = [line for line in plan.assumptions(params.load("params/mini.yaml")) if line.startswith("Peak memory")]
+    (told,) = [line for line in plan.assumptions(config.load("params/mini.yaml")) if line.startswith("Peak memory")]
     assert re.findall(r"(\w+) \d\.\d", told) == ["curate", "prompts", "sft", "grpo", "predict", "compare", "book"]
 
 
@@ -291,7 +292,7 @@ def test_a_plan_counts_the_images_that_are_there(tmp_path, monkeypatch):
 
     (make(tmp_path) / "00000001_000.png").touch()
     monkeypatch.setenv("NIH_FOLDER", str(tmp_path))
-    study = params.load(ROOT / "params" / "nih_sample.yaml")
+    study = config.load(ROOT / "params" / "nih_sample.yaml")
     found = plan.plan(study)
     assert found["films"]["home"] == [
         {"split": "train_val", "view": "PA", "films": 3, "images": 1},

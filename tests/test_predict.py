@@ -12,11 +12,15 @@ from conftest import ROOT, study_folder
 from PIL import Image
 from test_films import dicom, kept
 
-from chexreason import answers, curate, figures, params, predict, records, rewards, score_files
+from chexreason import answers, config, records, rewards
 from chexreason.cli import main
+from chexreason.data import curate
+from chexreason.data.phantom import hospitals
+from chexreason.display import figures
+from chexreason.evaluation import csv_files
+from chexreason.inference import predict
+from chexreason.inference.protocol import Protocol, protocols
 from chexreason.labels import CHEXPERT14
-from chexreason.protocol import Protocol, protocols
-from chexreason.sources import phantom
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +65,7 @@ def test_every_row_bears_the_hash_of_the_protocol_that_the_record_holds(smoke, a
 
 def test_model_text_is_escaped_in_the_sheet(smoke, asked):
     planted = asked.assign(text="<script>alert(1)</script>")
-    page = figures.beside(predict.shown(smoke, planted, "a-validation", 2), phantom=True)
+    page = figures.film_beside_text(predict.example_answers(smoke, planted, "a-validation", 2), phantom=True)
     assert "<script>" not in page and "&lt;script&gt;" in page
     assert page.count("Phantom film") == 4
 
@@ -92,10 +96,10 @@ def ask(study, *films, model="medgemma", checkpoint="sft/free_reasoning", seed=0
 
 
 @pytest.fixture
-def unmade(tmp_path, monkeypatch) -> params.Study:
+def unmade(tmp_path, monkeypatch) -> config.Study:
     """The smoke study before anything has run."""
     monkeypatch.chdir(study_folder(tmp_path))
-    return params.load("params/smoke.yaml")
+    return config.load("params/smoke.yaml")
 
 
 def test_ones_own_films_are_answered_as_the_studys_are(smoke, asked, tmp_path, capsys):
@@ -106,18 +110,18 @@ def test_ones_own_films_are_answered_as_the_studys_are(smoke, asked, tmp_path, c
     assert ask(smoke, first["image"], tmp_path / "film.jpg", tmp_path / "film.dcm") == 0
     png, jpg, dcm, caution = re.split(r"^/.*\n\n|\n\n(?=This model)", capsys.readouterr().out, flags=re.MULTILINE)[1:]
     reply = asked.loc[(asked["dataset"] == "a-validation") & (asked["film"] == first["film"]), "text"].item()
-    assert png.strip() == predict.told(reply)
+    assert png.strip() == predict.format_reply(reply)
     assert all(answer.strip() for answer in (jpg, dcm))
     assert caution == "This model learnt from phantoms, which are drawn: what it says is no reading of a film.\n"
 
 
 def test_an_answer_is_told_as_reasoning_and_labels():
-    assert predict.told("<think>Wide heart.</think><solution>Cardiomegaly, Edema</solution>") == (
+    assert predict.format_reply("<think>Wide heart.</think><solution>Cardiomegaly, Edema</solution>") == (
         "Wide heart.\n\nLabels: Cardiomegaly, Edema"
     )
-    assert predict.told("<solution>Edema</solution>") == "Labels: Edema"
-    assert predict.told("Perhaps.") == "Perhaps.\n\nNo labels can be read from this answer."
-    assert predict.told("I cannot interpret this.").endswith("The model declined.")
+    assert predict.format_reply("<solution>Edema</solution>") == "Labels: Edema"
+    assert predict.format_reply("Perhaps.") == "Perhaps.\n\nNo labels can be read from this answer."
+    assert predict.format_reply("I cannot interpret this.").endswith("The model declined.")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +145,7 @@ def test_a_checkpoint_that_is_not_there_is_told_with_what_makes_it(unmade, capsy
 def test_a_run_left_to_a_full_study_is_made_with_full(unmade, capsys):
     text = unmade.file.read_text().replace("format: free_reasoning}", "format: free_reasoning, full: true}")
     unmade.file.write_text(text.replace("reward: hard}", "reward: hard, full: true}"))
-    assert ask(params.load(unmade.file), "film.png") == 2
+    assert ask(config.load(unmade.file), "film.png") == 2
     assert "`chexreason run --full params/smoke.yaml sft` makes it" in capsys.readouterr().err
 
 
@@ -168,7 +172,7 @@ def answering(unmade, monkeypatch):
     """
     folder = Path("my films")
     (folder / "more").mkdir(parents=True)
-    film = Image.fromarray(phantom.draw(phantom.film_table(1, seed=5)["recipe"][0], 160).image)
+    film = Image.fromarray(hospitals.draw(hospitals.film_table(1, seed=5)["recipe"][0], 160).image)
     for place in ("a.png", "more/b.png", "more/c.png"):
         film.save(folder / place)
     (folder / "empty.png").write_bytes(b"")
@@ -226,7 +230,7 @@ def test_csv_of_predictions_can_be_scored(unmade, answering, capsys):
     Path("pred.csv").write_text(capsys.readouterr().out)
     truth = pd.DataFrame({"id": FOUND, **dict.fromkeys(CHEXPERT14, 1)})
     truth.to_csv("truth.csv", index=False)
-    scored = score_files.score_files("truth.csv", "pred.csv", "chexpert14", None, draws=10, seed=0)
+    scored = csv_files.score_files("truth.csv", "pred.csv", "chexpert14", None, draws=10, seed=0)
     assert scored["left_out"] == {"truth": 0, "predictions": 4 * 14}
     recall = {row["label"]: row["recall"] for row in scored["labels"]}
     assert {label for label, share in recall.items() if share == 1} == {"Cardiomegaly", "Edema"}
@@ -279,21 +283,21 @@ def test_a_folder_without_films_is_refused(unmade, capsys):
     ],
 )
 def test_without_a_name_the_last_checkpoint_of_the_first_model_is_asked(file, given, chosen):
-    assert predict.choose_checkpoint(params.load(ROOT / "params" / f"{file}.yaml"), *given) == chosen
+    assert predict.choose_checkpoint(config.load(ROOT / "params" / f"{file}.yaml"), *given) == chosen
 
 
 def test_of_several_formats_one_is_to_be_named():
     with pytest.raises(
-        params.ParamsError, match=r"qwen: --checkpoint: choose one of untuned, sft/only_label, sft/free"
+        config.ParamsError, match=r"qwen: --checkpoint: choose one of untuned, sft/only_label, sft/free"
     ):
-        predict.choose_checkpoint(params.load(ROOT / "params" / "mini.yaml"), "qwen", None, None)
+        predict.choose_checkpoint(config.load(ROOT / "params" / "mini.yaml"), "qwen", None, None)
 
 
 def test_who_learnt_from_films_is_said_to_make_no_diagnosis(unmade):
-    source = params.Nih(kind="nih", root="$NIH", splits=["test"])
+    source = config.Nih(kind="nih", root="$NIH", splits=["test"])
     real = unmade.model_copy(update={"sources": unmade.sources | {"a": source}})
     assert "phantoms" in predict.caution(real, "medgemma")  # a stand-in never learnt from films
-    hub = params.Model(name="x", path="google/medgemma-4b-it", dtype="bfloat16")
+    hub = config.Model(name="x", path="google/medgemma-4b-it", dtype="bfloat16")
     assert predict.caution(real.model_copy(update={"models": {"medgemma": hub}}), "medgemma").endswith("no diagnosis.")
     noted = hub.model_copy(update={"note": "It has seen them."})
     assert "seen them" in predict.caution(real.model_copy(update={"models": {"medgemma": noted}}), "medgemma")

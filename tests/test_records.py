@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from chexreason import params, records
+from chexreason import config, records
 
 ORIGIN = {"study": "mini", "phantom": True, "seed": 3}
 
@@ -20,8 +20,8 @@ def study(tmp_path):
     """The default study with its records in a temporary folder."""
     file = tmp_path / "params" / "mini.yaml"
     file.parent.mkdir()
-    file.write_text(params.find("params/mini.yaml").read_text())
-    return params.load(file)
+    file.write_text(config.find("params/mini.yaml").read_text())
+    return config.load(file)
 
 
 def test_a_table_comes_back_as_it_was_with_its_origin(table, tmp_path):

@@ -7,33 +7,38 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexreason import figures, published, reread
+from chexreason.display import figures
+from chexreason.evaluation.metrics import macro, rates
 from chexreason.labels import CHEXPERT14, NIH9
-from chexreason.score import macro, rates
+from chexreason.paper import published, reanalysis
 
 # --- arithmetic ------------------------------------------------------------------------------------------------------
 
 
 def test_what_is_printed_follows_from_what_is_printed():
-    for table, rows in ((reread.claims(published.claims()), 4), (reread.macro_means(), 10), (reread.micro_f1(), 12)):
+    for table, rows in (
+        (reanalysis.claims(published.claims()), 4),
+        (reanalysis.macro_means(), 10),
+        (reanalysis.micro_f1(), 12),
+    ):
         assert len(table) == rows and table["agrees"].all()
-    assert reread.claims(published.claims())["recomputed"].round(2).tolist() == [0.23, -0.19, -0.61, -0.30]
+    assert reanalysis.claims(published.claims())["recomputed"].round(2).tolist() == [0.23, -0.19, -0.61, -0.30]
 
 
 def test_a_change_that_rounding_does_not_explain_does_not_agree():
     wrong = published.claims().assign(printed=[0.25, -0.19, -0.61, -0.32])
-    assert reread.claims(wrong)["agrees"].tolist() == [False, True, True, False]
+    assert reanalysis.claims(wrong)["agrees"].tolist() == [False, True, True, False]
 
 
 def test_like_with_like_the_gain_at_home_is_small_and_the_loss_elsewhere_stays():
-    changes = reread.like_with_like().set_index("claim").round(3)
+    changes = reanalysis.like_with_like().set_index("claim").round(3)
     assert changes["nine_shared"].tolist() == [0.038, -0.186, -0.568, -0.111]
     assert changes.loc["GRPO over SFT on CheXpert", "five_competition"] == -0.037
     assert changes["five_competition"].isna().tolist() == [False, True, True, True]  # NIH has not all five
 
 
 def test_contributions_add_up_and_one_label_carries_the_gain():
-    table = reread.contributions("CheXpert", "MedGemma-4B SFT", "ChexReason").set_index("label")
+    table = reanalysis.contributions("CheXpert", "MedGemma-4B SFT", "ChexReason").set_index("label")
     assert table["share"].sum() == pytest.approx(1)
     assert table.index[0] == "Lung Opacity" and table["share"].iloc[0] == pytest.approx(
         0.582 / (14 * 0.0640714), abs=1e-5
@@ -50,7 +55,7 @@ def test_an_operating_point_gives_back_its_f1_and_is_possible(answered):
     f1, prevalence = (
         np.array(values) for values in zip(*product([0.0, 0.01, 0.3, 0.67, 0.9, 1.0], [0.008, 0.3, 0.54]), strict=True)
     )
-    sensitivity, false_positive = reread.operating_point(f1, prevalence, answered)
+    sensitivity, false_positive = reanalysis.operating_point(f1, prevalence, answered)
     for rate in (sensitivity, false_positive):
         assert np.all(rate >= -1e-12) and np.all(rate <= 1 + 1e-12)
     given = sensitivity * prevalence + false_positive * (1 - prevalence)
@@ -59,16 +64,16 @@ def test_an_operating_point_gives_back_its_f1_and_is_possible(answered):
 
 def test_answering_as_often_as_the_label_is_there_makes_precision_equal_recall():
     f1, prevalence = np.array([0.2, 0.7]), np.array([0.1, 0.5])
-    sensitivity, false_positive = reread.operating_point(f1, prevalence)
+    sensitivity, false_positive = reanalysis.operating_point(f1, prevalence)
     precision = sensitivity * prevalence / (sensitivity * prevalence + false_positive * (1 - prevalence))
     np.testing.assert_allclose([sensitivity, precision], [f1, f1])
-    sensitivity, _ = reread.operating_point(np.array([0.4]), np.array([0.1]), answered=2.0)
+    sensitivity, _ = reanalysis.operating_point(np.array([0.4]), np.array([0.1]), answered=2.0)
     assert sensitivity == pytest.approx(0.6)  # precision 0.3, half of it: 2 * 0.3 * 0.6 / 0.9 is 0.4
 
 
 def one_label(f1, prevalence, films, draws, **assumed):
     arrays = (np.array([value]) for value in (f1, f1, prevalence))
-    return reread.simulate(*arrays, films, draws, np.random.default_rng(0), **assumed)[0, :, 0]
+    return reanalysis.simulate(*arrays, films, draws, np.random.default_rng(0), **assumed)[0, :, 0]
 
 
 def test_the_spread_of_f1_is_that_of_the_delta_method():
@@ -97,7 +102,7 @@ def test_few_films_fall_as_enumeration_says():
 def test_two_models_hit_together_as_often_as_is_assumed(shared, both):
     prevalence = np.array([0.5])
     arrays = np.array([0.3]), np.array([0.6]), prevalence  # at precision equal to recall, F1 is the sensitivity
-    first, second = reread.simulate(*arrays, 1, 40_000, np.random.default_rng(1), shared=shared)[:, :, 0]
+    first, second = reanalysis.simulate(*arrays, 1, 40_000, np.random.default_rng(1), shared=shared)[:, :, 0]
     assert (first[:, 0] & second[:, 0]).mean() == pytest.approx(both * 0.5, abs=0.008)
     assert [first[:, 0].mean(), second[:, 0].mean()] == pytest.approx([0.15, 0.3], abs=0.008)
     assert (first[:, [0, 2]].sum(axis=1) == second[:, [0, 2]].sum(axis=1)).all()  # the same films for both
@@ -107,7 +112,7 @@ def test_two_models_hit_together_as_often_as_is_assumed(shared, both):
 
 
 def test_every_finding_has_its_scores_as_printed():
-    table = reread.printed()
+    table = reanalysis.printed()
     means = table.groupby(["finding", "place", "series"])["f1"].mean()
     assert means[1, "CheXpert, 14 labels", "ChexReason"] == pytest.approx(
         published.printed_macro("CheXpert")["ChexReason"], abs=0.001
@@ -120,10 +125,10 @@ def test_every_finding_has_its_scores_as_printed():
 
 
 def test_differences_are_those_of_the_scores_and_sharing_errors_narrows_their_intervals():
-    scores, differences = reread.scores(400, 0), reread.differences(400, 0)
+    scores, differences = reanalysis.scores(400, 0), reanalysis.differences(400, 0)
     published_scores = scores.set_index(["finding", "place", "series"])["published"]
     for row in differences.itertuples():
-        first, second = reread.CONTRASTS[row.finding]
+        first, second = reanalysis.CONTRASTS[row.finding]
         where = (row.finding, row.place)
         assert row.published == pytest.approx(published_scores[*where, second] - published_scores[*where, first])
         assert row.told == (row.low > 0 or row.high < 0) and row.low < row.published < row.high
@@ -136,19 +141,19 @@ def test_labels_as_uneven_as_table_5_would_give_narrower_intervals_than_even_one
     uneven, prevalence = profile.to_numpy(), published.prevalence()["MIMIC"][profile.index].to_numpy()
     even = np.full_like(uneven, uneven.mean())
     spread = [
-        macro(reread.simulate(f1, f1, prevalence, 500, 2000, np.random.default_rng(0))[0])[:, 2].std()
+        macro(reanalysis.simulate(f1, f1, prevalence, 500, 2000, np.random.default_rng(0))[0])[:, 2].std()
         for f1 in (uneven, even)
     ]
     assert spread[0] < spread[1]
 
 
 def test_the_same_seed_gives_the_same_intervals():
-    pd.testing.assert_frame_equal(reread.falls(50, 3), reread.falls(50, 3))
-    assert not reread.falls(50, 3).equals(reread.falls(50, 4))
+    pd.testing.assert_frame_equal(reanalysis.falls(50, 3), reanalysis.falls(50, 3))
+    assert not reanalysis.falls(50, 3).equals(reanalysis.falls(50, 4))
 
 
 def test_a_fall_between_hospitals_is_that_of_the_shared_labels():
-    falls = reread.falls(400, 0).set_index("model")
+    falls = reanalysis.falls(400, 0).set_index("model")
     assert falls.loc["ChexReason", "change"] == pytest.approx(-0.111, abs=0.001)
     assert (falls["low"] < falls["change"]).all() and (falls["change"] < falls["high"]).all()
 
@@ -160,18 +165,18 @@ def test_a_fall_between_hospitals_is_that_of_the_shared_labels():
 def test_a_verdict_follows_the_assumptions_tried(independent, shared, word):
     row = {"finding": 1, "place": "NIH", "contrast": "B less A", "published": -0.055, "tried": 6}
     row |= {"independent errors": independent, "strongly shared errors": shared}
-    (line,) = reread.verdicts(pd.DataFrame([row]))
+    (line,) = reanalysis.verdicts(pd.DataFrame([row]))
     assert f"published -0.055 {word} (told under {independent} of 6" in line
 
 
 def test_sensitivity_counts_the_assumptions_that_make_a_difference():
-    table = reread.sensitivity(50, 0)
+    table = reanalysis.sensitivity(50, 0)
     on_nih = table["place"].str.startswith("NIH")
     assert len(table) == 9 and set(table.loc[on_nih, "tried"]) == {6} and set(table.loc[~on_nih, "tried"]) == {3}
-    for errors in reread.ERRORS:
+    for errors in reanalysis.ERRORS:
         assert table[errors].between(0, table["tried"]).all()
     level = table[(table["finding"] == 4) & (table["place"] == "Best F1-Score")]
-    assert level[list(reread.ERRORS)].to_numpy().tolist() == [[0, 0]]  # a difference of 0.001 among 500 films
+    assert level[list(reanalysis.ERRORS)].to_numpy().tolist() == [[0, 0]]  # a difference of 0.001 among 500 films
 
 
 def test_a_finding_is_drawn_with_its_scores_left_and_its_difference_right():
@@ -180,7 +185,9 @@ def test_a_finding_is_drawn_with_its_scores_left_and_its_difference_right():
 
     matplotlib.use("Agg")
     figure, axes = plt.subplots(1, 2)
-    scores, differences = (table.query("finding == 2") for table in (reread.scores(50, 0), reread.differences(50, 0)))
+    scores, differences = (
+        table.query("finding == 2") for table in (reanalysis.scores(50, 0), reanalysis.differences(50, 0))
+    )
     left, right = figures.published_finding(scores, differences, axes)
     drawn = {line.get_label(): line.get_xdata() for ax in (left, right) for line in ax.lines}
     assert drawn["MedGemma-4B SFT"] == pytest.approx([0.264, 0.299], abs=0.001)

@@ -12,18 +12,20 @@ from conftest import command, study_folder
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from chexreason import curate, params, records, review, teacher
+from chexreason import config, records
 from chexreason.cli import main
-from chexreason.review import ReviewError
+from chexreason.data import curate
+from chexreason.teacher import check, review
+from chexreason.teacher.review import ReviewError
 
 NASTY = 'The <b>heart</b> & "vessels" <script>alert(1)</script>'
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch) -> params.Study:
+def study(tmp_path, monkeypatch) -> config.Study:
     """A study with 130 traces, and their films in grey."""
     monkeypatch.chdir(study_folder(tmp_path))
-    given = params.load("params/smoke.yaml")
+    given = config.load("params/smoke.yaml")
     names = [f"a{number:04}" for number in range(130)]
     for number, name in enumerate(names):
         about, path = PngInfo(), given.folder / "curate" / "films" / f"{name}.png"
@@ -38,7 +40,7 @@ def study(tmp_path, monkeypatch) -> params.Study:
 
 
 def save(study, traces):
-    records.save(traces, study.folder / teacher.TRACES, records.origin(study))
+    records.save(traces, study.folder / check.TRACES, records.origin(study))
 
 
 class Page(HTMLParser):
@@ -82,17 +84,17 @@ def test_the_same_seed_draws_the_same_traces_in_a_random_order_and_another_seed_
     assert first["film"].tolist() != sorted(first["film"])
     text = study.file.read_text().replace("teacher: {kind: rules, seed: 0}", "teacher: {kind: rules, seed: 1}")
     study.file.write_text(text)
-    assert set(review.drawn(params.load(study.file))["film"]) != set(first["film"])
+    assert set(review.drawn(config.load(study.file))["film"]) != set(first["film"])
 
 
-def of_formats(study, *formats: str) -> params.Study:
+def of_formats(study, *formats: str) -> config.Study:
     """The study with SFT of these formats, and traces that say which they are of."""
-    written = records.load(study.folder / teacher.TRACES)
+    written = records.load(study.folder / check.TRACES)
     each = [
         written.assign(format=format, reasoning=f"In {format}.", text=format + written["text"]) for format in formats
     ]
     save(study, pd.concat(each, ignore_index=True))
-    runs = [params.SftRun(model="medgemma", format=format) for format in formats]
+    runs = [config.SftRun(model="medgemma", format=format) for format in formats]
     return study.model_copy(update={"sft": study.sft.model_copy(update={"runs": runs})})
 
 
@@ -190,7 +192,7 @@ def test_a_mistake_among_the_verdicts_is_told_by_its_row(study, change, said):
 
 def test_a_trace_written_anew_since_the_sheet_is_told(study):
     path = fill(study)
-    save(study, records.load(study.folder / teacher.TRACES).assign(text="new"))
+    save(study, records.load(study.folder / check.TRACES).assign(text="new"))
     with pytest.raises(ReviewError, match=r"row 2: the trace of film a.... is another one now; draw a new sheet"):
         review.read(study, path)
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chexreason.config import Reward
 from chexreason.labels import CHEXPERT14
-from chexreason.params import Reward
 from chexreason.rewards import (
     NuancedReward,
     Parts,

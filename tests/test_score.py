@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexreason import score
+from chexreason.evaluation import metrics
 
 
 def rng(seed=0):
@@ -17,7 +17,7 @@ def table(values, columns=None):
 
 def scored(truth, given, patients=None, draws=50, seed=0, means=None):
     patients = pd.Series(range(len(truth))) if patients is None else pd.Series(patients)
-    return score.score(truth, given, patients, draws, rng(seed), means)
+    return metrics.score(truth, given, patients, draws, rng(seed), means)
 
 
 # --- counts and rates ------------------------------------------------------------------------------------------------
@@ -39,8 +39,8 @@ def test_a_case_worked_by_hand():
     np.testing.assert_allclose(labels[["precision", "recall", "f1", "specificity"]], expected, atol=1e-15)
     overall = result.overall
     assert overall["n"] == 4
-    assert [overall[f"micro_{rate}"] for rate in score.RATES] == pytest.approx([2 / 4, 2 / 4, 2 / 4])
-    assert [overall[f"macro_{rate}"] for rate in score.RATES] == pytest.approx([3 / 4, 1 / 2, 7 / 12])
+    assert [overall[f"micro_{rate}"] for rate in metrics.RATES] == pytest.approx([2 / 4, 2 / 4, 2 / 4])
+    assert [overall[f"macro_{rate}"] for rate in metrics.RATES] == pytest.approx([3 / 4, 1 / 2, 7 / 12])
     assert overall["macro_specificity"] == pytest.approx(3 / 4)  # of all three labels: each has a negative film
     assert overall["n_normal"] == 0 and np.isnan(overall["false_alarm_rate"])  # no film shows none of the three
 
@@ -55,8 +55,8 @@ def test_rates_agree_with_scikit_learn(seed):
     truth[0] = 1  # every label has a positive: there the two agree in every convention
     given = random.random((films, labels)) < random.random(labels)
     given[:, 0] = seed % 2  # a label never answered, or always
-    counts = score.tally(truth, given).sum(axis=0)
-    for average, ours in ((None, score.rates), ("micro", score.micro), ("macro", score.macro)):
+    counts = metrics.tally(truth, given).sum(axis=0)
+    for average, ours in ((None, metrics.rates), ("micro", metrics.micro), ("macro", metrics.macro)):
         theirs = precision_recall_fscore_support(truth, given, average=average, zero_division=np.nan)[:3]
         np.testing.assert_allclose(ours(counts), np.array(theirs, dtype=float).T, rtol=0, atol=1e-12)
 
@@ -70,19 +70,19 @@ def test_unknown_truth_agrees_with_scikit_learn_on_the_known_films(seed):
     truth[random.random(truth.shape) < 0.3] = NAN
     given = random.random((80, 6)) < 0.5
     known = ~np.isnan(truth)
-    counts = score.tally(truth, given).sum(axis=0)
+    counts = metrics.tally(truth, given).sum(axis=0)
     expected = [f1_score(truth[known[:, k], k], given[known[:, k], k]) for k in range(6)]
-    np.testing.assert_allclose(score.rates(counts)[:, 2], expected, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(score.micro(counts)[2], f1_score(truth[known], given[known]), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(metrics.rates(counts)[:, 2], expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(metrics.micro(counts)[2], f1_score(truth[known], given[known]), rtol=0, atol=1e-12)
     assert (counts.sum(axis=-1) == known.sum(axis=0)).all()
 
 
 def test_a_label_without_positives_is_undefined_with_and_without_false_alarms():
     nothing, alarms = [0, 0, 0, 9], [0, 3, 0, 6]
-    assert np.isnan(score.rates(np.array([nothing, alarms]))[:, 1:]).all()
+    assert np.isnan(metrics.rates(np.array([nothing, alarms]))[:, 1:]).all()
     other = [2, 1, 1, 5]
-    assert score.macro(np.array([other, alarms]))[2] == score.rates(np.array(other))[2]
-    assert score.micro(np.array([other, alarms]))[0] == pytest.approx(2 / 6)  # its false alarms still count
+    assert metrics.macro(np.array([other, alarms]))[2] == metrics.rates(np.array(other))[2]
+    assert metrics.micro(np.array([other, alarms]))[0] == pytest.approx(2 / 6)  # its false alarms still count
 
 
 def test_nothing_defined_is_nan_without_a_warning(recwarn):
@@ -94,7 +94,7 @@ def test_nothing_defined_is_nan_without_a_warning(recwarn):
 @pytest.mark.parametrize("strange", [-1, 2, 0.5])
 def test_unsettled_truth_is_refused(strange):
     with pytest.raises(ValueError, match=rf"truth holds {strange}; a settled label is 1, 0 or NaN"):
-        score.tally([[strange]], [[True]])
+        metrics.tally([[strange]], [[True]])
 
 
 def test_tables_that_do_not_line_up_are_refused():
@@ -125,7 +125,7 @@ def test_a_false_alarm_is_a_finding_answered_on_a_normal_film():
     names = ["No Finding", "Edema", "Support Devices"]
     truth = [[1, 0, 0], [1, 0, 0], [1, 0, 1], [1, 0, 0], [0, 0, 0], [0, 1, 0], [1, NAN, 0], [NAN, 0, 0]]
     given = [[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0], [0, 1, 0], [0, 1, 1], [0, 1, 0], [0, 1, 0]]
-    alarms = score.false_alarms(table(truth, names), table(given, names).astype(bool))
+    alarms = metrics.false_alarms(table(truth, names), table(given, names).astype(bool))
     # a device that is there is no alarm; not normal: no "No Finding", a finding, an unknown label
     np.testing.assert_array_equal(alarms, [0, 1, 0, 0, NAN, NAN, NAN, NAN])
     overall = scored(table(truth, names), table(given, names).astype(bool)).overall
@@ -135,12 +135,12 @@ def test_a_false_alarm_is_a_finding_answered_on_a_normal_film():
 
 def test_without_the_label_no_finding_a_normal_film_shows_no_label():
     truth, given = table([[0, 0], [0, 0], [1, 0], [NAN, 0]], ["A", "B"]), table([[1, 0], [0, 0], [1, 1], [1, 1]])
-    alarms = score.false_alarms(truth, given.set_axis(["A", "B"], axis=1))
+    alarms = metrics.false_alarms(truth, given.set_axis(["A", "B"], axis=1))
     np.testing.assert_array_equal(alarms, [1, 0, NAN, NAN])
     named = truth.assign(no_finding=[1, 0, 1, 1])
-    np.testing.assert_array_equal(score.false_alarms(named, named.eq(1)), [0, NAN, 0, NAN])
+    np.testing.assert_array_equal(metrics.false_alarms(named, named.eq(1)), [0, NAN, 0, NAN])
     alone = table([[1.0], [0.0]], ["No Finding"])
-    assert score.false_alarms(alone, alone).isna().all()  # there is no finding to answer
+    assert metrics.false_alarms(alone, alone).isna().all()  # there is no finding to answer
 
 
 # --- bootstrap -------------------------------------------------------------------------------------------------------
@@ -174,12 +174,12 @@ def test_a_paired_bootstrap_of_films_is_three_times_too_sure_where_patients_have
     shape, random = (patients * films, samples), rng(0)
     truth, *right = (np.repeat(random.random((patients, samples)) < share, films, axis=0) for share in (0.5, 0.7, 0.7))
     given = [(one ^ (random.random(shape) < 0.05)) == truth for one in right]  # now and then films of a patient differ
-    f1 = [score.rates(score.tally(truth, one).sum(axis=0))[:, 2] for one in given]
+    f1 = [metrics.rates(metrics.tally(truth, one).sum(axis=0))[:, 2] for one in given]
     real = 2 * 1.96 * np.std(f1[1] - f1[0])
     width = {}
     for drawn, owner in (("patients", np.arange(patients).repeat(films)), ("films", np.arange(patients * films))):
         sample = (table(each[:, [0]]) for each in (truth, *given))
-        row = score.paired(*sample, pd.Series(owner), 1000, 0, ("macro_f1",)).iloc[0]
+        row = metrics.paired(*sample, pd.Series(owner), 1000, 0, ("macro_f1",)).iloc[0]
         width[drawn] = row["high"] - row["low"]
     assert width["patients"] == pytest.approx(real, rel=0.15)
     assert real / width["films"] == pytest.approx(3, abs=0.5)  # the root of 12, less what varies from film to film
@@ -192,7 +192,7 @@ def test_paired_interval_is_much_narrower_than_the_models_own():
     first = scored(truth, (truth == 1) ^ wrong, draws=1000)
     better = wrong & (rng(5).random((600, 1)) < 0.9)
     second = scored(truth, (truth == 1) ^ better, draws=1000)
-    row = score.difference(first, second, ("macro_f1",)).iloc[0]
+    row = metrics.difference(first, second, ("macro_f1",)).iloc[0]
     assert row["difference"] == second.overall["macro_f1"] - first.overall["macro_f1"]
     assert 0 < row["low"] < row["difference"] < row["high"]
     assert row["high"] - row["low"] < 0.6 * (first.overall["macro_f1_high"] - first.overall["macro_f1_low"])
@@ -200,7 +200,7 @@ def test_paired_interval_is_much_narrower_than_the_models_own():
 
 def test_a_model_differs_from_itself_by_exactly_nothing():
     first = scored(HAND_TRUTH, HAND_GIVEN, seed=7)
-    rows = score.difference(first, scored(HAND_TRUTH, HAND_GIVEN, seed=7))
+    rows = metrics.difference(first, scored(HAND_TRUTH, HAND_GIVEN, seed=7))
     assert list(rows["metric"]) == ["macro_f1", "micro_f1"]  # no reward was given, so none is compared
     assert (rows[["difference", "low", "high"]] == 0).all(axis=None)
 
@@ -213,22 +213,24 @@ def test_resampling_is_what_a_loop_over_patients_does():
     drawn = rng(9).integers(len(names), size=(30, len(names)))
     for draw, sample in zip(drawn, result.samples["macro_f1"], strict=True):
         films = np.concatenate([np.flatnonzero(codes == code) for code in draw])
-        assert sample == pytest.approx(score.macro(score.tally(truth[films], given[films]).sum(axis=0))[2], abs=1e-12)
+        assert sample == pytest.approx(
+            metrics.macro(metrics.tally(truth[films], given[films]).sum(axis=0))[2], abs=1e-12
+        )
 
 
 def test_draws_do_not_depend_on_how_many_are_held_at_once(monkeypatch):
     sums = rng(1).integers(5, size=(37, 3)).astype(float)
-    whole = score.resample(sums, 101, rng(2))
-    monkeypatch.setattr(score, "_CELLS", 200)
-    assert whole.shape == (101, 3) and (score.resample(sums, 101, rng(2)) == whole).all()
+    whole = metrics.resample(sums, 101, rng(2))
+    monkeypatch.setattr(metrics, "_CELLS", 200)
+    assert whole.shape == (101, 3) and (metrics.resample(sums, 101, rng(2)) == whole).all()
 
 
 def test_the_order_of_films_does_not_matter():
     truth = table((rng(1).random((50, 3)) < 0.4).astype(float))
     given, patients = table(rng(2).random((50, 3)) < 0.4), pd.Series(rng(3).integers(20, size=50))
     order = rng(4).permutation(50)
-    one = score.score(truth, given, patients, 40, rng(5))
-    other = score.score(truth.iloc[order], given.iloc[order], patients.iloc[order], 40, rng(5))
+    one = metrics.score(truth, given, patients, 40, rng(5))
+    other = metrics.score(truth.iloc[order], given.iloc[order], patients.iloc[order], 40, rng(5))
     assert one.overall == other.overall
 
 
@@ -241,9 +243,9 @@ def test_one_patient_has_no_interval_however_many_films():
     ends = [f"{metric}{end}" for metric in one.samples for end in ("_low", "_high")]
     assert np.isnan([one.overall[end] for end in ends]).all()
     assert one.labels[["f1_low", "f1_high", "specificity_low", "specificity_high"]].isna().all(axis=None)
-    rows = score.difference(one, other)
+    rows = metrics.difference(one, other)
     assert rows["difference"].notna().all() and rows[["low", "high"]].isna().all(axis=None)
-    assert score.verdict(*rows.loc[0, ["low", "high"]]) == "cannot be told apart"
+    assert metrics.verdict(*rows.loc[0, ["low", "high"]]) == "cannot be told apart"
 
 
 def test_a_score_that_rests_on_one_patient_has_no_interval():
@@ -261,8 +263,8 @@ def test_a_score_that_rests_on_one_patient_has_no_interval():
 
 def test_a_metric_undefined_in_most_resamples_has_no_interval():
     values = np.arange(100.0)
-    assert score.interval(np.where(values < 50, np.nan, values)).tolist() == pytest.approx([51.225, 97.775])
-    assert np.isnan(score.interval(np.where(values < 51, np.nan, values))).all()
+    assert metrics.interval(np.where(values < 50, np.nan, values)).tolist() == pytest.approx([51.225, 97.775])
+    assert np.isnan(metrics.interval(np.where(values < 51, np.nan, values))).all()
 
 
 def test_a_model_without_an_error_has_an_interval_without_width():
@@ -299,7 +301,7 @@ def test_auroc_and_auprc_agree_with_scikit_learn_in_every_resample(seed):
     probability = random.random((films, 3)).round(1 + seed % 3)  # of one digit: many are tied
     probability[random.random(probability.shape) < 0.05] = NAN
     patients = random.integers(films // 3, size=films)
-    result = score.score_probabilities(table(truth), table(probability), pd.Series(patients), 15, rng(seed))
+    result = metrics.score_probabilities(table(truth), table(probability), pd.Series(patients), 15, rng(seed))
     plain = [areas(truth[:, k], probability[:, k]) for k in range(3)]
     np.testing.assert_allclose(result.labels[["auroc", "auprc"]], plain, rtol=0, atol=1e-12)
     names, codes = np.unique(patients, return_inverse=True)
@@ -319,11 +321,11 @@ def test_areas_worked_by_hand(recwarn):
     probability = table(
         [[0.9, 0.5, 0.1, 0.1], [0.8, 0.5, 0.2, 0.2], [0.2, 0.5, 0.3, 0.3], [0.1, 0.5, 0.4, 0.4]], list(truth)
     )
-    result = score.score_probabilities(truth, probability, pd.Series(range(4)), 200, rng())
+    result = metrics.score_probabilities(truth, probability, pd.Series(range(4)), 200, rng())
     np.testing.assert_array_equal(result.labels["auroc"], [1, 1 / 2, NAN, NAN])
     np.testing.assert_array_equal(result.labels["auprc"], [1, 1 / 2, NAN, NAN])
     assert (result.overall["macro_auroc"], result.overall["macro_auprc"]) == (3 / 4, 3 / 4)
-    reverse = score.score_probabilities(truth, 1 - probability, pd.Series(range(4)), 2, rng())
+    reverse = metrics.score_probabilities(truth, 1 - probability, pd.Series(range(4)), 2, rng())
     assert reverse.labels["auroc"].tolist()[:2] == [0, 1 / 2]
     assert not recwarn.list
 
@@ -331,7 +333,7 @@ def test_areas_worked_by_hand(recwarn):
 def test_an_interval_of_auroc_needs_two_patients_of_either_kind():
     truth, probability = table({"A": [1.0, 1, 0, 0]}), table({"A": [0.9, 0.3, 0.4, 0.1]})
     low = [
-        score.score_probabilities(truth, probability, pd.Series(list(owner)), 100, rng()).labels.iloc[0]
+        metrics.score_probabilities(truth, probability, pd.Series(list(owner)), 100, rng()).labels.iloc[0]
         for owner in ("pqrs", "ppqr", "pqrr", "pppp")
     ]
     assert [np.isnan(row["auroc_low"]) for row in low] == [False, True, True, True]
@@ -341,9 +343,9 @@ def test_an_interval_of_auroc_needs_two_patients_of_either_kind():
 def test_resamples_of_auroc_do_not_depend_on_how_many_are_held_at_once(monkeypatch):
     truth, probability = table(rng(1).random((60, 2)) < 0.3).astype(float), table(rng(2).random((60, 2)))
     patients = pd.Series(rng(3).integers(20, size=60))
-    whole = score.score_probabilities(truth, probability, patients, 101, rng(4))
-    monkeypatch.setattr(score, "_CELLS", 300)
-    again = score.score_probabilities(truth, probability, patients, 101, rng(4))
+    whole = metrics.score_probabilities(truth, probability, patients, 101, rng(4))
+    monkeypatch.setattr(metrics, "_CELLS", 300)
+    again = metrics.score_probabilities(truth, probability, patients, 101, rng(4))
     pd.testing.assert_frame_equal(whole.samples, again.samples, check_exact=True)
 
 
@@ -360,7 +362,7 @@ def model(f1, seed, films=400):
 
 def test_what_is_lost_on_the_way_is_the_difference_and_its_share_of_what_was_there():
     near, far = model(0.8, 1), model(0.6, 2)
-    travelled = score.travel(near, far)
+    travelled = metrics.transfer_gap(near, far)
     assert travelled.overall["near_macro_f1"] == pytest.approx(0.8)
     assert travelled.overall["far_macro_f1"] == pytest.approx(0.6)
     assert travelled.overall["change"] == pytest.approx(-0.2) and travelled.overall["relative"] == pytest.approx(-0.25)
@@ -372,14 +374,14 @@ def test_what_is_lost_on_the_way_is_the_difference_and_its_share_of_what_was_the
 
 def test_a_model_that_scores_nothing_has_no_share_to_lose(recwarn):
     nothing = scored(table([[1.0], [0.0]], ["A"]), table([[False], [False]], ["A"]))
-    overall = score.travel(nothing, nothing).overall
+    overall = metrics.transfer_gap(nothing, nothing).overall
     assert overall["change"] == 0 and np.isnan([overall["relative"], overall["relative_low"]]).all()
     assert not recwarn.list
 
 
 def test_two_models_losses_on_the_way_are_compared_draw_by_draw():
-    first, second = (score.travel(model(near, 1), model(far, 2)) for near, far in ((0.8, 0.7), (0.8, 0.5)))
-    row = score.difference(first, second, ("change",)).iloc[0]
+    first, second = (metrics.transfer_gap(model(near, 1), model(far, 2)) for near, far in ((0.8, 0.7), (0.8, 0.5)))
+    row = metrics.difference(first, second, ("change",)).iloc[0]
     assert row["difference"] == pytest.approx(-0.2) and row["high"] < 0
     samples = second.samples["change"] - first.samples["change"]
     assert [row["low"], row["high"]] == pytest.approx(np.percentile(samples, [2.5, 97.5]))
@@ -389,7 +391,7 @@ def test_mcnemar_counts_the_films_that_only_one_model_has_right():
     truth = table([[1.0, 1.0]] * 12 + [[0.0, NAN]] * 8, ["A", "B"])
     first = table([[True, True]] * 2 + [[False, True]] * 10 + [[False, False]] * 8, ["A", "B"])
     second = table([[False, True]] * 2 + [[True, True]] * 10 + [[False, True]] * 8, ["A", "B"])
-    tested = score.mcnemar(truth, first, second).set_index("label")
+    tested = metrics.mcnemar(truth, first, second).set_index("label")
     assert tested[["n", "first_only", "second_only"]].to_numpy().tolist() == [[20, 2, 10], [12, 0, 0]]
     by_hand = 2 * (1 + 12 + 66) / 2**12  # at most 2 heads or at most 2 tails in 12 throws
     assert tested["p"].tolist() == pytest.approx([by_hand, 1.0])
@@ -397,10 +399,10 @@ def test_mcnemar_counts_the_films_that_only_one_model_has_right():
 
 
 def test_holm_adjusts_step_by_step_and_keeps_the_order_given():
-    assert score.holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert score.holm(np.array([0.9, 0.8])) == pytest.approx([1.0, 1.0])
+    assert metrics.holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert metrics.holm(np.array([0.9, 0.8])) == pytest.approx([1.0, 1.0])
 
 
 def test_models_tested_on_other_films_are_refused():
     with pytest.raises(ValueError, match="second answers and the truth are not about the same films"):
-        score.mcnemar(HAND_TRUTH, HAND_GIVEN, HAND_GIVEN.iloc[::-1])
+        metrics.mcnemar(HAND_TRUTH, HAND_GIVEN, HAND_GIVEN.iloc[::-1])

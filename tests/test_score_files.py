@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from chexreason.cli import main
+from chexreason.evaluation.csv_files import ScoreError, report_text, score_files
 from chexreason.labels import COMPETITION5, LABEL_SETS
-from chexreason.score_files import ScoreError, score_files, told
 
 HEADING = "id," + ",".join(COMPETITION5)
 TRUTH = f"""{HEADING},patient
@@ -132,7 +132,11 @@ def test_probabilities_agree_with_scikit_learn_on_the_known_films(files):
     assert [overall["macro_auroc"], overall["macro_auprc"]] == pytest.approx(np.mean(expected, axis=0), abs=1e-12)
     assert overall["macro_auroc_low"] < overall["macro_auroc"] < overall["macro_auroc_high"]
     assert "f1" not in scored["labels"][0] and "macro_f1" not in overall
-    assert "AUROC" not in told(scored) and "macro auroc: " in told(scored) and "f1" not in told(scored)
+    assert (
+        "AUROC" not in report_text(scored)
+        and "macro auroc: " in report_text(scored)
+        and "f1" not in report_text(scored)
+    )
 
 
 def test_a_threshold_adds_the_scores_of_the_labels_it_makes(files):
@@ -145,7 +149,7 @@ def test_a_threshold_adds_the_scores_of_the_labels_it_makes(files):
         assert row == parts[0] | parts[1]
     assert both["overall"] == soft["overall"] | hard["overall"]
     assert (both["threshold"], soft["threshold"]) == (0.5, None)
-    assert "With a probability of at least 0.5 as present:" in told(both) and "macro f1: " in told(both)
+    assert "With a probability of at least 0.5 as present:" in report_text(both) and "macro f1: " in report_text(both)
 
 
 def test_a_label_without_a_variation_may_stand_among_probabilities(files):
@@ -164,7 +168,7 @@ def test_the_labels_are_those_both_files_have_unless_chosen(files):
         "truth": ["Mass", "age", "patient", "remark"],
         "predictions": ["patient", "age", "remark", "Hernia"],
     }
-    assert "Not scored, in the truth: Mass, age, patient, remark." in told(common)
+    assert "Not scored, in the truth: Mass, age, patient, remark." in report_text(common)
     assert [row["label"] for row in chosen["labels"]] == ["Edema"] and chosen["labels"][0] == common["labels"][1]
     named = files(truth.to_csv(), pred.to_csv(), None, labels=["age"])  # asked for, it is scored
     assert named["labels"][0]["label"] == "age"
@@ -228,7 +232,7 @@ def test_fewer_than_two_patients_have_no_interval(files, patients, width):
     row = scored["labels"][0]
     assert (row["f1"], row["tp"], scored["patients"]) == (0.5, 1, len(set(patients)))
     assert (row["f1_low"] is None, row["f1_high"] is None) == (width is None, width is None)
-    text = told(scored)
+    text = report_text(scored)
     if width is None:
         assert "0.500 (no interval)" in text and "No interval, since too few patients count in it" in text
     else:
@@ -237,13 +241,13 @@ def test_fewer_than_two_patients_have_no_interval(files, patients, width):
 
 
 def test_an_interval_without_width_is_explained(files):
-    text = told(files(TRUTH, TRUTH.replace(",patient", ",x").replace("c,0,,", "c,0,0,")))
+    text = report_text(files(TRUTH, TRUTH.replace(",patient", ",x").replace("c,0,,", "c,0,0,")))
     assert "Every resample gives the same value, so the interval has no width" in text
 
 
 def test_films_resampled_where_patients_are_known_are_told(files):
-    assert "in the column patient of the truth names repeat: name it with --patient" in told(files())
-    assert "--patient" not in told(files(patient="patient"))
+    assert "in the column patient of the truth names repeat: name it with --patient" in report_text(files())
+    assert "--patient" not in report_text(files(patient="patient"))
 
 
 def test_a_column_without_a_number_in_either_file_is_not_a_label(files):
@@ -258,15 +262,17 @@ def test_a_column_without_a_number_in_either_file_is_not_a_label(files):
 
 def test_what_a_normal_film_is_without_a_label_for_it_is_told(files):
     note = "a normal film is one without any of these labels (which may have others)"
-    assert note in told(files(label_set=None, labels=["Edema"]))
-    assert note not in told(files(TRUTH, PROBABILITIES))
+    assert note in report_text(files(label_set=None, labels=["Edema"]))
+    assert note not in report_text(files(TRUTH, PROBABILITIES))
     named = TRUTH.replace("Edema", "No_Finding"), PREDICTIONS.replace("Edema", "No_Finding")
-    assert note not in told(files(*named, None))
+    assert note not in report_text(files(*named, None))
 
 
 def test_one_film_of_one_patient_is_told_in_the_singular(files):
     one = "id,owner,Edema\na,p,1\n"
-    assert told(files(one, one, None, "owner")).startswith("1 film of 1 patient, 1 label; 95 % intervals from 50 res")
+    assert report_text(files(one, one, None, "owner")).startswith(
+        "1 film of 1 patient, 1 label; 95 % intervals from 50 res"
+    )
 
 
 def test_blank_lines_before_the_heading_change_nothing(files):
@@ -278,7 +284,7 @@ def test_false_alarms_are_counted_on_the_normal_films(files):
     pred = "id,No Finding,Edema\na,1,1\nb,1,0\nc,1,1\nd,0,1\ne,0,1\n"
     scored = files(truth, pred, None)
     assert (scored["overall"]["n_normal"], scored["overall"]["false_alarm_rate"]) == (2, 0.5)
-    assert "of 2 normal films" in told(scored)
+    assert "of 2 normal films" in report_text(scored)
     unsaid = files(truth, pred.replace("b,1,0", "b,1,"), None)  # nothing was said of film b, so it is no good answer
     assert (unsaid["overall"]["n_normal"], unsaid["overall"]["false_alarm_rate"]) == (1, 1)
 
@@ -435,7 +441,7 @@ def test_the_command_prints_the_same_scores_as_json(tmp_path, capsys, files):
 def test_the_command_prints_a_row_a_label_with_a_dash_for_undefined(tmp_path, capsys, files):
     assert call(tmp_path) == 0
     said = capsys.readouterr().out
-    assert said == told(files()) + "\n"
+    assert said == report_text(files()) + "\n"
     (row,) = [line.split() for line in said.splitlines() if "Consolidation" in line]
     assert row[:9] == ["Consolidation", "0", "0", "1", "0", "3", "0.000", "-", "-"] and row[9] == "0.750"
     assert "macro f1: 0.708 (" in said and "2 in the truth, 1 in the predictions" in said

@@ -5,12 +5,13 @@ import re
 import pytest
 from conftest import ROOT
 
-from chexreason import models, params, shapes
-from chexreason.params import Lora
+from chexreason import config, models
+from chexreason.config import Lora
+from chexreason.workflow import model_size
 
-MEDGEMMA, QWEN, NV_REASON = shapes.PUBLISHED
+MEDGEMMA, QWEN, NV_REASON = model_size.PUBLISHED
 LORA = Lora(r=16, alpha=32, dropout=0.1)
-MODELS = {model.path: model for model in params.load(ROOT / "params" / "paper.yaml").models.values()}
+MODELS = {model.path: model for model in config.load(ROOT / "params" / "paper.yaml").models.values()}
 
 
 @pytest.fixture(scope="module", params=[MEDGEMMA, QWEN])
@@ -21,7 +22,7 @@ def path(request) -> str:
 @pytest.fixture(scope="module")
 def built(path):
     """The model on the meta device, and what LoRA adapts in a second one."""
-    return shapes.empty(path), shapes.adapted(shapes.empty(path), LORA)
+    return model_size.empty(path), model_size.adapted(model_size.empty(path), LORA)
 
 
 def test_weights_add_up_to_what_the_hub_says(path, built):
@@ -30,7 +31,7 @@ def test_weights_add_up_to_what_the_hub_says(path, built):
     vision, total = {MEDGEMMA: (416_866_032 + 1152 * 2560 + 1152, 4_300_079_472), QWEN: (668_684_288, 3_754_622_976)}[
         path
     ]
-    assert shapes.parts(built[0]) == {"vision": vision, "language": total - vision}
+    assert model_size.parts(built[0]) == {"vision": vision, "language": total - vision}
 
 
 def test_nothing_is_held_in_memory(built):
@@ -38,11 +39,11 @@ def test_nothing_is_held_in_memory(built):
 
 
 def test_nv_reason_has_qwens_architecture():
-    assert shapes.PUBLISHED[NV_REASON] == shapes.PUBLISHED[QWEN]
+    assert model_size.PUBLISHED[NV_REASON] == model_size.PUBLISHED[QWEN]
 
 
 def test_every_sixth_layer_of_gemma_sees_the_whole_text():
-    kinds = shapes.model_config(MEDGEMMA).text_config.layer_types
+    kinds = model_size.model_config(MEDGEMMA).text_config.layer_types
     assert [number for number, kind in enumerate(kinds, 1) if kind == "full_attention"] == [6, 12, 18, 24, 30]
 
 
@@ -78,32 +79,32 @@ def test_trainable_weights_at_rank_16_by_hand(path, built):
 
 @pytest.mark.parametrize("size", [(896, 896), (1024, 1280), (2500, 3050)])
 def test_a_film_is_256_tokens_for_medgemma_and_256_to_512_for_qwen(size):
-    assert shapes.visual_tokens(MODELS[MEDGEMMA], *size) == 256
-    assert 256 <= shapes.visual_tokens(MODELS[QWEN], *size) <= 512
+    assert model_size.visual_tokens(MODELS[MEDGEMMA], *size) == 256
+    assert 256 <= model_size.visual_tokens(MODELS[QWEN], *size) <= 512
 
 
 def test_what_the_image_processor_makes_of_a_film_is_what_was_counted():
     from PIL import Image
 
     film = Image.new("RGB", (734, 896))
-    gemma, qwen = (shapes.image_processor(MODELS[path])(film, return_tensors="pt") for path in (MEDGEMMA, QWEN))
+    gemma, qwen = (model_size.image_processor(MODELS[path])(film, return_tensors="pt") for path in (MEDGEMMA, QWEN))
     assert gemma["pixel_values"].shape == (1, 3, 896, 896)
-    assert shapes.patches(MODELS[MEDGEMMA], *film.size) == (896 // 14) ** 2
-    assert len(qwen["pixel_values"]) == shapes.patches(MODELS[QWEN], *film.size)
-    assert int(qwen["image_grid_thw"].prod()) == 4 * shapes.visual_tokens(MODELS[QWEN], *film.size)
+    assert model_size.patches(MODELS[MEDGEMMA], *film.size) == (896 // 14) ** 2
+    assert len(qwen["pixel_values"]) == model_size.patches(MODELS[QWEN], *film.size)
+    assert int(qwen["image_grid_thw"].prod()) == 4 * model_size.visual_tokens(MODELS[QWEN], *film.size)
 
 
 def test_medgemmas_projector_makes_256_features_of_a_film():
     import torch
 
     pixels = torch.empty(1, 3, 896, 896, device="meta", dtype=torch.bfloat16)
-    features = shapes.empty(MEDGEMMA).get_image_features(pixels, return_dict=True).pooler_output
+    features = model_size.empty(MEDGEMMA).get_image_features(pixels, return_dict=True).pooler_output
     assert features.shape == (1, 256, 2560)
 
 
 def test_a_stand_in_has_a_shape_too():
-    model = params.Model(name="stand-in", path="stand-in:medgemma", dtype="float32")
-    shape = shapes.shape(model, LORA, 128, 128)
+    model = config.Model(name="stand-in", path="stand-in:medgemma", dtype="float32")
+    shape = model_size.shape(model, LORA, 128, 128)
     stand_in = models.Path(models.folder("stand-in:medgemma")) / "model.safetensors"
     assert shape.weights == pytest.approx(stand_in.stat().st_size / 4, rel=0.02)  # float32, and a header
     assert (shape.patches, shape.tokens) == (64, 16)
@@ -111,4 +112,4 @@ def test_a_stand_in_has_a_shape_too():
 
 def test_an_unknown_model_is_refused_by_name():
     with pytest.raises(models.ModelError, match=r"someone/else-4b: .* none of google/medgemma-4b-it"):
-        shapes.model_config("someone/else-4b")
+        model_size.model_config("someone/else-4b")

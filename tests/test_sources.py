@@ -7,10 +7,9 @@ import test_chexpert
 import test_mimic
 import test_nih
 
-from chexreason import sources
 from chexreason.cli import main
+from chexreason.data import film_table, mimic
 from chexreason.labels import CHEXPERT14
-from chexreason.sources import mimic
 
 nih_folder = pytest.fixture(name="nih_folder")(test_nih.make)
 mimic_folder = pytest.fixture(name="mimic_folder")(test_mimic.make)
@@ -105,13 +104,13 @@ def test_an_option_of_another_source_is_refused(nih_folder):
 
 
 def test_every_film_table_has_the_same_columns(nih_folder, mimic_folder, chexpert_folder):
-    from chexreason.sources import chexpert, mimic, nih
+    from chexreason.data import chexpert, mimic, nih
 
     tables = [nih.read(nih_folder).table, mimic.read(mimic_folder).table, chexpert.read(chexpert_folder).table]
     for table in tables:
-        assert list(table.columns.drop("native", errors="ignore")) == sources.COLUMNS
+        assert list(table.columns.drop("native", errors="ignore")) == film_table.COLUMNS
         assert table[["film", "path", "patient", "study", "view", "split"]].notna().all(axis=None)
-        assert set(table["view"]) <= set(sources.VIEWS)
+        assert set(table["view"]) <= set(film_table.VIEWS)
 
 
 def test_films_without_any_label_are_counted(mimic_folder, nih_folder, capsys):

@@ -16,21 +16,23 @@ from conftest import ROOT, command, study_folder
 from PIL import Image
 from test_execute import write
 
-from chexreason import params, records, training
-from chexreason.execute import NotebookError, execute
+from chexreason import config, records
+from chexreason.training import common
+from chexreason.workflow.notebook import NotebookError, execute
 
 SCARCE = """
 import io, re, resource, sys
 from contextlib import redirect_stderr
 from pathlib import Path
-from chexreason import params, predict
-from chexreason.protocol import Protocol
+from chexreason import config
+from chexreason.inference import predict
+from chexreason.inference.protocol import Protocol
 
 def limit(room):
     size = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
     resource.setrlimit(resource.RLIMIT_AS, (size + room if room else resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
-study = params.load("params/smoke.yaml")
+study = config.load("params/smoke.yaml")
 films = sorted(Path(sys.argv[1]).glob("*.png"))
 reader = predict.load(study.models["medgemma"], None, len(films))
 protocol = Protocol.of(study, "free_reasoning", "b-test")
@@ -65,12 +67,12 @@ def too_much_of_a_gpu():
 )
 def test_training_that_runs_out_of_memory_names_the_param_to_lower(asked_for):
     told = r"lower grpo\.films_per_step in the params file"
-    with pytest.raises(MemoryError, match=told), training.naming("grpo.films_per_step"):
+    with pytest.raises(MemoryError, match=told), common.naming("grpo.films_per_step"):
         asked_for()
 
 
 def test_another_error_than_a_lack_of_memory_stays_what_it_is():
-    with pytest.raises(RuntimeError, match="inconsistent tensor size"), training.naming("sft.batch"):
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"), common.naming("sft.batch"):
         torch.zeros(2) @ torch.zeros(3)
 
 
@@ -134,7 +136,7 @@ def test_a_study_stops_at_a_full_disk_and_goes_on_when_there_is_room(smoke, disk
     assert differing(smoke, place, "curate/") == []
 
 
-def differing(smoke: params.Study, folder: Path, stage: str) -> list[str]:
+def differing(smoke: config.Study, folder: Path, stage: str) -> list[str]:
     """The files of a stage that a study in `folder` and the smoke study do not have alike."""
     whole = {name: each for name, each in killing.results(smoke.folder.parents[1]).items() if name.startswith(stage)}
     return killing.differing(whole, {name: each for name, each in killing.results(folder).items() if name in whole})

@@ -27,10 +27,14 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 from test_book import CHROMIUM, FLAGS, Quiet
 
-from chexreason import book, curate, predict, records, teacher
-from chexreason.execute import execute
+from chexreason import records
+from chexreason.data import curate
+from chexreason.data.phantom import hospitals
+from chexreason.inference import predict
 from chexreason.labels import CHEXPERT14
-from chexreason.sources import phantom
+from chexreason.teacher import check
+from chexreason.workflow import book
+from chexreason.workflow.notebook import execute
 
 CANARY = b"canary7"
 """What every name of the source begins with, in lower case; no page of the book's own speaks of it."""
@@ -45,7 +49,7 @@ COLUMNS = {"path": "file", "patient": "pid", "study": "exam", "view": "position"
 
 def write_hospital(folder: Path, name: str, films: int, seed: int) -> None:
     """A table `<name>.csv` of films of one hospital, with reports beside the labels, and the films."""
-    drawn = phantom.film_table(films, seed)
+    drawn = hospitals.film_table(films, seed)
     number = [f"{name.upper()}{row:04}" for row in range(len(drawn))]
     table = pd.DataFrame({"file": [f"CANARY7FOLDER/CANARY7FILM{each}.png" for each in number]})
     table["pid"] = "CANARY7PATIENT" + name.upper() + drawn["patient"].str[-5:]
@@ -54,7 +58,7 @@ def write_hospital(folder: Path, name: str, films: int, seed: int) -> None:
     table["report"] = [f"CANARY7REPORT {each}: the heart is enlarged." for each in number]
     table.join(drawn[list(CHEXPERT14)]).to_csv(folder / f"{name}.csv", index=False)
     for file, recipe in zip(table["file"], drawn["recipe"], strict=True):
-        pixels = phantom.draw(recipe, 160).image.copy()
+        pixels = hospitals.draw(recipe, 160).image.copy()
         pixels[-SIDE:, :SIDE] = STAMP
         (folder / file).parent.mkdir(exist_ok=True)
         Image.fromarray(pixels).save(folder / file)
@@ -85,16 +89,17 @@ import pandas as pd
 from IPython.display import HTML, Markdown
 from matplotlib import pyplot as plt
 from PIL import Image
-from chexreason import figures, predict
+from chexreason.display import figures, tables
+from chexreason.inference import predict
 given = open("nasty.txt", encoding="utf-8").read()
 Image.new("L", (64, 64), 90).save("film.png")
 row = {"film": given, "image": "film.png", "labels": [given], "text": given, "dataset": "away", "failed": False}
 films = pd.DataFrame([row | {"refused": False, "reward": 0.5}])""",
     "print(os.getcwd(), sys.prefix, os.environ['HOME'], os.environ['FAKE_API_KEY'], getpass.getuser())\n"
     "print(socket.gethostname(), os.environ['HOSPITAL'] + '/home.csv')",
-    "HTML(figures.beside(films, phantom=True))",
+    "HTML(figures.film_beside_text(films, phantom=True))",
     "films[['film', 'text']]",
-    "figures.shown(films[['film', 'text']].rename(columns={'film': given}), given, phantom=True)",
+    "tables.styled_table(films[['film', 'text']].rename(columns={'film': given}), given, phantom=True)",
     "print(given)",
     "given",
     "Markdown(predict.summary(films, given))",
@@ -191,7 +196,7 @@ def shown(study) -> list[str]:
     parts = [*files.items(), *((Path("embedded"), each) for each in embedded(files))]
     found = [f"{path.name}: canary" for path, content in parts if CANARY in content.lower()]
     found += [f"{path.name}: film" for path, content in parts if stamped(content)]
-    words = [text for text in records.load(study.folder / teacher.TRACES)["reasoning"] if len(text) > 50]
+    words = [text for text in records.load(study.folder / check.TRACES)["reasoning"] if len(text) > 50]
     answers = records.load(predict.folder(study, "medgemma", "untuned", 0) / "answers.parquet")
     words += [text for text in answers["text"] if len(text) > 50]
     pages = b" ".join(files.values())

@@ -11,8 +11,9 @@ import nbformat
 import pytest
 from conftest import command, study_folder
 
-from chexreason import answers, compare, labels, records
-from chexreason.execute import PACKAGE
+from chexreason import answers, labels, records
+from chexreason.evaluation import compare
+from chexreason.fingerprint import PACKAGE
 
 SFT = "sft/medgemma/free_reasoning/seed0"
 GRPO = "grpo/medgemma/hard/seed0"

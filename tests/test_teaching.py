@@ -20,8 +20,11 @@ from endpoint import READING, Endpoint, Sent, completion, fine, trace
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from chexreason import answers, asked, curate, models, params, prompts, records, sft, teacher, teaching
-from chexreason.asked import TeacherError
+from chexreason import answers, config, models, prompts, records
+from chexreason.data import curate
+from chexreason.teacher import check, clients, generate, rules
+from chexreason.teacher.clients import TeacherError
+from chexreason.training import sft
 
 FORMATS = ("only_label", "free_reasoning", "reasoning_narrative", "reasoning_a")
 """The four that the paper trains."""
@@ -33,18 +36,18 @@ LABELS = (["Cardiomegaly"], ["Edema", "Pleural Effusion"], ["No Finding"], ["Fra
 def impatient(monkeypatch):
     """Back-off as it is, but in hundredths of seconds and three times at most."""
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
-    monkeypatch.setattr(asked, "PATIENCE", 2)
+    monkeypatch.setattr(clients, "PATIENCE", 2)
 
 
 NOWHERE = "http://127.0.0.1:9/v1"
 
 
-def study(folder, url=NOWHERE, formats=("free_reasoning",), **settings) -> params.Study:
+def study(folder, url=NOWHERE, formats=("free_reasoning",), **settings) -> config.Study:
     """The smoke study with SFT of `formats` and a teacher at `url`."""
     return taught(folder, {"kind": "openai", "base_url": url, "model": "m", "seed": 0, **settings}, formats)
 
 
-def taught(folder, teacher: dict, formats=("free_reasoning",)) -> params.Study:
+def taught(folder, teacher: dict, formats=("free_reasoning",)) -> config.Study:
     """The smoke study with SFT of `formats` and this teacher."""
     values = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text(encoding="utf-8")) | {"teacher": teacher}
     values["sft"]["runs"] = [{"model": "medgemma", "format": format} for format in formats]
@@ -52,7 +55,7 @@ def taught(folder, teacher: dict, formats=("free_reasoning",)) -> params.Study:
     file = folder / "params" / "smoke.yaml"
     file.parent.mkdir(exist_ok=True)
     file.write_text(yaml.safe_dump(values), encoding="utf-8")
-    return params.load(file)
+    return config.load(file)
 
 
 def films(folder, number: int) -> pd.DataFrame:
@@ -124,7 +127,7 @@ def misbehaved(tmp_path, monkeypatch):
     table = films(tmp_path, 17)
     with Endpoint(scripted(MISBEHAVIOUR)) as endpoint:
         given = study(tmp_path, endpoint.url, key="MY_KEY")
-        yield given, table, teaching.write(given, table), endpoint
+        yield given, table, generate.write(given, table), endpoint
 
 
 def test_every_film_ends_with_a_valid_trace_or_in_the_report(misbehaved):
@@ -133,7 +136,7 @@ def test_every_film_ends_with_a_valid_trace_or_in_the_report(misbehaved):
     assert written.traces["film"].tolist() == [f"p1000-{each}" for each in range(17) if each not in lost]
     truth = table.set_index("film")["labels"]
     for row in written.traces.itertuples():
-        assert teacher.check(row.text, truth[row.film], row.format, 30, 350) == row.check == ""
+        assert check.check(row.text, truth[row.film], row.format, 30, 350) == row.check == ""
         assert answers.read_strict(row.text) == (row.reasoning, tuple(row.labels)) == (READING, tuple(truth[row.film]))
     assert written.aside["film"].tolist() == [f"p1000-{each}" for each in lost]
     wrong, down, filtered, refused, strange = written.aside["reason"]
@@ -143,7 +146,7 @@ def test_every_film_ends_with_a_valid_trace_or_in_the_report(misbehaved):
     assert "image too large for (key)" in refused
     assert strange.startswith(f"no reply: {endpoint.url}: ")
     assert written.aside["attempts"].tolist() == [4, 1, 4, 1, 1]
-    told = teaching.summary(written).splitlines()
+    told = generate.summary(written).splitlines()
     assert told[0] == "free_reasoning: 12 traces; 5 films set aside."
     assert {"- no reply: 3.", "- wrong labels: 1.", "- the endpoint refused to answer: 1."} == set(told[1:4])
 
@@ -175,12 +178,12 @@ def test_what_the_network_breaks_is_sent_again_and_counts_as_one_attempt(misbeha
 
 def test_a_second_run_asks_only_what_had_no_reply_and_gives_the_same_traces(misbehaved):
     given, table, written, endpoint = misbehaved
-    path = given.folder / teaching.REPLIES
+    path = given.folder / generate.REPLIES
     lines = path.read_bytes().splitlines(keepends=True)
     random.Random(0).shuffle(lines)
     path.write_bytes(b"".join(lines))
     endpoint.seen.clear()
-    again = teaching.write(given, table)
+    again = generate.write(given, table)
     assert {request.number for request in endpoint.seen} == {10, 15, 16}
     assert again.traces.to_json() == written.traces.to_json()
     assert again.aside.equals(written.aside)
@@ -193,28 +196,29 @@ def test_a_torn_last_line_is_dropped_and_asked_again(tmp_path):
     table = films(tmp_path, 4)
     with Endpoint() as endpoint:
         given = study(tmp_path, endpoint.url)
-        written = teaching.write(given, table)
-        path = given.folder / teaching.REPLIES
+        written = generate.write(given, table)
+        path = given.folder / generate.REPLIES
         path.write_bytes(path.read_bytes()[:-30])
         endpoint.seen.clear()
-        assert teaching.write(given, table).traces.equals(written.traces)
+        assert generate.write(given, table).traces.equals(written.traces)
         assert len(endpoint.seen) == 1
-    assert teaching.write(given, table).traces.equals(written.traces)  # nobody is asked: the endpoint is gone
+    assert generate.write(given, table).traces.equals(written.traces)  # nobody is asked: the endpoint is gone
 
 
 def test_a_line_that_holds_no_reply_is_named(tmp_path):
     given = study(tmp_path)
-    path = given.folder / teaching.REPLIES
+    path = given.folder / generate.REPLIES
     path.parent.mkdir(parents=True)
     path.write_text('{"film": "a"}\n')
     with pytest.raises(TeacherError, match=r"replies\.jsonl: line 1 holds no reply"):
-        teaching.write(given, films(tmp_path, 1))
+        generate.write(given, films(tmp_path, 1))
 
 
 RUN = """
 import sys, pandas as pd
-from chexreason import params, teaching
-teaching.write(params.load(sys.argv[1]), pd.read_json(sys.argv[2]))
+from chexreason import config
+from chexreason.teacher import generate
+generate.write(config.load(sys.argv[1]), pd.read_json(sys.argv[2]))
 """
 
 
@@ -232,7 +236,7 @@ def test_a_kill_in_the_middle_repeats_no_finished_request(tmp_path):
         table.to_json(tmp_path / "films.json")
         call = [sys.executable, "-c", RUN, str(given.file), str(tmp_path / "films.json")]
         running = subprocess.Popen(call, cwd=ROOT, stderr=subprocess.DEVNULL)
-        path = given.folder / teaching.REPLIES
+        path = given.folder / generate.REPLIES
         until = time.monotonic() + 60
         while time.monotonic() < until and not (path.exists() and path.read_bytes().count(b"\n") == 9):
             time.sleep(0.02)
@@ -246,7 +250,7 @@ def test_a_kill_in_the_middle_repeats_no_finished_request(tmp_path):
         released.set()
         endpoint.behave = fine
         endpoint.seen.clear()
-        written = teaching.write(given, table)
+        written = generate.write(given, table)
     assert sorted(request.number for request in endpoint.seen) == sorted(set(range(24)) - finished)
     assert written.traces["film"].tolist() == table["film"].tolist()
     assert written.requests["cached"].sum() == 9
@@ -254,14 +258,14 @@ def test_a_kill_in_the_middle_repeats_no_finished_request(tmp_path):
 
 def test_two_runs_do_not_ask_at_once(tmp_path):
     given, table, held = study(tmp_path), films(tmp_path, 1), tmp_path / "held"
-    path = given.folder / teaching.REPLIES
+    path = given.folder / generate.REPLIES
     path.parent.mkdir(parents=True)
     hold = "import fcntl, sys; f = open(sys.argv[1], 'ab'); fcntl.flock(f, 2); open(sys.argv[2], 'w').close(); input()"
     with subprocess.Popen([sys.executable, "-c", hold, str(path), str(held)], stdin=subprocess.PIPE) as other:
         while not held.exists():
             time.sleep(0.01)
         with pytest.raises(TeacherError, match="another run is asking this teacher"):
-            teaching.write(given, table)
+            generate.write(given, table)
         other.stdin.close()
 
 
@@ -273,7 +277,7 @@ def test_requests_run_side_by_side(tmp_path):
         return fine(request)
 
     with Endpoint(when_all_are_there) as endpoint:
-        assert len(teaching.write(study(tmp_path, endpoint.url, workers=6), films(tmp_path, 12)).traces) == 12
+        assert len(generate.write(study(tmp_path, endpoint.url, workers=6), films(tmp_path, 12)).traces) == 12
 
 
 def test_an_endpoint_is_given_the_time_it_asks_for(tmp_path):
@@ -284,7 +288,7 @@ def test_an_endpoint_is_given_the_time_it_asks_for(tmp_path):
         return fine(request) if len(times) > 1 else Sent(b"{}", 429, {"Retry-After": "0.3"})
 
     with Endpoint(busy_once) as endpoint:
-        teaching.write(study(tmp_path, endpoint.url), films(tmp_path, 1))
+        generate.write(study(tmp_path, endpoint.url), films(tmp_path, 1))
     assert times[1] - times[0] >= 0.3
 
 
@@ -302,7 +306,7 @@ def test_a_request_holds_the_prompt_the_labels_and_the_film_and_says_nothing_of_
     monkeypatch.setenv("MY_KEY", "secret-1234")
     with Endpoint(scripted({0: [WRONG, fine]})) as endpoint:
         given = study(tmp_path, endpoint.url, key="MY_KEY")
-        teaching.write(given, films(tmp_path, 2))
+        generate.write(given, films(tmp_path, 2))
     assert len(endpoint.seen) == 3
     for request in endpoint.seen:
         assert set(request.body) == {"model", "messages", "temperature", "seed", "max_tokens"}
@@ -323,20 +327,20 @@ def test_without_show_film_only_words_are_sent(tmp_path):
         return fine(request)
 
     with Endpoint(behave) as endpoint:
-        assert len(teaching.write(study(tmp_path, endpoint.url, show_film=False), films(tmp_path, 2)).traces) == 2
+        assert len(generate.write(study(tmp_path, endpoint.url, show_film=False), films(tmp_path, 2)).traces) == 2
 
 
 def test_films_for_a_local_endpoint_pass_no_proxy(tmp_path, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
     with Endpoint() as endpoint:
-        assert len(teaching.write(study(tmp_path, endpoint.url), films(tmp_path, 1)).traces) == 1
+        assert len(generate.write(study(tmp_path, endpoint.url), films(tmp_path, 1)).traces) == 1
 
 
 def test_a_film_is_not_sent_on_to_another_address(tmp_path):
     with Endpoint() as elsewhere, Endpoint() as endpoint:
         endpoint.behave = lambda request: Sent(b"{}", 307, {"Location": elsewhere.url + "/chat/completions"})
-        written = teaching.write(study(tmp_path, endpoint.url), films(tmp_path, 1))
+        written = generate.write(study(tmp_path, endpoint.url), films(tmp_path, 1))
         assert not elsewhere.seen
     assert len(written.aside) == 1
 
@@ -347,7 +351,7 @@ def test_a_key_that_is_not_accepted_stops_at_once_and_is_not_told(tmp_path, monk
     with Endpoint(lambda request: Sent(b'{"error": {"message": "bad key secret-1234"}}', 401)) as endpoint:
         given = study(tmp_path, endpoint.url, key="MY_KEY", workers=2)
         with pytest.raises(TeacherError, match="does not accept the key in the environment variable MY_KEY") as caught:
-            teaching.write(given, films(tmp_path, 30))
+            generate.write(given, films(tmp_path, 30))
         assert len(endpoint.seen) < 10
         assert endpoint.url in str(caught.value)
     assert "secret" not in str(caught.value)
@@ -358,43 +362,43 @@ def test_a_key_that_is_not_accepted_stops_at_once_and_is_not_told(tmp_path, monk
 def test_a_key_that_is_not_set_is_told_by_the_name_of_its_variable(tmp_path, monkeypatch):
     monkeypatch.delenv("MY_KEY", raising=False)
     with pytest.raises(TeacherError, match="environment variable MY_KEY is not set"):
-        teaching.write(study(tmp_path, key="MY_KEY"), films(tmp_path, 1))
+        generate.write(study(tmp_path, key="MY_KEY"), films(tmp_path, 1))
 
 
 def test_an_endpoint_that_wants_a_key_says_where_to_name_it(tmp_path):
     with Endpoint(lambda request: Sent(b"{}", 401)) as endpoint, pytest.raises(TeacherError, match=r"teacher\.key"):
-        teaching.write(study(tmp_path, endpoint.url), films(tmp_path, 1))
+        generate.write(study(tmp_path, endpoint.url), films(tmp_path, 1))
 
 
 def test_an_unknown_model_stops_at_once_with_model_and_address(tmp_path):
     with Endpoint(lambda request: Sent(b"{}", 404)) as endpoint:
         with pytest.raises(TeacherError, match="has no model 'gemma-99'") as caught:
-            teaching.write(study(tmp_path, endpoint.url, model="gemma-99"), films(tmp_path, 30))
+            generate.write(study(tmp_path, endpoint.url, model="gemma-99"), films(tmp_path, 30))
         assert endpoint.url in str(caught.value)
 
 
 def test_a_password_in_an_address_is_refused_and_not_repeated(tmp_path):
     """A params file is printed in its book."""
-    with pytest.raises(params.ParamsError, match="base_url must hold no user or password") as caught:
+    with pytest.raises(config.ParamsError, match="base_url must hold no user or password") as caught:
         study(tmp_path, "https://me:pass@models.example.org/v1")
     assert "pass@" not in str(caught.value)
 
 
 def test_an_endpoint_that_is_down_is_not_asked_for_every_film(tmp_path, monkeypatch):
-    monkeypatch.setattr(asked, "PATIENCE", 0)
+    monkeypatch.setattr(clients, "PATIENCE", 0)
     with pytest.raises(TeacherError, match=r"10 questions in a row had no reply.*Connection refused"):
-        teaching.write(study(tmp_path), films(tmp_path, 100))
+        generate.write(study(tmp_path), films(tmp_path, 100))
 
 
 def test_tokens_and_cost_are_summed_with_those_of_earlier_runs_apart(tmp_path, capsys):
     with Endpoint(scripted({1: [WRONG, fine]})) as endpoint:
         given = study(tmp_path, endpoint.url, price_in=2.0, price_out=30.0)
-        written = teaching.write(given, films(tmp_path, 3))
+        written = generate.write(given, films(tmp_path, 3))
         assert "4 asked, cost 0.02; 0 from earlier runs, cost 0.00" in capsys.readouterr().err
-        more = teaching.write(given, films(tmp_path, 5))
+        more = generate.write(given, films(tmp_path, 5))
     assert "2 asked, cost 0.01; 4 from earlier runs, cost 0.02" in capsys.readouterr().err
     assert written.requests["cost"].sum() == pytest.approx(4 * (1000 * 2 + 100 * 30) / 1e6)
-    assert teaching.summary(written).splitlines() == [
+    assert generate.summary(written).splitlines() == [
         "free_reasoning: 3 traces; 0 films set aside.",
         "4 requests: 4,000 tokens in, 400 tokens out, cost 0.02.",
     ]
@@ -417,8 +421,8 @@ def test_tokens_and_cost_are_summed_with_those_of_earlier_runs_apart(tmp_path, c
 def test_what_a_reply_depends_on_asks_again_and_nothing_else_does(tmp_path, change, asked_again):
     table = films(tmp_path, 1)
     with Endpoint() as endpoint:
-        teaching.write(study(tmp_path, endpoint.url), table)
-        teaching.write(study(tmp_path / "", endpoint.url, **change), table)
+        generate.write(study(tmp_path, endpoint.url), table)
+        generate.write(study(tmp_path / "", endpoint.url, **change), table)
         assert len(endpoint.seen) == 1 + asked_again
 
 
@@ -426,13 +430,13 @@ def test_another_image_or_other_labels_are_asked_again_but_not_other_metadata(tm
     table = films(tmp_path, 1)
     with Endpoint() as endpoint:
         given = study(tmp_path, endpoint.url)
-        teaching.write(given, table)
+        generate.write(given, table)
         Image.open(table["image"][0]).save(table["image"][0])  # without its metadata
-        teaching.write(given, table)
+        generate.write(given, table)
         assert len(endpoint.seen) == 1
-        teaching.write(given, table.assign(labels=[["Edema"]]))
+        generate.write(given, table.assign(labels=[["Edema"]]))
         Image.fromarray(np.full((6, 8), 77, np.uint8)).save(table["image"][0])
-        teaching.write(given, table)
+        generate.write(given, table)
         assert len(endpoint.seen) == 3
 
 
@@ -440,17 +444,17 @@ def test_a_prompt_may_lie_beside_the_params_file(tmp_path):
     with Endpoint() as endpoint:
         given = study(tmp_path, endpoint.url, prompts={"free_reasoning": "mine.txt"})
         (given.file.parent / "mine.txt").write_text("Mine. In {max_words} words, exactly these labels: {labels}\n")
-        teaching.write(given, films(tmp_path, 1))
+        generate.write(given, films(tmp_path, 1))
     assert endpoint.seen[0].text == "Mine. In 350 words, exactly these labels: Cardiomegaly"
 
 
 def test_a_prompt_that_is_not_there_or_has_no_place_for_labels_is_refused(tmp_path):
     given = study(tmp_path, formats=FORMATS, prompts={"reasoning_a": "mine.txt"})
     with pytest.raises(TeacherError, match=r"smoke\.yaml: teacher\.prompts\.reasoning_a: 'mine\.txt' .*free_reasoning"):
-        teaching.write(given, films(tmp_path, 1))
+        generate.write(given, films(tmp_path, 1))
     (given.file.parent / "mine.txt").write_text("No place.")
     with pytest.raises(TeacherError, match=r"does not say \{labels\}"):
-        teaching.write(given, films(tmp_path, 1))
+        generate.write(given, films(tmp_path, 1))
 
 
 def test_a_local_model_teaches_and_is_not_loaded_when_nothing_is_left_to_ask(tmp_path, monkeypatch):
@@ -459,23 +463,23 @@ def test_a_local_model_teaches_and_is_not_loaded_when_nothing_is_left_to_ask(tmp
     given, table = taught(tmp_path, section | {"temperature": 0.0}), films(tmp_path, 3)
     (given.file.parent / "mine.txt").write_text("{labels}\n" + prompts.load("free_reasoning"))
     table["labels"] = [["Lung Opacity"], ["Lung Opacity"], ["Fracture"]]
-    written = teaching.write(given, table)
+    written = generate.write(given, table)
     assert {*written.traces["film"], *written.aside["film"]} == set(table["film"])
     assert written.aside.set_index("film").loc["p1000-2", "attempts"] == 2
-    words = models.load_processor(params.Model(name="teacher", path="stand-in:medgemma", dtype="float32")).tokenizer
+    words = models.load_processor(config.Model(name="teacher", path="stand-in:medgemma", dtype="float32")).tokenizer
     asked_with = len(words((given.file.parent / "mine.txt").read_text()).input_ids)
     assert (written.requests["tokens_in"] > asked_with).all()  # the film and the turns come on top
-    monkeypatch.setattr(asked, "asker", None)
-    assert teaching.write(given, table).traces.equals(written.traces)
+    monkeypatch.setattr(clients, "asker", None)
+    assert generate.write(given, table).traces.equals(written.traces)
 
 
 def test_every_film_gets_a_trace_of_every_format_and_only_label_costs_nothing(tmp_path, capsys):
     table = films(tmp_path, 3)
     with Endpoint() as endpoint:
         given = study(tmp_path, endpoint.url, FORMATS, price_in=2.0)
-        written = teaching.write(given, table)
+        written = generate.write(given, table)
         assert len(endpoint.seen) == 9
-        assert teaching.write(given, table).traces.equals(written.traces)
+        assert generate.write(given, table).traces.equals(written.traces)
         assert len(endpoint.seen) == 9
     assert list(written.traces) == ["film", "format", "reasoning", "labels", "text", "check"]
     asked_for = [(format, film) for format in FORMATS for film in table["film"]]
@@ -485,7 +489,7 @@ def test_every_film_gets_a_trace_of_every_format_and_only_label_costs_nothing(tm
         assert answers.read_strict(row.text, row.format) == (row.reasoning, tuple(row.labels))
         assert (row.reasoning, row.labels) == (told, table.set_index("film")["labels"][row.film])
     assert list(zip(written.requests["format"], written.requests["film"], strict=True)) == asked_for[3:]
-    assert teaching.summary(written).splitlines() == [
+    assert generate.summary(written).splitlines() == [
         *(f"{format}: 3 traces; 0 films set aside." for format in FORMATS),
         "9 requests: 9,000 tokens in, 900 tokens out, cost 0.02.",
     ]
@@ -496,7 +500,7 @@ def test_every_film_gets_a_trace_of_every_format_and_only_label_costs_nothing(tm
 def test_each_format_is_asked_for_in_the_words_of_its_prompt(tmp_path):
     with Endpoint() as endpoint:
         given = study(tmp_path, endpoint.url, FORMATS, prompts={"reasoning_a": "free_reasoning"})
-        teaching.write(given, films(tmp_path, 1))
+        generate.write(given, films(tmp_path, 1))
     openings = [prompts.load(f"teacher/{name}").split("{min_words}")[0] for name in (*FORMATS[1:3], FORMATS[1])]
     asked_in = [request.text.partition("30 to 350 words")[0] for request in endpoint.seen]
     assert asked_in == [opening.replace("{labels}", "Cardiomegaly") for opening in openings]
@@ -507,14 +511,14 @@ def test_a_format_that_fails_is_set_aside_and_the_others_are_kept(tmp_path):
         return WRONG if "twelve steps" in request.text else fine(request)
 
     with Endpoint(wrong_in_steps) as endpoint:
-        written = teaching.write(study(tmp_path, endpoint.url, FORMATS, retries=1), films(tmp_path, 2))
+        written = generate.write(study(tmp_path, endpoint.url, FORMATS, retries=1), films(tmp_path, 2))
     assert written.traces["format"].tolist() == [format for format in FORMATS[:3] for _ in range(2)]
     assert list(written.aside) == ["film", "format", "reason", "attempts"]
     assert list(zip(written.aside["film"], written.aside["format"], written.aside["attempts"], strict=True)) == [
         (f"p1000-{each}", "reasoning_a", 2) for each in range(2)
     ]
     assert written.requests["format"].value_counts()["reasoning_a"] == 4
-    told = teaching.summary(written)
+    told = generate.summary(written)
     assert "reasoning_a: 0 traces; 2 films set aside.\n- wrong labels: 2." in told
     assert "p1000" not in told
 
@@ -525,44 +529,44 @@ def test_two_formats_of_one_prompt_keep_their_own_replies(tmp_path):
         same = {"reasoning_a": "free_reasoning"}
         given = study(tmp_path, endpoint.url, ("free_reasoning", "reasoning_a"), prompts=same)
         table = films(tmp_path, 2)
-        written = teaching.write(given, table)
+        written = generate.write(given, table)
     assert len(set(written.traces["text"])) == 4
-    assert teaching.write(given, table).traces.equals(written.traces)  # nobody is asked: the endpoint is gone
+    assert generate.write(given, table).traces.equals(written.traces)  # nobody is asked: the endpoint is gone
 
 
 def test_another_format_of_a_study_asks_for_that_format_only(tmp_path):
     table = films(tmp_path, 2)
     with Endpoint() as endpoint:
-        teaching.write(study(tmp_path, endpoint.url, ["reasoning_a"]), table)
-        teaching.write(study(tmp_path, endpoint.url, ["only_label", "reasoning_narrative", "reasoning_a"]), table)
+        generate.write(study(tmp_path, endpoint.url, ["reasoning_a"]), table)
+        generate.write(study(tmp_path, endpoint.url, ["only_label", "reasoning_narrative", "reasoning_a"]), table)
     assert ["twelve steps" in request.text for request in endpoint.seen] == [True] * 2 + [False] * 2
 
 
 def test_only_label_alone_asks_nobody(tmp_path):
     table, given = films(tmp_path, 4), study(tmp_path, formats=["only_label"], key="NOT_SET")
-    written = teaching.write(given, table)
+    written = generate.write(given, table)
     assert written.traces["text"].tolist() == [f"<solution>{', '.join(labels)}</solution>" for labels in LABELS]
     assert len(written.aside) == len(written.requests) == 0
-    assert not (given.folder / teaching.REPLIES).exists()
-    assert teaching.origin(given)["prompts"] == {}
+    assert not (given.folder / generate.REPLIES).exists()
+    assert generate.origin(given)["prompts"] == {}
 
 
 def test_the_rule_based_teacher_writes_the_same_table(tmp_path):
     given, table = taught(tmp_path, {"kind": "rules", "seed": 3}, FORMATS), films(tmp_path, 5)
-    written = teaching.write(given, table)
-    tables = [teacher.traces(table, 3, format) for format in FORMATS]
+    written = generate.write(given, table)
+    tables = [rules.traces(table, 3, format) for format in FORMATS]
     assert written.traces.equals(pd.concat(tables, ignore_index=True))
     assert len(written.aside) == len(written.requests) == 0
-    assert teaching.summary(written).splitlines() == [f"{format}: 5 traces; 0 films set aside." for format in FORMATS]
-    assert teaching.origin(given) == {"kind": "rules"}
+    assert generate.summary(written).splitlines() == [f"{format}: 5 traces; 0 films set aside." for format in FORMATS]
+    assert generate.origin(given) == {"kind": "rules"}
 
 
 def test_sft_learns_the_films_that_have_a_trace_of_its_format(tmp_path, monkeypatch):
     given, table = taught(tmp_path, {"kind": "rules", "seed": 0}, FORMATS), films(tmp_path, 3)
-    traces = teaching.write(given, table).traces
+    traces = generate.write(given, table).traces
     lost = (traces["format"] == "reasoning_a") & (traces["film"] == "p1000-1")
     kept = traces[~lost & (traces["format"] != "reasoning_narrative")]
-    records.save(kept, given.folder / teacher.TRACES, records.origin(given))
+    records.save(kept, given.folder / check.TRACES, records.origin(given))
     monkeypatch.setattr(curate, "dataset", lambda study, split: table)
     for format, numbers in {"only_label": [0, 1, 2], "free_reasoning": [0, 1, 2], "reasoning_a": [0, 2]}.items():
         learned = sft.data(given, "sft", format)
@@ -580,7 +584,7 @@ def test_the_origin_of_traces_tells_model_prompts_and_agreement(tmp_path):
     own = {"reasoning_a": "mine.txt"}
     given = study(tmp_path, "https://example.org/v1", FORMATS, agreement="Our DUA, section 4", prompts=own)
     (given.file.parent / "mine.txt").write_text("{labels}")
-    told = teaching.origin(given)
+    told = generate.origin(given)
     assert (told["kind"], told["model"], told["agreement"]) == ("openai", "m", "Our DUA, section 4")
     texts = {format: prompts.load(f"teacher/{format}") for format in FORMATS[1:3]} | {"reasoning_a": "{labels}"}
     assert told["prompts"] == {format: hashlib.sha256(text.encode()).hexdigest() for format, text in texts.items()}

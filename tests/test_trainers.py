@@ -6,12 +6,13 @@ import pytest
 import torch
 from conftest import ROOT
 
-from chexreason import grpo, models, params, sft
+from chexreason import config, models
+from chexreason.training import grpo, sft
 
-PAPER = params.load(ROOT / "params" / "paper.yaml")
+PAPER = config.load(ROOT / "params" / "paper.yaml")
 
 
-def configured(smoke: params.Study, **sections: dict) -> params.Study:
+def configured(smoke: config.Study, **sections: dict) -> config.Study:
     """The smoke study with other values in some sections."""
     changed = {name: getattr(smoke, name).model_copy(update=values) for name, values in sections.items()}
     study = smoke.model_copy(update=changed)
@@ -19,7 +20,7 @@ def configured(smoke: params.Study, **sections: dict) -> params.Study:
     return study
 
 
-def values(section: params.Section) -> dict:
+def values(section: config.Section) -> dict:
     """The values of a section as they are, its runs left out: those stay the smoke study's."""
     return {name: getattr(section, name) for name in type(section).model_fields if name != "runs"}
 
@@ -54,7 +55,7 @@ def test_sfts_learning_rate_warms_up_over_5_percent_and_falls_as_a_cosine(smoke)
 
 @pytest.mark.parametrize("model", ["medgemma", "qwen"])
 def test_sft_learns_from_every_token_of_the_answer_and_no_other(smoke, model):
-    study = smoke.model_copy(update={"models": params.load(smoke.file).models})
+    study = smoke.model_copy(update={"models": config.load(smoke.file).models})
     study._file = smoke.file
     runner = sft.trainer(study, model, "free_reasoning", 0)
     examples = [runner.train_dataset[number] for number in range(3)]
@@ -163,7 +164,7 @@ def test_only_a_second_update_on_a_rollout_leaves_the_ratio_of_1(smoke, tmp_path
 def test_a_collapse_is_said_once_and_loudly_while_the_run_goes_on(capsys):
     from types import SimpleNamespace
 
-    settings = params.load(ROOT / "params" / "mini.yaml").grpo.collapse
+    settings = config.load(ROOT / "params" / "mini.yaml").grpo.collapse
     calm = {"kl": 0.01, "entropy": 0.5, "completions/mean_length": 40.0, "completions/clipped_ratio": 0.0}
     calm |= {"commonest_label": 0.4, "frac_reward_zero_std": 0.2}
     steps = [calm | {"step": number} for number in range(1, 31)]

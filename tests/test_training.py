@@ -6,13 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexreason import curate, grpo, params, predict, records, sft, training
-from chexreason.params import load
-from chexreason.protocol import Protocol
+from chexreason import config, records
+from chexreason.config import load
+from chexreason.data import curate
+from chexreason.inference import predict
+from chexreason.inference.protocol import Protocol
+from chexreason.training import common, grpo, sft
 
 
 @pytest.fixture
-def copy(smoke, tmp_path) -> params.Study:
+def copy(smoke, tmp_path) -> config.Study:
     """The smoke study with its curated films and SFT adapter, in a folder where it may be trained again."""
     shutil.copytree(smoke.file.parent, tmp_path / "params")
     for stage in ("curate", "sft"):
@@ -60,7 +63,7 @@ def test_grpo_starts_at_the_sft_checkpoint_with_no_divergence_from_it(smoke):
 
 def test_the_reward_function_logs_malformed_answers_and_scores_the_rest(smoke):
     logged = {}
-    settings = params.Reward(min_length=10, length_unit="characters", length_penalty=0.1)
+    settings = config.Reward(min_length=10, length_unit="characters", length_penalty=0.1)
     texts = ["<think>a long enough thought</think><solution>Edema, Fracture</solution>", "no tags at all"]
     scores = grpo.hard_reward(settings)(
         completions=[[{"role": "assistant", "content": text}] for text in texts],
@@ -89,12 +92,12 @@ def test_a_run_that_was_cut_off_ends_in_the_same_adapter(copy, stage, monkeypatc
     before = {name: (place / name).read_bytes() for name in ("adapter/adapter_model.safetensors", "log.parquet")}
     shutil.rmtree(place)
     with monkeypatch.context() as patched:
-        patched.setattr(training, "finish", lambda *_: pytest.fail("reached the end"))
-        patched.setattr(training, "progress", cut_off_after_a_checkpoint)
+        patched.setattr(common, "finish", lambda *_: pytest.fail("reached the end"))
+        patched.setattr(common, "progress", cut_off_after_a_checkpoint)
         with pytest.raises(KeyboardInterrupt):
             train()
     (kept,) = (place / "checkpoints").iterdir()
-    assert training.newest(kept)
+    assert common.newest(kept)
     logged = train()
     if stage == "grpo":
         parts = logged[[f"nuanced_{name}" for name in ("match", "partial", "false_positives", "collapse", "format")]]
@@ -143,25 +146,25 @@ def test_a_run_begins_anew_when_an_input_record_has_changed(copy):
 def test_a_run_that_was_stopped_early_is_not_trained_on(copy):
     """Killed after its last checkpoint: the trainer itself would forget that it had been stopped."""
     copy = copy.model_copy(update={"sft": copy.sft.model_copy(update={"learning_rate": 1e-30, "epochs": 9})})
-    copy._file = params.find(str(copy.folder.parents[1] / "params" / "smoke.yaml"))
+    copy._file = config.find(str(copy.folder.parents[1] / "params" / "smoke.yaml"))
     going = sft.work(copy, "medgemma", "free_reasoning", 0)
-    ended = training.resume(sft.trainer(copy, "medgemma", "free_reasoning", 0), going)
+    ended = common.resume(sft.trainer(copy, "medgemma", "free_reasoning", 0), going)
     assert ended.global_step < ended.max_steps
-    assert training.resume(sft.trainer(copy, "medgemma", "free_reasoning", 0), going).global_step == ended.global_step
+    assert common.resume(sft.trainer(copy, "medgemma", "free_reasoning", 0), going).global_step == ended.global_step
 
 
 def test_an_unfinished_checkpoint_is_not_resumed(tmp_path):
     for step in (8, 12):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    (tmp_path / "checkpoint-8" / training.WHOLE).touch()  # the other was cut off before its bytes were on the disk
-    assert training.newest(tmp_path).name == "checkpoint-8"
-    assert training.newest(tmp_path / "nothing") is None
+    (tmp_path / "checkpoint-8" / common.WHOLE).touch()  # the other was cut off before its bytes were on the disk
+    assert common.newest(tmp_path).name == "checkpoint-8"
+    assert common.newest(tmp_path / "nothing") is None
 
 
 @pytest.mark.parametrize(("save_steps", "log_steps"), [(5, 1), (112, 8), (113, 1), (200, 20)])
 def test_a_log_entry_falls_on_every_checkpoint(save_steps, log_steps):
-    assert training.log_steps(save_steps) == log_steps
+    assert common.log_steps(save_steps) == log_steps
 
 
 def test_logs_are_tidy():
@@ -176,7 +179,7 @@ def test_logs_are_tidy():
 
 
 def test_the_stand_in_qwen_is_trained_and_asked_like_the_other(copy):
-    qwen = params.Model(name="stand-in-qwen", path="stand-in:qwen", dtype="float32")
+    qwen = config.Model(name="stand-in-qwen", path="stand-in:qwen", dtype="float32")
     study = copy.model_copy(update={"models": {"qwen": qwen}})
     study._file = copy.file
     log = sft.train(study, "qwen", "free_reasoning", 0)

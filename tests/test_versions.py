@@ -8,13 +8,16 @@ import torch
 from conftest import ROOT, changed_study
 from small import stand_in
 
-from chexreason import card, models, params, plan, predict, training
+from chexreason import config, models
+from chexreason.inference import predict
+from chexreason.training import common, model_card
+from chexreason.workflow import plan
 
 HUB = "someone/other"
 
 
-def model(path=HUB, **keys) -> params.Model:
-    return params.Model(name="other", path=str(path), dtype="float32", **keys)
+def model(path=HUB, **keys) -> config.Model:
+    return config.Model(name="other", path=str(path), dtype="float32", **keys)
 
 
 @pytest.fixture
@@ -45,13 +48,13 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_weights_that_move_under_one_hub_id_change_what_is_made_of_them(hub):
-    study = params.load(ROOT / "params" / "smoke.yaml").model_copy(update={"models": {"medgemma": model()}})
+    study = config.load(ROOT / "params" / "smoke.yaml").model_copy(update={"models": {"medgemma": model()}})
 
     def made() -> tuple:
         reader = predict.load(model(), None, 1)
-        scores = card.Scores("a-validation", "", {})
-        text = card.text(study, "medgemma", "sft", "", {}, scores)
-        place = training.work(Path("place"), study, "medgemma", [], "chexreason.card")
+        scores = model_card.Scores("a-validation", "", {})
+        text = model_card.text(study, "medgemma", "sft", "", {}, scores)
+        place = common.work(Path("place"), study, "medgemma", [], "chexreason.card")
         return reader.key, models.provenance(model())["model"]["version"], place, text
 
     first = hub("a")
@@ -75,7 +78,7 @@ def test_an_adapter_of_another_commit_is_refused(hub, tmp_path):
     from peft import get_peft_model
 
     first, place = hub("a"), tmp_path / "adapter"
-    lora = models.lora_config(params.Lora(r=2, alpha=2, dropout=0.0), model())
+    lora = models.lora_config(config.Lora(r=2, alpha=2, dropout=0.0), model())
     get_peft_model(models.load_base(model()), lora).save_pretrained(str(place), save_embedding_layers=False)
     settings = json.loads((place / "adapter_config.json").read_text()) | {"revision": first}
     (place / "adapter_config.json").write_text(json.dumps(settings))
@@ -164,7 +167,7 @@ def test_excluded_modules_get_no_adapter():
     kept = model("stand-in:medgemma", exclude_modules=["o_proj"])
     base = models.load_base(kept)
     models.refuse_unreached(base, kept)
-    adapted = get_peft_model(base, models.lora_config(params.Lora(r=2, alpha=2, dropout=0.0), kept))
+    adapted = get_peft_model(base, models.lora_config(config.Lora(r=2, alpha=2, dropout=0.0), kept))
     trained = {name.split(".")[-4] for name, weight in adapted.named_parameters() if weight.requires_grad}
     assert trained == {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"}
 

@@ -1,0 +1,1 @@
+"""Films and their labels: readers of data sets, curation, images."""

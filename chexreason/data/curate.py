@@ -1,0 +1,321 @@
+"""Which films train and test: patient splits, the greedy sampler, the test sets, and the manifest of it all."""
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from chexreason import labels, records
+from chexreason.data import chexpert, convert, film_table, mimic, nih, own, sampling
+from chexreason.data.phantom import hospitals
+
+MANIFEST = "curate/manifest.parquet"
+ASIDE = "curate/aside.parquet"
+PREVALENCE = "curate/prevalence.parquet"
+COLUMNS = ["film", "source", "patient", "study", "view", "split", "why", "path", *sampling.LABELS, "never_stated"]
+
+
+class Candidates(NamedTuple):
+    """The films a source offers, and those it has but that cannot be used: film, source, path, reason."""
+
+    films: pd.DataFrame
+    aside: pd.DataFrame
+
+
+def candidates(study, source: str) -> Candidates:
+    """The films of `source` in its views and splits that have any label; the others of these views are set aside.
+
+    One row a film: film, source (the key in the params file), patient, study, view, original (path in the source's
+    folder; "" for a phantom), the 14 labels as stated (1, 0, -1, NaN), `never_stated` (the labels this source has no
+    word for: they stay unknown, where other silence is settled by the study's policy), and `recipe` (how a phantom is
+    drawn).  Names of films, studies and patients begin with the data set's name, or else the source's key.
+    """
+    section, read = study.sources[source], offered(study, source)
+    films = read.table
+    silent = films[sampling.LABELS].isna().all(axis=1)
+    aside = [read.aside, films.loc[silent, ["film", "path"]].assign(reason="no label is stated")]
+    films = films[~silent]
+    if section.partial:
+        films = films[film_table.present(films, section.folder)]
+    films = films.rename(columns={"path": "original"}).drop(columns=["split", "native"], errors="ignore")
+    films = films.reset_index(drop=True).assign(source=source, never_stated=[list(read.unknown)] * len(films))
+    return Candidates(films, pd.concat(aside, ignore_index=True).assign(source=source))
+
+
+def offered(study, source: str) -> film_table.Films:
+    """What `source` holds, its table with the films of the views and splits that the study names only.
+
+    Raises CurateError for a split that the source does not have.
+    """
+    section, read = study.sources[source], _read(study, source)
+    films = read.table[read.table["view"].isin(section.views or study.curate.views)]
+    if section.splits:
+        _refuse_unknown(section, source, read.table)
+        films = films[films["split"].isin(section.splits)]
+    return read._replace(table=films)
+
+
+def _refuse_unknown(section, source: str, table: pd.DataFrame) -> None:
+    """Raises CurateError for a split of one's own that the table does not have, or when it has none of those named."""
+    there = list(table["split"].unique())
+    missing = [split for split in section.splits if split not in there]
+    if missing and (section.kind == "own" or len(missing) == len(section.splits)):
+        known = ", ".join(map(repr, filter(None, there))) or "none"
+        raise sampling.CurateError(
+            f"sources.{source}.splits: no film is in split {missing[0]!r}; the splits are {known}"
+        )
+
+
+def _read(study, source: str) -> film_table.Films:
+    """What the folder or the phantom hospital of `source` holds, its names beginning with the data set's or the key."""
+    from chexreason.data.phantom import hospitals
+
+    section = study.sources[source]
+    match section.kind:
+        case "phantom":
+            return hospitals.read(section, source)
+        case "mimic":
+            films = mimic.read(section.folder, section.labels)
+        case "chexpert":
+            films = chexpert.read(section.folder)
+        case "nih":
+            films = nih.read(section.folder, section.fibrosis)
+        case "own":
+            films = own.read(section.folder, section, study.file.parent)
+    owner = source if section.kind == "own" else section.kind
+    names = {name: owner + "-" + films.table[name] for name in ("film", "study")}
+    names["patient"] = (_hospital(study, source) if section.kind == "own" else owner) + "-" + films.table["patient"]
+    return films._replace(
+        table=films.table.assign(**names), aside=films.aside.assign(film=owner + "-" + films.aside["film"])
+    )
+
+
+def _hospital(study, source: str) -> str:
+    """What the names of the patients of `source`, which is one's own, begin with.
+
+    Sources in one folder, or in a folder around it, have the same patients: a data set where one of them is, or else
+    the study's first source of its own there.
+    """
+    sections = study.sources
+    places = {name: _place(sections[name].root) for name in _sources(study) if sections[name].kind != "phantom"}
+    around = [name for name in places if _place(sections[source].root).is_relative_to(places[name])]
+    first = min(around, key=lambda name: (sections[name].kind == "own", len(places[name].parts)), default=source)
+    return first if sections[first].kind == "own" else sections[first].kind
+
+
+def _place(root: str) -> Path:
+    """Where a folder of the params file is, whether or not there is one on this machine."""
+    return Path(os.path.expandvars(root)).expanduser().resolve()
+
+
+def training(study, pool: pd.DataFrame) -> pd.DataFrame:
+    """The SFT, hold-out, RL and validation films, from the `pool` of films of the training source.
+
+    No patient is in two of the three shares.
+    """
+    section = study.curate
+    share = sampling.assign_shares(pool["patient"], section.shares.model_dump(), f"{section.seed}/share")
+    sft = sampling.sample(pool[share == "sft"], "sft", section.sft, section)
+    held = sft.index.isin(
+        sampling.whole_patients(sft, round(section.holdout * section.sft), f"{section.seed}/holdout").index
+    )
+    sft.loc[held, "split"] = "sft-holdout"
+    sft.loc[held, "why"] += "; held out by patient"
+    rl = sampling.sample(pool[share == "rl"], "rl", section.rl, section)
+    return pd.concat([sft, rl, _validation(pool[share == "validation"], section)])
+
+
+def tests(study, pools: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The films of every test set, from the films of each source; sets of one source share neither films nor patients.
+
+    Raises CurateError when a source has too few films, or is the one that trains.
+    """
+    drawn = []
+    for source in dict.fromkeys(test.source for test in study.tests.values()):
+        films = pools[source]
+        for name, test in study.tests.items():
+            if test.source == source:
+                drawn.append(_test(films, name, test, study))
+                films = films[~films["patient"].isin(drawn[-1]["patient"])]
+    return pd.concat(drawn)
+
+
+def choose(study, pools: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row a chosen film, with its split and why it is there, from the films of each source.
+
+    Columns: film, source, patient, study, view, split, why, path (of its image, relative to the study's folder), the 14
+    labels as stated, never_stated, boxes (JSON), original, recipe.  With `curate.frozen`, the films of that manifest.
+    Raises CurateError where the sources cannot give what is asked, or a patient would be in two splits.
+    """
+    if study.curate.frozen:
+        chosen = _thawed(study, pd.concat(pools.values(), ignore_index=True))
+    else:
+        chosen = pd.concat([training(study, pools[study.curate.train]), tests(study, pools)], ignore_index=True)
+    _refuse_shared(chosen, study)
+    chosen["path"] = "curate/films/" + chosen["film"].map(convert.file_name)
+    chosen["recipe"] = chosen["recipe"].fillna("") if "recipe" in chosen else ""
+    chosen["boxes"] = [json.dumps(_boxes(recipe)) for recipe in chosen["recipe"]]
+    return chosen[[*COLUMNS, "boxes", "original", "recipe"]]
+
+
+def manifest(study) -> Candidates:
+    """Choose the study's films and make their images; what cannot be used is replaced, and set aside with its reason.
+
+    The manifest is that of `choose` with `sha256`, of the file a film came from (of a phantom: of its image).  A film
+    whose file is missing, unreadable or no frontal chest film is left out, and the choice made again without it.
+    What could not be read of the header of a film that is used is among the others, as "used all the same: ...".
+    Raises CurateError when more than `curate.bad_share` of the films looked at are such, or one of a frozen manifest.
+    """
+    study.claim()
+    offers = {source: candidates(study, source) for source in _sources(study)}
+    pools = {source: offer.films for source, offer in offers.items()}
+    looked = pd.DataFrame(columns=["film", "source", "path", "sha256", "fault", "notes"], dtype="str")
+    while True:
+        chosen = choose(study, pools)
+        made = convert.images(chosen[~chosen["film"].isin(looked["film"])], study)
+        looked = pd.concat([looked, made.assign(path=made["original"])[list(looked.columns)]], ignore_index=True)
+        bad = looked.loc[looked["fault"] != "", ["film", "source", "path", "fault"]].rename(columns={"fault": "reason"})
+        _refuse_bad(bad, len(looked), study)
+        if not chosen["film"].isin(bad["film"]).any():
+            break
+        pools = {source: films[~films["film"].isin(bad["film"])] for source, films in pools.items()}
+    chosen["sha256"] = chosen["film"].map(looked.set_index("film")["sha256"])
+    _refuse_other(chosen, study)
+    noted = looked[looked["film"].isin(chosen["film"]) & (looked["notes"] != "")]
+    noted = noted.assign(reason="used all the same: " + noted["notes"])[list(bad.columns)]
+    return Candidates(chosen, pd.concat([*(offer.aside for offer in offers.values()), bad, noted], ignore_index=True))
+
+
+def dataset(study, split: str) -> pd.DataFrame:
+    """The films of one split, ready to train on or to ask: the manifest's rows, labels settled by the study's policy.
+
+    The 14 labels are 1.0, 0.0, or NaN where the source has no such label; `labels` is the list of the positive names,
+    `image` the absolute path (str), `boxes` a list of `Box`, `credentialed` whether the film must not be shown.
+    Reads the manifest record.
+    Raises CurateError for a split that is not in it.
+    """
+    from chexreason.data.phantom.hospitals import Box
+
+    manifest = records.load(study.folder / MANIFEST)
+    films = manifest[manifest["split"] == split].reset_index(drop=True)
+    if films.empty:
+        raise sampling.CurateError(
+            f"no split {split!r} in {MANIFEST}; there are {', '.join(manifest['split'].unique())}"
+        )
+    settled = sampling.apply_policy(films, study.curate.policy)
+    return films.assign(
+        **settled,
+        labels=[list(labels.positives(row)) for _, row in settled.iterrows()],
+        image=[str(study.folder / path) for path in films["path"]],
+        credentialed=[study.sources[source].credentialed for source in films["source"]],
+        boxes=[[Box(**box) for box in json.loads(text)] for text in films["boxes"]],
+    )
+
+
+def _validation(films: pd.DataFrame, section) -> pd.DataFrame:
+    if len(films) < section.validation:
+        raise sampling.CurateError(
+            f"curate.validation: {section.validation} films are asked for, but the patients of this share have only "
+            f"{len(films)}; raise sources.{section.train}.films or curate.shares.validation"
+        )
+    split = f"{section.train}-validation"
+    order = np.argsort(sampling.unit(films["film"], f"{section.seed}/{split}"))[: section.validation]
+    return films.iloc[order].assign(split=split, why="validation: random film of the validation share")
+
+
+def _test(films: pd.DataFrame, name: str, test, study) -> pd.DataFrame:
+    """Films one by one, or whole patients and the first films of one more where no patient fits the rest."""
+    if test.source == study.curate.train:
+        raise sampling.CurateError(
+            f"tests.{name}.source: {test.source!r} is the source that trains; a test needs one of its own"
+        )
+    if len(films) < test.films:
+        raise _too_few(name, test, len(films))
+    salt = f"{study.curate.seed}/{name}"
+    if test.draw == "films":
+        drawn = films.iloc[np.argsort(sampling.unit(films["film"], salt))[: test.films]]
+        return drawn.assign(split=name, why=f"{name}: film drawn at random from source {test.source}")
+    drawn = sampling.whole_patients(films, test.films, salt)
+    others = films[~films["patient"].isin(drawn["patient"])]
+    rest = test.films - len(drawn)
+    drawn = pd.concat([drawn, others[others["patient"] == others["patient"].min()].iloc[:rest]]) if rest else drawn
+    return drawn.assign(split=name, why=f"{name}: patient drawn at random from source {test.source}")
+
+
+def _too_few(name: str, test, there: int) -> sampling.CurateError:
+    return sampling.CurateError(
+        f"tests.{name}.films: {test.films} films are asked for, but source {test.source} has only {there} left of "
+        f"patients in no other test; raise sources.{test.source}.films, or ask for fewer"
+    )
+
+
+def _boxes(recipe: str) -> list[dict]:
+    """Where the findings of a phantom lie; of any other film it is not known."""
+
+    return [box._asdict() for box in hospitals.boxes(recipe)] if recipe else []
+
+
+def _sources(study) -> list[str]:
+    """The sources this study draws from, the one that trains first."""
+    return list(dict.fromkeys([study.curate.train, *(test.source for test in study.tests.values())]))
+
+
+def _refuse_shared(chosen: pd.DataFrame, study) -> None:
+    """Raises CurateError for a patient in two splits, as where two sources have the same patients."""
+    places = chosen[["patient", "split"]].drop_duplicates()
+    plain = places["patient"].str.replace("mimic-p", "mimic-", regex=False)  # a folder p10000032, a subject 10000032
+    places["alike"] = film_table.alike(plain)
+    shared = places[places.duplicated("alike", keep=False)].sort_values("alike", kind="stable")
+    if len(shared):
+        (patient, split, _), (_, other, _) = shared.iloc[:2].to_numpy()
+        raise sampling.CurateError(
+            f"patient {patient} would be in {split} and in {other}; give these sources other splits"
+        )
+
+
+def _refuse_bad(bad: pd.DataFrame, looked: int, study) -> None:
+    if len(bad) > study.curate.bad_share * looked:
+        told = "; ".join(f"{film.film}: {film.reason}" for film in bad.head(3).itertuples())
+        raise sampling.CurateError(
+            f"{len(bad)} of the {looked} films looked at cannot be used, more than curate.bad_share "
+            f"({study.curate.bad_share:.1%}) allows: {told}{' …' if len(bad) > 3 else ''}"
+        )
+
+
+def _frozen(study) -> pd.DataFrame:
+    """The manifest that `curate.frozen` names; raises CurateError for a record of another kind."""
+    manifest = records.load(study.file.parent / study.curate.frozen)
+    if missing := {"film", "split", "why", "sha256", *sampling.LABELS} - set(manifest):
+        raise sampling.CurateError(
+            f"curate.frozen: {study.curate.frozen} is no manifest: it has no column {', '.join(sorted(missing))}; "
+            f"give the {MANIFEST} of an earlier study"
+        )
+    return manifest
+
+
+def _thawed(study, films: pd.DataFrame) -> pd.DataFrame:
+    """The films of a frozen manifest, with the labels they have in the sources on this machine."""
+    frozen = _frozen(study)[["film", "split", "why"]]
+    missing = frozen.loc[~frozen["film"].isin(films["film"]), "film"]
+    if len(missing):
+        raise sampling.CurateError(
+            f"curate.frozen: {study.curate.frozen}: {len(missing)} of its {len(frozen)} films are not usable here, "
+            f"the first is {missing.iloc[0]}"
+        )
+    return frozen.merge(films, on="film", validate="one_to_one")
+
+
+def _refuse_other(chosen: pd.DataFrame, study) -> None:
+    """Raises CurateError when a film of a frozen manifest has another file or other labels here."""
+    if study.curate.frozen:
+        columns = ["sha256", *sampling.LABELS]
+        frozen, found = (table.set_index("film")[columns] for table in (_frozen(study), chosen))
+        other = (frozen.loc[found.index].fillna(9) != found.fillna(9)).any(axis=1)
+        if other.any():
+            raise sampling.CurateError(
+                f"curate.frozen: {study.curate.frozen}: {other.sum()} of its films have another file or other labels "
+                f"here, the first is {other.idxmax()}"
+            )

@@ -1,0 +1,125 @@
+"""Your own films: a CSV and what its columns mean, or a function of yours that makes the film table.
+
+Documentation: the book's page "Your own films".  Licence and citation: those of your films.
+"""
+
+import importlib.util
+import os
+import posixpath
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from chexreason.data import film_table
+from chexreason.data.film_table import COLUMNS, HEADING, LABELS, Films, SourceError
+
+ABOUT = COLUMNS[: -len(LABELS)]
+VIEWS = {view.lower(): view for view in film_table.VIEWS} | {"ll": "lateral"}
+ENDING = r"(?i)\.(png|jpe?g|dcm|dicom)$"
+
+
+def read(root: Path, section, beside: Path) -> Films:
+    """The films of `root` as `section` (`config.Own`) says: by its `table`, or by its function in a file `beside`.
+
+    Of film, path, patient, study, view and split, path and patient are needed; film is the file's name without its
+    ending where not given, and the whole path without its ending where two files have one name.  Study is the film,
+    view unknown and split "" where not given.  Labels not given are unknown.  Rows that are equal count once.
+    Raises SourceError for a file, column or function that is not there, a column, label or view it does not know, a
+    label other than 1, 0, -1, a blank path or patient, a path outside `root`, a film or path with two different rows,
+    and a patient in two splits.
+    """
+    if section.read:
+        file, rows = section.read, _called(section.read, Path(root), Path(beside))
+        columns, labels = ({name: name for name in names if name in rows} for names in (ABOUT, LABELS))
+    else:
+        file, columns, labels = Path(root) / section.table, section.columns, section.labels
+        _refuse_others(columns, ABOUT, f"columns of {section.table}")
+        _refuse_others(labels, LABELS, f"labels of {section.table}")
+        rows = film_table.read_csv(
+            film_table.need(Path(root), section.table), list(columns.values()), list(labels.values())
+        )
+    table = pd.DataFrame({name: rows[column] for name, column in columns.items()})
+    for name in ("path", "patient"):
+        _refuse_without(table, name, file)
+    table["path"] = _paths(table["path"], Path(root), file)
+    table = table.join(film_table.states(rows, labels, file)).drop_duplicates()
+    table = _filled(table, file)
+    films = film_table.checked(table, file, unknown=[label for label in LABELS if label not in labels])
+    film_table.names(table["path"], file)
+    film_table.refuse_twice(table, "path", file)
+    return films
+
+
+def _called(name: str, root: Path, beside: Path) -> pd.DataFrame:
+    """What the function `name`, as `my_hospital.py:read`, makes of `root`."""
+    file, _, function = name.partition(":")
+    if not function or not (beside / file).is_file():
+        raise SourceError(f"read: {name}: give file.py:function, the file beside the params file, in {beside}")
+    spec = importlib.util.spec_from_file_location(Path(file).stem, beside / file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, function):
+        raise SourceError(f"read: {name}: {file} has no function {function!r}")
+    table = getattr(module, function)(root)
+    if not isinstance(table, pd.DataFrame):
+        raise SourceError(f"read: {name}: gave a {type(table).__name__}, not a film table (a pandas DataFrame)")
+    _refuse_others(table.columns, COLUMNS, f"read: {name}: the film table")
+    if not table.columns.is_unique:
+        twice = table.columns[table.columns.duplicated()][0]
+        raise SourceError(f"read: {name}: the film table has column {twice!r} twice")
+    table = table.reset_index(drop=True)
+    try:
+        return table.assign(**{each: film_table.trimmed(table[each].astype("str")) for each in ABOUT if each in table})
+    except ValueError as error:
+        raise SourceError(f"read: {name}: the film table has text that cannot be written in UTF-8: {error}") from None
+
+
+def _paths(paths: pd.Series, root: Path, file: Path | str) -> pd.Series:
+    """Paths relative to `root`, in one spelling: with / for \\, and without ./ and ../ on the way."""
+    parents = [os.path.join(each, "") for each in (os.path.abspath(root), os.path.realpath(root))]
+    known = {}
+    for path in paths.unique():
+        tidy = posixpath.normpath(path.replace("\\", "/"))
+        parent = next(filter(tidy.startswith, parents), "")
+        known[path] = tidy.removeprefix(parent)
+        if known[path].startswith(("/", "../")) or known[path] in (".", "..") or known[path][1:3] == ":/":
+            row = (paths == path).idxmax()
+            raise SourceError(
+                f"{file}, row {row + HEADING}: path {path[:200]!r} is not in the folder {root}; give it relative to "
+                "that folder, or give the folder above as root"
+            )
+    return paths.map(known)
+
+
+def _filled(table: pd.DataFrame, file: Path | str) -> pd.DataFrame:
+    """The columns that tell about films, those not given made from the others."""
+    blank = pd.Series("", table.index)
+    whole = table["path"].str.replace(ENDING, "", regex=True)
+    short = whole.str.rpartition("/")[2] if len(table) else whole
+    film = table.get("film", whole if short.duplicated().any() else short)
+    study = table.get("study", film).fillna(film)
+    said = table.get("view", blank).fillna("")
+    view = said.str.lower().replace("", "unknown").map(VIEWS)
+    if view.isna().any():
+        row = view.isna().idxmax()
+        raise SourceError(
+            f"{file}, row {row + HEADING}: view {said[row]!r} is none of {', '.join(film_table.VIEWS)}, or blank"
+        )
+    return table.assign(film=film, study=study, view=view, split=table.get("split", blank).fillna(""))
+
+
+def _refuse_others(names: Iterable[str], known: list[str], where: str) -> None:
+    for name in names:
+        if name not in known:
+            raise SourceError(f"{where}: {name!r} is none of {', '.join(known)}")
+
+
+def _refuse_without(table: pd.DataFrame, name: str, file: Path | str) -> None:
+    if name not in table:
+        raise SourceError(f"{file}: nothing says which column is the {name} of a film")
+    blank = table[name].isna()
+    if blank.any():
+        raise SourceError(
+            f"{file}, row {blank.idxmax() + HEADING}: the {name} is blank, or a word such as NA that means the same"
+        )

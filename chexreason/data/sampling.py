@@ -1,0 +1,123 @@
+"""Which films are chosen: uncertainty policies, splits by patient, and the balancing sampler."""
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from chexreason import labels
+from chexreason.labels import CHEXPERT14
+
+LABELS = list(CHEXPERT14)
+
+
+class CurateError(ValueError):
+    """A source cannot give what the params file asks of it; the message names the key and what is there."""
+
+
+def apply_policy(films: pd.DataFrame, policy: str) -> pd.DataFrame:
+    """The labels of `films` settled by `policy` (films x 14; 1.0, 0.0, NaN), whatever part of a source `films` is."""
+    kind, kinds = pd.factorize(films["never_stated"].map(tuple))
+    unknown = np.array([[name in never for name in LABELS] for never in kinds], bool).reshape(-1, len(LABELS))[kind]
+    return labels.apply_policy(films[LABELS].fillna(0.0), policy).mask(unknown)
+
+
+def unit(names: Iterable[str], salt: str) -> np.ndarray:
+    """A number in [0, 1) for each name, the same on every machine: a hash of the salt and the name, nothing else."""
+    hashes = (hashlib.blake2b(f"{salt}/{name}".encode(), digest_size=8).digest() for name in names)
+    return np.fromiter((int.from_bytes(each, "big") >> 11 for each in hashes), dtype=float) / 2**53
+
+
+def assign_shares(patients: pd.Series, shares: dict[str, float], salt: str) -> pd.Series:
+    """The share each patient falls into.  It depends on the patient and `salt` only, not on the other rows."""
+    names = patients.unique()
+    place = np.searchsorted(np.cumsum(list(shares.values())), unit(names, salt), side="right")
+    share = np.array(list(shares))[np.minimum(place, len(shares) - 1)]
+    return patients.map(dict(zip(names, share, strict=True)))
+
+
+def greedy(
+    present: pd.DataFrame, count: int, floor: float, ceiling: float, penalty: float, order: np.ndarray
+) -> pd.DataFrame:
+    """Pick `count` films one by one, each time one of the highest score (PROTOCOL: Data; the formula is ours).
+
+    With n_l the films picked so far that show label l, and N = `count`, a film that shows the labels Y scores
+
+        sum over l in Y of  D_l - penalty * A_l
+        D_l = max(0, 1 - n_l / ceil(floor * N))                        what l still lacks of its floor
+        A_l = n_l / (ceiling * N) if n_l >= ceiling * N, else 0        how abundant l is
+
+    and of equal scores the film lowest in `order` (random numbers, one a film) wins.  `present`: bool, films x labels.
+    Films of one label pattern score alike, so a pick weighs patterns, of which there are few, and not films.
+    Returns a row a pick, indexed as `present`: `pick` (from 1) and `lacking`, the labels whose deficit it reduced.
+    Raises CurateError when there are fewer than `count` films.
+    """
+    if len(present) < count:
+        raise CurateError(f"{count} films are asked for, but these patients have only {len(present)}")
+    columns = np.array(present.columns)
+    codes = present.to_numpy(bool) @ (1 << np.arange(len(columns)))
+    _, first, pattern = np.unique(codes, return_index=True, return_inverse=True)
+    shows = present.to_numpy(float)[first]
+    queue = np.lexsort((order, pattern))  # the films, pattern after pattern, each pattern in `order`
+    following = np.searchsorted(pattern[queue], np.arange(len(shows)))
+    end = np.append(following[1:], len(queue))
+    need, limit = _need(floor, count), max(ceiling * count, 1.0)
+    seen = np.zeros(len(columns))
+    picks = []
+    for _ in range(count):
+        deficit = np.maximum(need - seen, 0) / max(need, 1)
+        abundance = np.where(seen >= limit, seen / limit, 0.0)
+        score = (shows @ (deficit - penalty * abundance)).round(9)  # equal sums stay equal, whatever their order
+        left = np.flatnonzero(following < end)
+        best = left[score[left] == score[left].max()]
+        chosen = best[np.argmin(order[queue[following[best]]])]
+        picks.append((queue[following[chosen]], list(columns[(shows[chosen] > 0) & (deficit > 0)])))
+        following[chosen] += 1
+        seen += shows[chosen]
+    rows, lacking = zip(*picks, strict=True)
+    return pd.DataFrame({"pick": range(1, count + 1), "lacking": lacking}, index=present.index[list(rows)])
+
+
+def sample(films: pd.DataFrame, split: str, count: int, section) -> pd.DataFrame:
+    """`count` films by the greedy sampler, every label the source states in at least `section.floor` of them.
+
+    `section` is `study.curate`.  Films without any positive label teach nothing and are passed over.  Adds `why`.
+    Raises CurateError, naming the label, how many films show it and how many are needed.
+    """
+    present = apply_policy(films, section.policy) == 1.0
+    present = present.loc[present.any(axis=1), [name for name in LABELS if name not in films["never_stated"].iloc[0]]]
+    need = _need(section.floor, count)
+    _refuse_below(present.sum(), need, split, "its patients have")
+    order = unit(films.loc[present.index, "film"], f"{section.seed}/{split}")
+    try:
+        picks = greedy(present, count, section.floor, section.ceiling, section.penalty, order)
+    except CurateError as error:
+        raise CurateError(f"curate.{split}: {error}; raise sources.{section.train}.films") from None
+    _refuse_below(present.loc[picks.index].sum(), need, split, "the sampler, with this ceiling and penalty, took")
+    lacking = picks["lacking"].map(lambda names: f"deficit of {', '.join(names)}" if names else "no deficit left")
+    why = split + ": greedy pick " + picks["pick"].astype(str) + ", " + lacking
+    return films.loc[picks.index].assign(split=split, why=why)
+
+
+def whole_patients(films: pd.DataFrame, count: int, salt: str) -> pd.DataFrame:
+    """At most `count` films, all films of each patient taken; patients in random order, skipping who no longer fits."""
+    sizes = films.groupby("patient").size()
+    left, chosen = count, []
+    for patient, size in sizes.iloc[np.argsort(unit(sizes.index, salt))].items():
+        if size <= left:
+            chosen.append(patient)
+            left -= size
+    return films[films["patient"].isin(chosen)]
+
+
+def _need(floor: float, count: int) -> int:
+    """ceil(floor * count), not led astray by 0.07 * 100 = 7.000000000000001."""
+    return int(np.ceil(round(floor * count, 9)))
+
+
+def _refuse_below(found: pd.Series, need: int, split: str, who: str) -> None:
+    scarce = found[found < need]
+    if len(scarce):
+        told = "; ".join(f"{name}: {who} {number}, {need} are needed" for name, number in scarce.items())
+        raise CurateError(f"curate.floor cannot be met in {split}: {told} (more films in the source, or a lower floor)")

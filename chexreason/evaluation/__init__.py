@@ -1,0 +1,1 @@
+"""Scores with intervals, the comparison of checkpoints, and what it found."""

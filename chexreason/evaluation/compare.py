@@ -1,0 +1,333 @@
+"""The study's comparison: every checkpoint's answers scored, set against each other, and told in words.
+
+What is written here as `compare/*.parquet` is what the chapters after it read; `score` says how a score is made.
+In all of them a checkpoint is called `<name>/<checkpoint>` under `model` (or `first` and `second`, before and after a
+step of training), with its seed in a column, and scores at different hospitals stand on labels that both have.
+"""
+
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from chexreason import records
+from chexreason.data import curate, sampling
+from chexreason.evaluation import metrics
+from chexreason.inference import predict
+from chexreason.labels import CHEXPERT14, CLOSURES, LABEL_SETS, POLICIES, add_parent_labels
+
+_STEP = {"seed": int, "first": "str", "second": "str"}
+_DIFFERENCE = {"metric": "str", "difference": float, "low": float, "high": float}
+_TESTED = {"label": "str", "n": int, "first_only": int, "second_only": int, "p": float, "p_holm": float}
+_WHERE, _JOURNEY = {"dataset": "str", "label_set": "str"}, {"near": "str", "far": "str"}
+_TRAVELLED = [
+    name + end for name in ("near_macro_f1", "far_macro_f1", "change", "relative") for end in ("", "_low", "_high")
+]
+COLUMNS = {
+    "paired": _WHERE | _STEP | _DIFFERENCE,
+    "mcnemar": _WHERE | _STEP | _TESTED,
+    "travel": {"model": "str", "seed": int} | _JOURNEY | dict.fromkeys(_TRAVELLED, float),
+    "travel_paired": _JOURNEY | _STEP | _DIFFERENCE,
+    "sensitivity": {"model": "str", "seed": int, "dataset": "str", "label_set": "str", "policy": "str", "closed": bool}
+    | dict.fromkeys(("macro_f1", "macro_f1_low", "macro_f1_high"), float),
+}
+"""The columns, with their types, of the records that a study without training or without test sets leaves empty."""
+
+
+class Aligned(NamedTuple):
+    """One checkpoint's answers about one data set beside the truth, on all fourteen labels.
+
+    `truth` (films x 14) holds 1, 0 or NaN, `given` true or false; `patients` says whose film each is, `means`
+    holds what is averaged over films (failed, refused, reward), `read` which replies could be read, `protocol` the hash
+    of the protocol under which all were asked.
+    """
+
+    truth: pd.DataFrame
+    given: pd.DataFrame
+    patients: pd.Series
+    means: pd.DataFrame
+    read: pd.Series
+    protocol: str
+
+
+def datasets(study) -> dict[str, list[str]]:
+    """Every data set the models are asked about, with the label sets it is scored on."""
+    return {study.home: study.curate.label_sets} | {name: test.label_sets for name, test in study.tests.items()}
+
+
+def generator(study, dataset: str) -> np.random.Generator:
+    """The bootstrap's random stream for a data set: the same for every model and label set asked there."""
+    return np.random.default_rng([study.compare.seed, zlib.crc32(dataset.encode())])
+
+
+def answers_path(study, model: str, checkpoint: str, seed: int) -> Path:
+    """Where the answers of a checkpoint lie."""
+    return predict.folder(study, model, checkpoint, seed) / "answers.parquet"
+
+
+def labeled_films(study, policy: str | None = None) -> pd.DataFrame:
+    """The manifest's films by id, in order: `dataset`, `patient` and the fourteen labels, settled.
+
+    `policy` is one of `labels.POLICIES`, the study's own where not given.
+    """
+    manifest = records.load(study.folder / curate.MANIFEST).set_index("film").sort_index()
+    settled = sampling.apply_policy(manifest, policy or study.curate.policy)
+    return manifest[["split", "patient"]].rename(columns={"split": "dataset"}).join(settled)
+
+
+def align_predictions(study, films: pd.DataFrame, answers: pd.DataFrame, dataset: str) -> Aligned:
+    """Hold one checkpoint's answers (its record) about a data set against the truth.
+
+    `films` as `settled_films` has them.  Answers are closed upwards where the test set says so.
+    Raises ValueError when the answers are not about just the films the manifest has for the data set, or were given
+    under more than one protocol.
+    """
+    films = films[films["dataset"] == dataset]
+    answers = answers[answers["dataset"] == dataset].set_index("film").sort_index()
+    if not answers.index.equals(films.index):
+        raise ValueError(
+            f"{dataset}: {len(answers)} films are answered and the manifest has {len(films)}, or others; "
+            "run 5_predict again"
+        )
+    protocols = answers["protocol"].unique()
+    if len(protocols) > 1:
+        raise ValueError(f"{dataset}: answers under the protocols {', '.join(protocols)}; run 5_predict again")
+    given = [[name in reply for name in CHEXPERT14] for reply in _replies(answers)]
+    given = pd.DataFrame(given, index=films.index, columns=list(CHEXPERT14))
+    if dataset in study.tests and study.tests[dataset].close_predictions:
+        given = add_parent_labels(given)
+    means = {"fail_rate": answers["failed"], "refusal_rate": answers["refused"], "reward": answers["reward"]}
+    means, read = pd.DataFrame(means).astype(float), ~answers["failed"].astype(bool)
+    return Aligned(films[list(CHEXPERT14)], given, films["patient"], means, read, protocols[0])
+
+
+def with_parent_labels(judged: Aligned) -> Aligned:
+    """The same with truth and answers closed upwards (`labels.add_parent_labels`)."""
+    return judged._replace(truth=add_parent_labels(judged.truth), given=add_parent_labels(judged.given))
+
+
+def score_answers(study, films: pd.DataFrame, answers: pd.DataFrame, dataset: str, label_set: str) -> metrics.Scores:
+    """Score one checkpoint's answers on one data set and label set; arguments and errors as `judge` has them."""
+    return score_aligned(study, align_predictions(study, films, answers, dataset), dataset, label_set)
+
+
+def score_aligned(study, judged: Aligned, dataset: str, label_set: str) -> metrics.Scores:
+    """Score what `judge` returned on one label set.
+
+    A failed reply counts as an empty answer; beside that, `overall` holds `n_answered`, `micro_f1_answered` and
+    `macro_f1_answered`, over just the films whose reply could be read.
+    """
+    truth, given = (table[list(LABEL_SETS[label_set])] for table in (judged.truth, judged.given))
+    scored = metrics.score(truth, given, judged.patients, study.compare.draws, generator(study, dataset), judged.means)
+    counts = metrics.tally(truth[judged.read], given[judged.read]).sum(axis=0)
+    answered = {
+        "n_answered": int(judged.read.sum()),
+        "micro_f1_answered": float(metrics.micro(counts)[2]),
+        "macro_f1_answered": float(metrics.macro(counts)[2]),
+    }
+    return scored._replace(overall=scored.overall | answered)
+
+
+def prompts(study, answers: pd.DataFrame) -> pd.DataFrame:
+    """Scores of `predict.try_prompts` over all labels of validation: a row a prompt, as in Table 1, with intervals."""
+    label_set = study.curate.label_sets[0]
+    films = labeled_films(study)
+    films = films[films.index.isin(answers["film"])]
+    columns = ["micro_f1", "macro_f1", "macro_f1_low", "macro_f1_high", "fail_rate"]
+    rows = [
+        {"prompt": name} | score_answers(study, films, rows, study.home, label_set).overall
+        for name, rows in answers.groupby("prompt", sort=False)
+    ]
+    return pd.DataFrame(rows)[["prompt", *columns]]
+
+
+def _replies(answers: pd.DataFrame) -> list[set[str]]:
+    """The labels of each answer; a failed one counts as empty."""
+    given = zip(answers["labels"], answers["failed"], strict=True)
+    return [set() if failed else set(labels) for labels, failed in given]
+
+
+def training_steps(study) -> list[tuple[tuple, tuple]]:
+    """The steps of training as pairs of (model, checkpoint, seed): untuned to SFT, and SFT to GRPO."""
+    fine_tuned = [
+        ((run.model, "untuned", study.seeds[0]), (run.model, f"sft/{run.format}", seed))
+        for run, seed in study.runs("sft")
+    ]
+    rewarded = [
+        ((run.model, f"sft/{run.format}", seed), (run.model, f"grpo/{run.reward}{which}", seed))
+        for run, seed in study.runs("grpo")
+        for which in ("", "-best")
+    ]
+    return fine_tuned + rewarded
+
+
+def compare(study) -> dict[str, pd.DataFrame]:
+    """The records of `compare/`, for every checkpoint and every data set that it was asked about.
+
+    - `scores`: a row a label, as `metrics.Scores.labels` has it
+    - `overall`: a row a label set, as `score_judged` has it
+    - `paired`: what `second` scores above `first` on the same films, for every step of training; the reward is over all
+      fourteen labels, so it stands with `chexpert14` only
+    - `mcnemar`: the same steps label by label, as `metrics.mcnemar` has them; Holm over the labels of the set
+    - `travel`: macro-F1 at a `near` and a `far` test set (`transfer_pairs`), and their `metrics.TransferGap`
+    - `travel_paired`: what `second` has above `first` in `change` and `relative` (the `metric`), for every step
+
+    Reads `curate/manifest.parquet` and the answers of every checkpoint of the study.
+    """
+    films = labeled_films(study)
+    sets = [(dataset, label_set) for dataset, label_sets in datasets(study).items() for label_set in label_sets]
+    judged, scored = {}, {}
+    for one in study.checkpoints():
+        answers = records.load(answers_path(study, *one))
+        judged |= {
+            (one, dataset): align_predictions(study, films, answers, dataset) for dataset in study.datasets(one[1])
+        }
+        asked = [where for where in sets if (one, where[0]) in judged]
+        scored |= {(one, *where): score_aligned(study, judged[one, where[0]], *where) for where in asked}
+    label_rows = [_named(study, key, one.labels, judged) for key, one in scored.items()]
+    marks = {"params_hash": study.hash, "phantom": study.phantom}
+    overall_rows = [_named(study, key, pd.DataFrame([one.overall | marks]), judged) for key, one in scored.items()]
+    made = [
+        (pair, where)
+        for where in sets
+        for pair in training_steps(study)
+        if all((one, *where) in scored for one in pair)
+    ]
+    return {
+        "scores": pd.concat(label_rows, ignore_index=True),
+        "overall": pd.concat(overall_rows, ignore_index=True),
+        "paired": _record("paired", [_paired(study, pair, where, scored) for pair, where in made]),
+        "mcnemar": _record("mcnemar", [_mcnemar(study, pair, where, judged) for pair, where in made]),
+        **_transfer(study, scored),
+    }
+
+
+def model_name(study, model: str, checkpoint: str) -> str:
+    """What results call a checkpoint, such as `stand-in-medgemma/sft/free_reasoning`."""
+    return f"{study.models[model].name}/{checkpoint}"
+
+
+def _named(study, key: tuple, rows: pd.DataFrame, judged: dict[tuple, Aligned]) -> pd.DataFrame:
+    one, dataset, label_set = key
+    names = _model(study, one) | {"dataset": dataset, "label_set": label_set}
+    return pd.DataFrame(names, index=rows.index).join(rows).assign(protocol=judged[one, dataset].protocol)
+
+
+def _model(study, one: tuple) -> dict:
+    return {"model": model_name(study, *one[:2]), "seed": one[2]}
+
+
+def _step(study, pair: tuple) -> dict:
+    first, second = (model_name(study, *one[:2]) for one in pair)
+    return {"seed": pair[1][2], "first": first, "second": second}
+
+
+def _record(name: str, tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """The rows of `tables`, in the columns of the record `name`, which are there even when no row is."""
+    rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    return rows.reindex(columns=list(COLUMNS[name])).astype(COLUMNS[name])
+
+
+def _paired(study, pair: tuple, where: tuple, scored: dict) -> pd.DataFrame:
+    reported = metrics.PAIRED if where[1] == "chexpert14" else metrics.PAIRED[:-1]
+    rows = metrics.difference(*(scored[one, *where] for one in pair), reported)
+    return rows.assign(dataset=where[0], label_set=where[1], **_step(study, pair))
+
+
+def _mcnemar(study, pair: tuple, where: tuple, judged: dict) -> pd.DataFrame:
+    names, (first, second) = list(LABEL_SETS[where[1]]), (judged[one, where[0]] for one in pair)
+    rows = metrics.mcnemar(first.truth[names], first.given[names], second.given[names])
+    return rows.assign(dataset=where[0], label_set=where[1], **_step(study, pair))
+
+
+def transfer_pairs(study) -> list[tuple[tuple[str, str], tuple[str, str]]]:
+    """Pairs of (data set, label set) on the same nine labels: a test set with all fourteen, and one with NIH's words.
+
+    The first `shared9` of the params file goes with its first `nih9`, the second with the second, and so on.
+    """
+    near, far = (
+        [(name, label_set) for name, test in study.tests.items() if label_set in test.label_sets]
+        for label_set in ("shared9", "nih9")
+    )
+    return list(zip(near, far, strict=False))
+
+
+def _transfer(study, scored: dict) -> dict[str, pd.DataFrame]:
+    """The records `travel` and `travel_paired`."""
+    travelled = {
+        (one, near, far): metrics.transfer_gap(scored[one, *near], scored[one, *far])
+        for near, far in transfer_pairs(study)
+        for one in study.checkpoints()
+        if (one, *near) in scored and (one, *far) in scored
+    }
+    rows = [
+        pd.DataFrame([_model(study, one) | {"near": near[0], "far": far[0]} | travel.overall])
+        for (one, near, far), travel in travelled.items()
+    ]
+    paired = [
+        metrics.difference(travelled[first, *ends], travelled[second, *ends], ("change", "relative")).assign(
+            near=ends[0][0], far=ends[1][0], **_step(study, (first, second))
+        )
+        for ends in transfer_pairs(study)
+        for first, second in training_steps(study)
+        if (first, *ends) in travelled and (second, *ends) in travelled
+    ]
+    return {"travel": _record("travel", rows), "travel_paired": _record("travel_paired", paired)}
+
+
+def sensitivity(study) -> pd.DataFrame:
+    """Macro-F1 of every checkpoint on the test sets under each way to settle labels and to close them upwards.
+
+    A row a checkpoint, test set, `policy` (`labels.POLICIES`) and `closed`: whether truth and answers were both closed.
+    The labels are the first label set of the test set; where closing could change none of them, no row is closed.
+    """
+    settled, rows = {policy: labeled_films(study, policy) for policy in POLICIES}, []
+    for one in study.checkpoints():
+        answers = records.load(answers_path(study, *one))
+        for dataset in [name for name in study.tests if name in study.datasets(one[1])]:
+            label_set = study.tests[dataset].label_sets[0]
+            where = _model(study, one) | {"dataset": dataset, "label_set": label_set}
+            for policy, films in settled.items():
+                judged = align_predictions(study, films, answers, dataset)
+                rows.append(where | {"policy": policy, "closed": False} | _macro(study, judged, dataset, label_set))
+                if set(CLOSURES) & set(LABEL_SETS[label_set]):
+                    macro = _macro(study, with_parent_labels(judged), dataset, label_set)
+                    rows.append(where | {"policy": policy, "closed": True} | macro)
+    return _record("sensitivity", [pd.DataFrame(rows)])
+
+
+def _macro(study, judged: Aligned, dataset: str, label_set: str) -> dict[str, float]:
+    overall = score_aligned(study, judged, dataset, label_set).overall
+    return {name: overall[name] for name in ("macro_f1", "macro_f1_low", "macro_f1_high")}
+
+
+RESULT = ("model", "seed", "dataset", "label_set", "n", "micro_f1", "macro_f1", "macro_f1_low", "macro_f1_high")
+RESULT += ("fail_rate", "params_hash", "phantom", "refusal_rate", "protocol")
+SPECIFIC = tuple(name + end for name in ("macro_specificity", "false_alarm_rate") for end in ("", "_low", "_high"))
+
+
+def results(study) -> list[dict]:
+    """One JSON-able object per model, seed, data set and label set, read from `compare/overall.parquet`.
+
+    An undefined score is None.  Raises RecordError before the study has been compared.
+    """
+    overall = records.load(study.folder / "compare" / "overall.parquet")
+    overall = overall[[*RESULT, *overall.columns.intersection(SPECIFIC, sort=False)]]  # an earlier record lacks them
+    rows = overall.astype(object).where(overall.notna(), None)
+    return rows.to_dict("records")
+
+
+def _bounds(low: float, high: float, form: str, name: str = "") -> str:
+    """The ends of an interval as text; NaN where too few patients give one (see `score`)."""
+    return "no interval: too few patients" if np.isnan(low) else f"{name}{low:{form}} to {high:{form}}"
+
+
+def save(study, tables: dict[str, pd.DataFrame]) -> None:
+    """Write what `compare` returned as `compare/<name>.parquet`."""
+    inputs = [study.folder / curate.MANIFEST]
+    inputs += [answers_path(study, *checkpoint) for checkpoint in study.checkpoints()]
+    origin = records.origin(study, study.compare.seed, inputs)
+    for name, table in tables.items():
+        records.save(table, study.folder / "compare" / f"{name}.parquet", origin)

@@ -1,0 +1,406 @@
+"""Scores: precision, recall, F1, specificity, false alarms, AUROC and AUPRC, with patient bootstrap intervals.
+
+Conventions, the same in every table:
+
+- A film whose truth for a label is unknown (NaN) is left out of that label's counts, and of no other's.
+- A failed reply counts as an empty answer.
+- A label without a positive in the truth has no recall and no F1 (NaN), whatever was answered: no model could score
+  there.  It has no part in a macro mean; its false alarms count in the micro scores.
+- A label that was never answered has no precision, and no part in the macro precision.  Where every label has a
+  positive, this is scikit-learn's `zero_division=nan`.
+- A label without a negative in the truth has no specificity, and no part in the macro specificity.
+- A label needs a positive and a negative for its AUROC, and a positive for its AUPRC (average precision); both are
+  scikit-learn's `roc_auc_score` and `average_precision_score`, and their macro means are over the labels that have one.
+- An interval is the 2.5th to 97.5th percentile over samples of *patients* drawn with replacement, so that films of one
+  patient stay together; a sample follows the same rules, so a rare label may be missing from some samples' means.
+  The estimate itself is the plain one, not a mean of samples.
+- There is no interval (NaN) where fewer than two patients have a film in the score's denominator: recall, F1 and AUPRC
+  need two patients with a positive film, specificity two with a negative one, AUROC both, precision two patients with
+  an answer.  A macro mean has an interval where one of its labels has.  There is none either where the score is
+  undefined in more than half of the resamples; otherwise the interval is over the resamples in which it is defined.
+- Where all resamples give the same value (a model without an error), the interval has no width.  That is not
+  certainty: patients with errors may exist, and none was seen.
+- McNemar's test counts films as independent, which films of one patient are not; the bootstrap does not.
+"""
+
+import re
+import warnings
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+COUNTS = ("tp", "fp", "fn", "tn")
+RATES = ("precision", "recall", "f1")
+AREAS = ("auroc", "auprc")
+PAIRED = ("macro_f1", "micro_f1", "reward")
+"""The metrics whose differences between two models are reported."""
+
+NORMAL = ("nofinding", "nofindings", "normal")
+"""What the label of a normal film is called, in small letters without blanks; every other label is a finding."""
+
+_CELLS = 2_000_000  # weights held at once, draws x patients: 16 MB as float64, small enough to stay near the processor
+
+
+class Scores(NamedTuple):
+    """What one model scored on one data set.
+
+    `labels` has one row per label: label, support, tp, fp, fn, tn, precision, recall, f1 and specificity, the last two
+    with `_low` and `_high`.  `overall` holds n (films), n_normal (films without a finding), micro and macro precision,
+    recall and F1, macro_specificity, false_alarm_rate (see `false_alarms`) and the means asked for, each with `_low`
+    and `_high`.  `samples` has one row per resample and one column per metric of `overall`, NaN where the metric is
+    undefined or has no interval.
+    `score_probabilities` gives auroc and auprc in place of these, and the number of films in `labels`.
+    """
+
+    labels: pd.DataFrame
+    overall: dict[str, float]
+    samples: pd.DataFrame
+
+
+class TransferGap(NamedTuple):
+    """How one metric of a model changes from one data set to another.
+
+    `overall` holds the two scores as `near_<metric>` and `far_<metric>`, `change` (far less near) and `relative` (that
+    as a share of near: the paper's ratio), each with `_low` and `_high`; `samples` has a row a bootstrap sample and the
+    columns `change` and `relative`.
+    """
+
+    overall: dict[str, float]
+    samples: pd.DataFrame
+
+
+def tally(truth: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """What each film adds to TP, FP, FN and TN of each label.
+
+    `truth` (films, labels) holds 1, 0 or NaN (unknown: adds to none), `given` (films, labels) true or false.  Returns
+    bool (films, labels, 4).  Raises ValueError for any other truth: uncertain labels are settled first.
+    """
+    truth, given = _known(truth), np.asarray(given, dtype=bool)
+    present, absent = truth == 1, truth == 0
+    return np.stack([present & given, absent & given, present & ~given, absent & ~given], axis=-1)
+
+
+def _known(truth: np.ndarray) -> np.ndarray:
+    truth = np.asarray(truth, dtype=float)
+    strange = truth[~np.isin(truth, (0.0, 1.0)) & ~np.isnan(truth)]
+    if strange.size:
+        raise ValueError(f"truth holds {strange[0]:g}; a settled label is 1, 0 or NaN (see chexreason.labels.settle)")
+    return truth
+
+
+def rates(counts: np.ndarray) -> np.ndarray:
+    """Precision, recall and F1 (..., 3) from TP, FP, FN, the first of `counts` (..., 3 or 4); NaN where undefined."""
+    tp, fp, fn = np.moveaxis(np.asarray(counts, dtype=float)[..., :3], -1, 0)
+    with np.errstate(invalid="ignore"):
+        f1 = np.where(tp + fn > 0, 2 * tp / (2 * tp + fp + fn), np.nan)
+        return np.stack([tp / (tp + fp), tp / (tp + fn), f1], axis=-1)
+
+
+def micro(counts: np.ndarray) -> np.ndarray:
+    """Rates (..., 3) of the counts (..., labels, 3 or 4) pooled over labels."""
+    return rates(np.asarray(counts).sum(axis=-2))
+
+
+def macro(counts: np.ndarray) -> np.ndarray:
+    """Mean rates (..., 3) over the labels of `counts` (..., labels, 3 or 4) that have a positive and a defined rate."""
+    by_label = rates(counts)
+    return _mean(np.where(np.isnan(by_label[..., [1]]), np.nan, by_label))  # no recall: no film is positive
+
+
+def specificity(counts: np.ndarray) -> np.ndarray:
+    """Specificity (..., 1) from the counts (..., 4): TN over TN and FP; NaN where no film is negative."""
+    fp, tn = (np.asarray(counts, dtype=float)[..., [column]] for column in (1, 3))
+    with np.errstate(invalid="ignore"):
+        return tn / (tn + fp)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """The mean over labels of `values` (..., labels, metrics), of those that are defined."""
+    defined = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(defined, values, 0.0).sum(axis=-2) / defined.sum(axis=-2)
+
+
+def is_normal(label: str) -> bool:
+    """Whether a label is that of a normal film, such as No Finding."""
+    return re.sub(r"[\W_]", "", str(label)).casefold() in NORMAL
+
+
+def false_alarms(truth: pd.DataFrame, given: pd.DataFrame) -> pd.Series:
+    """Whether a normal film was answered with a finding (films; 1 or 0, NaN where the film is not normal).
+
+    A film is normal when the truth is known for all labels and says No Finding; where the labels do not include No
+    Finding, when none of them is present.  A false alarm is an answer with any label but No Finding that the truth has
+    as absent, so a true Support Devices on a film without a finding is none.  Their mean is the false-alarm rate; it is
+    NaN where no film is normal, and for the label No Finding alone.
+    """
+    states, finding = truth.to_numpy(float), ~np.array([is_normal(name) for name in truth], dtype=bool)
+    normal = (states == 0).all(axis=1) if finding.all() else (states[:, ~finding] == 1).all(axis=1)
+    normal &= ~np.isnan(states).any(axis=1) & finding.any()
+    alarm = (given.to_numpy(bool) & (states == 0))[:, finding].any(axis=1)
+    return pd.Series(np.where(normal, alarm, np.nan), index=truth.index)
+
+
+def resample(sums: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Totals over patients drawn with replacement: (patients, columns) -> (draws, columns), float64.
+
+    Each draw takes as many patients as there are; the same `rng` state gives the same draws for any columns.
+    """
+    patients = len(sums)
+    return np.concatenate([times @ sums for times in _weights(patients, draws, rng)])
+
+
+def _weights(patients: int, draws: int, rng: np.random.Generator, films: int = 0) -> Iterator[np.ndarray]:
+    """How often each patient is drawn, float64 (some of the draws, patients), a block at a time to bound memory.
+
+    `films` is the number of rows that the caller makes of each draw, where there are more of them than patients.
+    """
+    block = max(1, _CELLS // max(patients, films))
+    for start in range(0, draws, block):
+        rows = min(block, draws - start)
+        drawn = rng.integers(patients, size=(rows, patients))
+        drawn += patients * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * patients).reshape(rows, patients).astype(float)
+
+
+def interval(samples: np.ndarray) -> np.ndarray:
+    """The 95 % percentile interval (2, ...) of the resamples (draws, ...) that are defined; NaN if under half are."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)
+        bounds = np.nanpercentile(samples, (2.5, 97.5), axis=0)
+    return np.where(np.isnan(samples).mean(axis=0) > 0.5, np.nan, bounds)
+
+
+def with_interval(name: str, value: float, samples: np.ndarray) -> dict[str, float]:
+    """`value` under `name`, with the 95 % interval of its bootstrap `samples` (draws,) under `_low` and `_high`."""
+    low, high = interval(samples)
+    return {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def score(
+    truth: pd.DataFrame,
+    given: pd.DataFrame,
+    patients: pd.Series,
+    draws: int,
+    rng: np.random.Generator,
+    means: pd.DataFrame | None = None,
+) -> Scores:
+    """Score `given` (films x labels, true or false) against `truth` (1, 0, NaN), with patient bootstrap intervals.
+
+    `patients` says whose film each row is; `means` (films x quantities, NaN left out) are averaged over films beside
+    the rates, as the reward is.  All four share one index.  Two models scored with equally seeded `rng` see the same
+    draws.  Raises ValueError where the tables do not line up, a patient is missing or no film is given.
+    """
+    means = pd.DataFrame(index=truth.index) if means is None else means
+    _aligned(truth, answers=given, patients=patients, means=means)
+    means = means.assign(false_alarm_rate=false_alarms(truth, given))
+    counts = tally(truth.to_numpy(), given.to_numpy())
+    by_film = np.concatenate([counts.reshape(len(truth), -1), means.fillna(0.0), means.notna()], axis=1, dtype=float)
+    by_patient = pd.DataFrame(by_film).groupby(patients.to_numpy(), sort=True).sum().to_numpy()
+    plain = _metrics(by_patient.sum(axis=0, keepdims=True), truth.shape[1], list(means))
+    samples = _metrics(resample(by_patient, draws, rng), truth.shape[1], list(means))
+    table = pd.DataFrame({"label": list(truth), "support": counts[..., [0, 2]].sum(axis=(0, 2))})
+    table[list(COUNTS)] = counts.sum(axis=0)
+    table[["precision", "recall"]] = rates(counts.sum(axis=0))[:, :2]
+    n = {"n": len(truth), "n_normal": int(means["false_alarm_rate"].notna().sum())}
+    return _scores(table, n, plain, samples, _contributors(by_patient, truth.shape[1], list(means)))
+
+
+def _scores(table: pd.DataFrame, n: dict[str, int], plain: dict, samples: dict, contributors: dict) -> Scores:
+    """Scores of `plain` values (1, labels) or (1,) by metric, with the intervals of their `samples` (draws, ...).
+
+    `contributors` says of each metric how many patients it rests on: of fewer than two there is no interval.
+    """
+    samples = {name: np.where(contributors[name] < 2, np.nan, values) for name, values in samples.items()}
+    overall = dict(n)
+    for name, value in plain.items():
+        if value.ndim == 2:
+            table[[name, f"{name}_low", f"{name}_high"]] = np.column_stack([value[0], *interval(samples[name])])
+        else:
+            overall |= with_interval(name, value[0], samples[name])
+    return Scores(table, overall, pd.DataFrame({name: values for name, values in samples.items() if values.ndim == 1}))
+
+
+def _contributors(by_patient: np.ndarray, labels: int, means: list[str]) -> dict[str, np.ndarray]:
+    """How many patients have a film in the denominator of each metric of `_metrics`: (labels,) or a number."""
+    tp, fp, fn, tn = np.moveaxis(by_patient[:, : labels * 4].reshape(-1, labels, 4), -1, 0)
+    positive, negative, answered = tp + fn > 0, tn + fp > 0, tp + fp > 0
+    patients = {"f1": positive.sum(axis=0), "specificity": negative.sum(axis=0)}
+    for rate, there in zip(RATES, (answered, positive, positive), strict=True):
+        patients |= {f"micro_{rate}": there.any(axis=1).sum(), f"macro_{rate}": there.sum(axis=0).max()}
+    films = by_patient[:, labels * 4 + len(means) :]
+    averaged = dict(zip(means, (films > 0).sum(axis=0), strict=True))
+    return patients | {"macro_specificity": patients["specificity"].max()} | averaged
+
+
+def _aligned(truth: pd.DataFrame, **tables: pd.DataFrame | pd.Series) -> None:
+    """Raises ValueError where the truth is empty, or a table is about other films, or answers about other labels."""
+    if truth.empty:
+        raise ValueError("nothing to score: the truth holds no film or no label")
+    for name, table in tables.items():
+        if "answers" in name and list(table.columns) != list(truth.columns):
+            raise ValueError(f"the {name} are about {list(table.columns)}, the truth about {list(truth.columns)}")
+        if not table.index.equals(truth.index):
+            raise ValueError(f"the {name} and the truth are not about the same films in the same order")
+        if name == "patients" and table.isna().any():
+            raise ValueError(
+                f"film {table.index[table.isna()][0]} has no patient; its patient must be known to resample"
+            )
+
+
+def _metrics(totals: np.ndarray, labels: int, means: list[str]) -> dict[str, np.ndarray]:
+    """Every metric of each row of `totals` (rows, labels * 4 counts, sums of means, films of means)."""
+    counts = totals[:, : labels * 4].reshape(-1, labels, 4)
+    sums, films = np.split(totals[:, labels * 4 :], 2, axis=1)
+    metrics = {"f1": rates(counts)[..., 2], "specificity": specificity(counts)[..., 0]}
+    for name, function in {"micro": micro, "macro": macro}.items():
+        metrics |= {f"{name}_{rate}": column for rate, column in zip(RATES, function(counts).T, strict=True)}
+    metrics["macro_specificity"] = _mean(specificity(counts))[..., 0]
+    with np.errstate(invalid="ignore"):
+        return metrics | dict(zip(means, (sums / films).T, strict=True))
+
+
+def score_probabilities(
+    truth: pd.DataFrame, probabilities: pd.DataFrame, patients: pd.Series, draws: int, rng: np.random.Generator
+) -> Scores:
+    """AUROC and AUPRC of `probabilities` (films x labels) against `truth` (1, 0, NaN), with bootstrap intervals.
+
+    Only the order of the probabilities counts, and equal ones are tied.  A film with a NaN in its truth or probability
+    for a label is left out of that label.  The three tables share one index.  `labels` has label, support, films, auroc
+    and auprc; `overall` has n, macro_auroc and macro_auprc; both with `_low` and `_high`.  An `rng` of the same seed
+    gives the same resamples as in `score`.  Raises ValueError as `score` does.
+    """
+    _aligned(truth, answers=probabilities, patients=patients)
+    owner, owners = pd.factorize(patients.to_numpy(), sort=True)
+    states = pd.DataFrame(_known(truth), index=truth.index, columns=truth.columns).mask(probabilities.isna())
+    ranked = [_ranked(states[name].to_numpy(), probabilities[name].to_numpy(float), owner) for name in truth]
+    plain = _areas(ranked, np.ones((len(owners), 1)))
+    blocks = [_areas(ranked, np.ascontiguousarray(times.T)) for times in _weights(len(owners), draws, rng, len(truth))]
+    samples = {name: np.concatenate([block[name] for block in blocks]) for name in plain}
+    positive, negative = (states.eq(state).groupby(owner).any().sum().to_numpy() for state in (1, 0))
+    contributors = {"auroc": np.minimum(positive, negative), "auprc": positive}
+    contributors |= {f"macro_{name}": count.max() for name, count in contributors.items()}
+    table = pd.DataFrame({"label": list(truth), "support": states.eq(1).sum().to_numpy()})
+    table["films"] = states.notna().sum().to_numpy()
+    return _scores(table, {"n": len(truth)}, plain, samples, contributors)
+
+
+def _ranked(truth: np.ndarray, probability: np.ndarray, owner: np.ndarray) -> list:
+    """How many films each patient (column) has in each step (row), as three sparse matrices (steps, patients).
+
+    A step is a probability that some positive film has, from the highest on.  The first matrix counts its positive
+    films, the second the negative films from below the step before down to it, the third those of just its probability.
+    The negative films below the last step have a row of their own.
+    """
+    from scipy.sparse import csr_array
+
+    steps = np.unique(-probability[truth == 1])
+    row = np.searchsorted(steps, -probability)
+    level = np.append(steps, np.nan)[row] == -probability
+    shape = (len(steps) + 1, owner.max() + 1)
+    films = [np.flatnonzero(kind) for kind in (truth == 1, truth == 0, (truth == 0) & level)]
+    return [csr_array((np.ones(len(each)), (row[each], owner[each])), shape=shape) for each in films]
+
+
+def _areas(ranked: list[list], weights: np.ndarray) -> dict[str, np.ndarray]:
+    """AUROC and AUPRC (resamples, labels), and their means over labels, for `weights` (patients, resamples)."""
+    areas = np.full((weights.shape[1], len(ranked), 2), np.nan)
+    for label, (positive, negative, tied) in enumerate(ranked):
+        found, tp, fp = positive @ weights, (positive @ weights).cumsum(axis=0), (negative @ weights).cumsum(axis=0)
+        ahead = fp - tied @ weights / 2 if tied.nnz else fp  # of each positive film; one of its probability is half
+        with np.errstate(invalid="ignore"):
+            areas[:, label, 0] = 1 - np.einsum("sr,sr->r", found, ahead) / (tp[-1] * fp[-1])
+            areas[:, label, 1] = np.einsum("sr,sr->r", found, tp / np.maximum(tp + fp, 1)) / tp[-1]
+    means = _mean(areas)
+    by_label = {name: areas[..., column] for column, name in enumerate(AREAS)}
+    return by_label | {f"macro_{name}": means[:, column] for column, name in enumerate(AREAS)}
+
+
+def difference(
+    first: Scores | TransferGap, second: Scores | TransferGap, metrics: tuple[str, ...] = PAIRED
+) -> pd.DataFrame:
+    """What `second` scores above `first` on the same films: metric, difference, low and high.
+
+    Both must have been scored with the same draws, so that what the films share cancels.  A metric that either lacks,
+    or that is undefined, has no row.
+    """
+    rows = []
+    for metric in metrics:
+        value = second.overall.get(metric, np.nan) - first.overall.get(metric, np.nan)
+        if not np.isnan(value):
+            low, high = interval(second.samples[metric].to_numpy() - first.samples[metric].to_numpy())
+            rows.append({"metric": metric, "difference": value, "low": low, "high": high})
+    types = {"metric": "str", "difference": float, "low": float, "high": float}
+    return pd.DataFrame(rows, columns=list(types)).astype(types)
+
+
+def paired(
+    truth: pd.DataFrame,
+    first: pd.DataFrame,
+    second: pd.DataFrame,
+    patients: pd.Series,
+    draws: int,
+    seed: int,
+    metrics: tuple[str, ...] = PAIRED,
+) -> pd.DataFrame:
+    """What the answers `second` score above `first` on the same films, as `difference` tells it; see `score`."""
+    scores = (score(truth, given, patients, draws, np.random.default_rng(seed)) for given in (first, second))
+    return difference(*scores, metrics)
+
+
+def transfer_gap(near: Scores, far: Scores, metric: str = "macro_f1") -> TransferGap:
+    """How `metric` changes from the data set of `near` to that of `far`, for one model on one set of labels.
+
+    The two must have been drawn independently.  A sample in which `near` scores nothing has no relative change.
+    """
+    ends = {"near": near, "far": far}
+    overall = {
+        f"{name}_{metric}{end}": scored.overall[f"{metric}{end}"]
+        for name, scored in ends.items()
+        for end in ("", "_low", "_high")
+    }
+    plain = _changes(*(np.float64(scored.overall[metric]) for scored in ends.values()))
+    samples = _changes(*(scored.samples[metric].to_numpy() for scored in ends.values()))
+    for name, value in plain.items():
+        overall |= with_interval(name, value, samples[name])
+    return TransferGap(overall, pd.DataFrame(samples))
+
+
+def _changes(near: np.ndarray, far: np.ndarray) -> dict[str, np.ndarray]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {"change": far - near, "relative": np.where(near > 0, far / near - 1, np.nan)}
+
+
+def mcnemar(truth: pd.DataFrame, first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """McNemar's exact test, label by label: is one of two models right on more of the same films than the other?
+
+    `truth` (films x labels) holds 1, 0 or NaN, the answers true or false.  Returns a row a label: label, n (films whose
+    label is known), first_only and second_only (films that only this model has right), p (two-sided), and p_holm,
+    adjusted for the number of labels.  Films count as independent.
+    """
+    from scipy.stats import binomtest
+
+    _aligned(truth, **{"first answers": first, "second answers": second})
+    known, present = truth.notna().to_numpy(), truth.eq(1).to_numpy()
+    right, other = ((given.to_numpy(dtype=bool) == present) & known for given in (first, second))
+    table = pd.DataFrame({"label": list(truth.columns), "n": known.sum(axis=0)})
+    table["first_only"], table["second_only"] = (right & ~other).sum(axis=0), (other & ~right).sum(axis=0)
+    pairs = zip(table["first_only"], table["second_only"], strict=True)
+    table["p"] = [binomtest(a, a + b).pvalue if a + b else 1.0 for a, b in pairs]
+    return table.assign(p_holm=holm(table["p"].to_numpy()))
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """p-values (tests,) adjusted for the number of tests by Holm's step-down method (Holm 1979)."""
+    order = np.argsort(p)
+    adjusted = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    return np.minimum(adjusted, 1.0)[np.argsort(order)]
+
+
+def verdict(low: float, high: float) -> str:
+    """What a 95 % interval of a difference allows one to say: gained, lost or cannot be told apart."""
+    if low > 0:
+        return "gained"
+    return "lost" if high < 0 else "cannot be told apart"

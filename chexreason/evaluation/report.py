@@ -1,0 +1,226 @@
+"""What the comparison found, as tables and sentences."""
+
+import numpy as np
+import pandas as pd
+
+from chexreason.display.markdown import escape
+from chexreason.evaluation import compare, metrics
+from chexreason.labels import LABEL_SETS, NIH9
+
+
+def shared(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a `compare` record over just the nine labels every hospital has, which compare like with like."""
+    sets = [label_set for label_set, names in LABEL_SETS.items() if names == NIH9]
+    return table[table["label_set"].isin(sets)].reset_index(drop=True)
+
+
+def spread(table: pd.DataFrame) -> str:
+    """What the table of `prompts` shows, in two sentences."""
+    best, worst = table.loc[table["macro_f1"].idxmax()], table.loc[table["macro_f1"].idxmin()]
+    apart = "apart" if best["macro_f1_low"] > worst["macro_f1_high"] else "not clearly apart"
+    return (
+        f"Macro-F1 runs from {worst['macro_f1']:.3f} ({worst['prompt']}) to {best['macro_f1']:.3f} ({best['prompt']}), "
+        f"and the intervals of the two lie {apart}.\n"
+        f"Unreadable answers run from {table['fail_rate'].min():.1%} to {table['fail_rate'].max():.1%}."
+    )
+
+
+def best_of(table: pd.DataFrame, kind: str) -> str:
+    """Which row of `at_home` scores highest, and whether its interval stands clear of the next one's value.
+
+    Of each model the first seed only, since the best of several seeds would flatter it.
+    """
+    if table["macro_f1"].isna().all():
+        return f"- No {kind} was scored in this run."
+    ranked = table.drop_duplicates("model").sort_values("macro_f1", ascending=False, kind="stable")
+    first = ranked.iloc[0]
+    told = f"- Highest macro-F1 of a {kind}: {first['model']}, {first['macro_f1']:.3f}"
+    if len(ranked) == 1:
+        return f"{told}, the only one in this run."
+    second = ranked.iloc[1]
+    clear = "clear of" if first["macro_f1_low"] > second["macro_f1"] else "not clear of"
+    return f"{told}; its interval is {clear} the next, {second['model']} at {second['macro_f1']:.3f}."
+
+
+def in_domain(study, overall: pd.DataFrame, stage: str) -> pd.DataFrame:
+    """Rows of the `overall` record about validation films, over all labels, of one stage ("sft" or "grpo")."""
+    rows = overall[(overall["dataset"] == study.home) & (overall["label_set"] == study.curate.label_sets[0])]
+    rows = rows[rows["model"].str.contains(f"/{stage}/")]
+    rates = [f"{mean}_{rate}" for mean in ("micro", "macro") for rate in metrics.RATES]
+    return rows[["model", "seed", *rates, "macro_f1_low", "macro_f1_high", "fail_rate"]].reset_index(drop=True)
+
+
+ALONE = "No two test sets of this study are scored on the same nine labels, so no score travels."
+UNTRAINED = "This study trains no model, so there is no step to compare."
+
+
+def gains(paired: pd.DataFrame) -> pd.DataFrame:
+    """What each step gained in macro-F1 on the nine shared labels: rows of `paired`, with the step in words."""
+    rows = shared(paired[paired["metric"] == "macro_f1"])
+    return rows.assign(step=rows["first"] + " → " + rows["second"].str.split("/", n=1).str[1])
+
+
+def changes(gains: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `gains` to be read: dataset, model, seed, change with its interval, and the verdict."""
+    rows = [
+        (
+            row.dataset,
+            row.second,
+            row.seed,
+            f"{row.difference:+.2f} ({compare._bounds(row.low, row.high, '+.2f')})",
+            said,
+        )
+        for row in gains.itertuples()
+        for said in [metrics.verdict(row.low, row.high)]
+    ]
+    return pd.DataFrame(rows, columns=["dataset", "model", "seed", "change", "verdict"])
+
+
+def gain_lines(gains: pd.DataFrame) -> list[str]:
+    """For each step and seed, one line: on which data sets it gained, lost, or cannot be told apart."""
+    said = gains.assign(said=[metrics.verdict(*row) for row in gains[["low", "high"]].to_numpy()])
+    lines = []
+    for (step, seed), rows in said.groupby(["step", "seed"], sort=False):
+        parts = [f"{word} on {', '.join(where)}" for word, where in rows.groupby("said", sort=False)["dataset"]]
+        lines.append(f"{step}, seed {seed}: {'; '.join(parts)}.")
+    return lines or [UNTRAINED]
+
+
+def step_lines(paired: pd.DataFrame) -> list[str]:
+    """A sentence for each row of the `paired` record, its words chosen by the interval."""
+    return [_sentence(row) for row in paired.itertuples()]
+
+
+def _sentence(row) -> str:
+    said, metric = metrics.verdict(row.low, row.high), row.metric.replace("_f1", "-F1")
+    where = f"On {row.dataset} ({row.label_set}), seed {row.seed}"
+    bounds = compare._bounds(row.low, row.high, "+.3f", "95 % interval ")
+    if said == "cannot be told apart":
+        return f"{where}, {row.second} and {row.first} {said}: {row.difference:+.3f} {metric} ({bounds})."
+    against = {"gained": "over", "lost": "against"}[said]
+    return f"{where}, {row.second} {said} {abs(row.difference):.3f} {metric} {against} {row.first} ({bounds})."
+
+
+def without_positive(scores: pd.DataFrame) -> str:
+    """Which labels of the `scores` record have no film that shows them, and so no part in any macro mean."""
+    rows = scores.loc[scores["support"] == 0, ["dataset", "label"]].drop_duplicates()
+    if rows.empty:
+        return "Every label that is scored has a positive film on every data set, so none is left out of a macro mean."
+    named = ", ".join(f"{row.label} on {row.dataset}" for row in rows.itertuples())
+    return f"Without a positive film, and so without F1 and in no macro mean: {named}."
+
+
+def seeds(overall: pd.DataFrame) -> pd.DataFrame:
+    """Macro-F1 on the nine shared labels over training seeds, beside the interval that films and patients leave.
+
+    A row a model and data set: model, dataset, seeds (how many), macro_f1 with `_low` and `_high` (of the first seed,
+    over patients), lowest, highest and sd (over seeds; sd is NaN for one seed).
+    """
+    groups = shared(overall).groupby(["model", "dataset"], sort=False, as_index=False)
+    first = {name: (name, "first") for name in ("macro_f1", "macro_f1_low", "macro_f1_high")}
+    over = {name: ("macro_f1", how) for name, how in (("lowest", "min"), ("highest", "max"), ("sd", "std"))}
+    return groups.agg(seeds=("seed", "nunique"), **first, **over)
+
+
+def seed_summary(table: pd.DataFrame) -> str:
+    """What the table of `seeds` says about luck in training, in a sentence or two."""
+    repeated = table[table["seeds"] > 1]
+    if repeated.empty:
+        return (
+            "Every run was made with one seed, so the intervals hold for just these weights: "
+            "where another seed would have landed is not known from this run."
+        )
+    widest = repeated.loc[(repeated["highest"] - repeated["lowest"]).idxmax()]
+    return (
+        f"Over seeds, macro-F1 spreads most for {widest['model']} on {widest['dataset']}: {widest['lowest']:.3f} to "
+        f"{widest['highest']:.3f} with {widest['seeds']} seeds, where the interval over patients runs from "
+        f"{widest['macro_f1_low']:.3f} to {widest['macro_f1_high']:.3f}."
+    )
+
+
+def f1_table(study, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """F1 by label on every test set, a column a model, as tables 5 and 6 have it; macro-F1 in each set's last row.
+
+    On the first label set of each test set, of the study's first seed; `tables` as `compare` returns them.
+    """
+    macro = tables["overall"].rename(columns={"macro_f1": "f1"}).assign(label="Macro F1")
+    rows = pd.concat([tables["scores"], macro], ignore_index=True)
+    wanted = rows["dataset"].map({name: test.label_sets[0] for name, test in study.tests.items()}) == rows["label_set"]
+    rows = rows[wanted & (rows["seed"] == study.seeds[0])]
+    in_order = pd.concat([rows[rows["dataset"] == name] for name in study.tests])
+    f1 = in_order.set_index(["dataset", "label", "model"])["f1"].unstack(sort=False)
+    return f1.rename_axis(columns=None).reset_index()
+
+
+def notes(study) -> list[str]:
+    """What must be said beside the scores of a model, a line of Markdown for each whose entry has a `note`."""
+    return [f"{escape(model.name)}: {escape(model.note)}" for model in study.models.values() if model.note]
+
+
+def sensitivity_table(table: pd.DataFrame) -> pd.DataFrame:
+    """The `sensitivity` record to be read: a row a checkpoint and test set, a column a policy, macro-F1 (interval)."""
+    told = [
+        f"{row.macro_f1:.2f}"
+        + ("" if np.isnan(row.macro_f1_low) else f" ({row.macro_f1_low:.2f}–{row.macro_f1_high:.2f})")
+        for row in table.itertuples()
+    ]
+    column = table["policy"] + table["closed"].map({False: "", True: ", closed"})
+    rows = table.assign(told=told, column=column).set_index(["model", "seed", "dataset", "label_set", "column"])["told"]
+    return rows.unstack(sort=False).rename_axis(columns=None).reset_index()
+
+
+def discordant(mcnemar: pd.DataFrame, level: float = 0.05) -> str:
+    """How many of the tests in the `mcnemar` record stay below `level` after Holm's adjustment, and in whose favour."""
+    if mcnemar.empty:
+        return UNTRAINED
+    told = mcnemar[mcnemar["p_holm"] < level]
+    better = (told["second_only"] > told["first_only"]).sum()
+    return (
+        f"Of {len(mcnemar)} tests, {len(told)} stay below {level} after Holm's adjustment: "
+        f"{better} in favour of the later checkpoint, {len(told) - better} of the earlier.\n"
+        "The test counts films as independent, which films of one patient are not: its p-values tend to be too small."
+    )
+
+
+def different_labels(mcnemar: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
+    """The labels on which each step of the `mcnemar` record is told apart, at `level` after Holm's adjustment.
+
+    A row a data set and step: dataset, seed, first, second, better and worse (labels that `second` has right more or
+    less often, joined by commas).
+    """
+    apart = mcnemar["p_holm"] < level
+    named = mcnemar.assign(
+        better=mcnemar["label"].where(apart & (mcnemar["second_only"] > mcnemar["first_only"])),
+        worse=mcnemar["label"].where(apart & (mcnemar["second_only"] < mcnemar["first_only"])),
+    )
+    steps = named.groupby(["dataset", "seed", "first", "second"], sort=False, as_index=False)
+    return steps[["better", "worse"]].agg(lambda labels: ", ".join(labels.dropna()) or "–")
+
+
+def transfer_lines(travel: pd.DataFrame) -> list[str]:
+    """A sentence for each row of the `travel` record that has a score at both ends: what is left of it on the way."""
+    return [_transfer_line(row) for row in travel.dropna(subset=["change"]).itertuples()] or [ALONE]
+
+
+def _transfer_line(row) -> str:
+    verdict = metrics.verdict(row.change_low, row.change_high)
+    said = {"gained": "a gain", "lost": "a loss"}.get(verdict, "which cannot be told from no change")
+    share = f"{row.relative:+.0%}, {compare._bounds(row.relative_low, row.relative_high, '+.0%', '95 % interval ')}"
+    return (
+        f"{row.model}, seed {row.seed}, from {row.near} to {row.far}: macro-F1 {row.near_macro_f1:.3f} to "
+        f"{row.far_macro_f1:.3f} ({'from nothing' if np.isnan(row.relative) else share}), {said}."
+    )
+
+
+def gap_lines(paired: pd.DataFrame) -> list[str]:
+    """A sentence for each step in the `travel_paired` record: does the later checkpoint lose more on the way?"""
+    return [_gap_line(row) for row in paired[paired["metric"] == "change"].itertuples()] or [UNTRAINED]
+
+
+def _gap_line(row) -> str:
+    word = metrics.verdict(row.low, row.high)
+    said = {"gained": "travels better than", "lost": "loses more than"}.get(word, "cannot be told apart from")
+    return (
+        f"From {row.near} to {row.far}, {row.second} (seed {row.seed}) {said} {row.first}: "
+        f"{row.difference:+.3f} macro-F1 ({compare._bounds(row.low, row.high, '+.3f', '95 % interval ')})."
+    )

@@ -1,0 +1,427 @@
+"""Ask every model about every data set under one protocol: batches, greedy decoding, the same reading."""
+
+import hashlib
+import itertools
+import json
+import os
+import shlex
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from chexreason import answers, config, fingerprint, models, records, rewards, runtime
+from chexreason.data import curate, images
+from chexreason.data.images import FilmError, prepare
+from chexreason.display.markdown import escape
+from chexreason.inference.protocol import Protocol, protocols
+
+JOURNAL = "asked"
+"""The folder of the replies to the batches that are done, for a run that was cut off to go on from."""
+
+
+ENDINGS = {".png", ".jpg", ".jpeg", ".dcm", ".dicom"}
+"""What the name of a film may end with; DICOM files often have no ending, or that of a number."""
+
+
+class Reply(NamedTuple):
+    """A reply as it is read, with what the chat template wrote of it, and whether the token limit cut it off."""
+
+    text: str
+    cut_off: bool
+
+
+class Reader(NamedTuple):
+    """A loaded model that is asked about `batch` films at once; `key` tells it from every other."""
+
+    model: Any
+    processor: Any
+    batch: int
+    key: str
+
+
+def folder(study: config.Study, model: str, checkpoint: str, seed: int) -> Path:
+    """Where the answers of one checkpoint lie; `checkpoint` is `untuned`, `sft/<format>` or `grpo/<reward>`."""
+    return study.folder / "predict" / model / checkpoint / f"seed{seed}"
+
+
+def adapter(study: config.Study, model: str, checkpoint: str, seed: int) -> Path | None:
+    """The adapter folder a checkpoint answers with; None for the untuned model."""
+    if checkpoint == "untuned":
+        return None
+    stage, name = checkpoint.split("/")
+    which = "best" if name.endswith("-best") else "adapter"
+    return study.folder / stage / model / name.removesuffix("-best") / f"seed{seed}" / which
+
+
+def load(settings: config.Model, trained: Path | None, batch: int) -> Reader:
+    """Load a base model with its processor and, where one was trained, the adapter in the folder `trained`.
+
+    `key` is made of the settings that a reply can follow from, the version of the base model (`models.version`) and the
+    hashes of the adapter and the code.
+    """
+    runtime.steady_threads()
+    processor = models.load_processor(settings)
+    loaded = models.load_trained(settings, trained) if trained else models.load_base(settings)
+    files = [trained / models.ADAPTER[1]] if trained else []
+    files += [
+        file for file in fingerprint.imported_files(f"import {__name__}") if file.suffix == ".py"
+    ]  # prompts: the protocol
+    made_of = [settings.path, models.version(settings), settings.dtype, settings.visual_tokens]
+    key = _digest([*made_of, *map(records.sha256, files)])
+    return Reader(models.plain_generation(loaded, processor), processor, batch, key)
+
+
+def ask(
+    reader: Reader, images: Sequence[str | Path], protocol: Protocol, journal: Path, what: str = "films"
+) -> list[str]:
+    """The texts of `replies`, for who need not know which were cut off."""
+    return [reply.text for reply in replies(reader, images, protocol, journal, what)]
+
+
+def replies(
+    reader: Reader, images: Sequence[str | Path], protocol: Protocol, journal: Path, what: str = "films"
+) -> list[Reply]:
+    """Ask about every image file, greedily; the replies, in the order of `images`.
+
+    Films of equal length, in tokens, share a batch as far as possible, the longest first: least is padded, and memory
+    runs out at the start or never.  The replies to each batch are kept in the folder `journal` as they are made.  A run
+    that was cut off asks a batch again whole or not at all, so that it ends as if nothing had happened.
+    """
+    from tqdm import tqdm
+
+    images = [Path(image) for image in images]
+    given, waiting = {}, []
+    for numbers in _batches(reader, images):
+        files = [images[number] for number in numbers]
+        place = journal / f"{_digest([reader.key, protocol.hash, *map(records.sha256, files)])}.json"
+        if place.exists():
+            kept = json.loads(place.read_text(encoding="utf-8"))
+            given |= zip(numbers, itertools.starmap(Reply, kept), strict=True)
+        else:
+            waiting.append((numbers, files, place))
+    with tqdm(total=len(images), initial=len(given), desc=what, mininterval=5, file=sys.stderr) as bar:
+        for numbers, files, place in waiting:
+            said = _fitting(reader, files, protocol)
+            with records.replacing(place) as unfinished:
+                unfinished.write_text(json.dumps(said), encoding="utf-8")
+            given |= zip(numbers, said, strict=True)
+            bar.update(len(files))
+    return [given[number] for number in range(len(images))]
+
+
+def _batches(reader: Reader, images: list[Path]) -> list[list[int]]:
+    """The numbers of the images, in batches by the length of the input, the longest first.
+
+    transformers counts an image's tokens from its size alone, by a method that it names private and vLLM relies on;
+    a processor without it is taken to make more tokens of more pixels.
+    """
+    from PIL import Image
+
+    sizes = [Image.open(image).size[::-1] for image in images]
+    if hasattr(reader.processor, "_get_num_multimodal_tokens"):
+        tokens = reader.processor._get_num_multimodal_tokens(image_sizes=sizes).num_image_tokens
+    else:
+        tokens = [height * width for height, width in sizes]
+    order = sorted(range(len(images)), key=lambda number: -tokens[number])
+    return [order[start : start + reader.batch] for start in range(0, len(order), reader.batch)]
+
+
+def _fitting(reader: Reader, files: list[Path], protocol: Protocol) -> list[Reply]:
+    """The replies to one batch; where memory runs out, to one half of it and then the other.
+
+    `config.Predict` says when a smaller batch may change a reply.
+    """
+    try:
+        return _replies(reader, files, protocol)
+    except Exception as error:  # libraries wrap it in one of their own
+        if not runtime.out_of_memory(error):
+            raise
+        if len(files) == 1:
+            raise MemoryError("no memory is left to answer one film; lower predict.max_new_tokens") from error
+    half = len(files) // 2  # outside the handler, which holds on to all that did not fit
+    print(f"no memory is left for {len(files)} films at once; trying {half}", file=sys.stderr, flush=True)
+    return _fitting(reader, files[:half], protocol) + _fitting(reader, files[half:], protocol)
+
+
+def _replies(reader: Reader, files: list[Path], protocol: Protocol) -> list[Reply]:
+    """The replies to one batch; one is cut off where no token that ends a reply was generated."""
+    import torch
+    from PIL import Image
+
+    model, processor = reader.model, reader.processor
+    inputs = models.inputs(processor, [Image.open(file) for file in files], protocol.prompt).to(model.device)
+    with torch.inference_mode():
+        output = model.generate(**inputs, max_new_tokens=protocol.max_new_tokens, do_sample=False)
+    written, opening = output[:, inputs["input_ids"].shape[1] :], models.opened(processor)
+    ended = torch.isin(written, torch.tensor(model.generation_config.eos_token_id, device=written.device)).any(dim=1)
+    texts = processor.batch_decode(written, skip_special_tokens=True)
+    return [Reply(opening + text, not end) for text, end in zip(texts, ended.tolist(), strict=True)]
+
+
+def _digest(values: list) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+
+
+def choose_checkpoint(
+    study: config.Study, model: str | None, checkpoint: str | None, seed: int | None
+) -> tuple[str, str, int]:
+    """The model, checkpoint and seed to ask, each the study's own unless it is given.
+
+    These are the study's first model, the last checkpoint that a run without `--full` makes of it (where the study has
+    GRPO, its best), and the first seed.  Raises ParamsError where several formats are trained and none is the last.
+    """
+    model, seed = model or next(iter(study.models)), study.seeds[0] if seed is None else seed
+    if checkpoint is None:
+        short, whole = ([name for each, name, _ in of.checkpoints() if each == model] for of in (study.short(), study))
+        *others, checkpoint = short or whole or ["untuned"]
+        if checkpoint.startswith("sft/") and any(name.startswith("sft/") for name in others):
+            raise config.ParamsError(f"{study.file.name}: {model}: --checkpoint: choose one of {', '.join(whole)}")
+    return model, checkpoint, seed
+
+
+def find_films(paths: Sequence[str | Path]) -> list[Path]:
+    """The files in `paths`, and in place of a folder the films at any depth in it, by name.
+
+    In a folder, films are what has the ending or the first bytes of a PNG, JPEG or DICOM file; what else lies there is
+    named on standard error.  Raises FilmError for a folder without films.
+    """
+    found = []
+    for path in map(Path, paths):
+        if not os.path.isdir(path):
+            found.append(path)
+            continue
+        inside = (file for file in path.rglob("*") if file.is_symlink() or not file.is_dir())  # links are not followed
+        files = sorted(file for file in inside if not file.name.startswith("."))
+        here = {file: file.suffix.lower() in ENDINGS or _begins_as_film(file) for file in files}
+        if not any(here.values()):
+            raise FilmError(f"{path}: no PNG, JPEG or DICOM file in this folder")
+        if others := [file.name for file, film in here.items() if not film]:
+            print(f"{path}: not films: {textwrap.shorten(', '.join(others), 200)}", file=sys.stderr)
+        found += [file for file, film in here.items() if film]
+    return found
+
+
+def _begins_as_film(file: Path) -> bool:
+    try:
+        return file.name != "DICOMDIR" and bool(images._kind(file))
+    except FilmError:
+        return False
+
+
+def own(
+    study: config.Study, model: str, checkpoint: str, seed: int, paths: Sequence[str | Path]
+) -> list[str | FilmError]:
+    """Ask a checkpoint of the study about films of one's own (PNG, JPEG or DICOM), under the same protocol.
+
+    The replies, in order; in place of a reply the FilmError of a file that cannot be used.  Every file is read before
+    the model is loaded, which is not done for none.  Raises ParamsError for a checkpoint the params file does not name,
+    RecordError for one that has not been made.
+    """
+    _refuse_missing(study, model, checkpoint, seed)
+    protocol = Protocol.of(study, study.prompt(model, checkpoint), study.home)
+    with TemporaryDirectory() as folder:
+        images = {number: Path(folder) / f"{number}.png" for number in range(len(paths))}
+        faults = {}
+        for number, path in enumerate(paths):
+            try:
+                prepare(path, protocol.image_size).save(images[number])
+            except FilmError as error:
+                faults[number] = error
+                del images[number]
+        if not images:
+            return list(faults.values())
+        print(f"Asking {model}, {checkpoint}, seed {seed}", file=sys.stderr, flush=True)
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # `ask` shows the one that tells how long it takes
+        reader = load(study.models[model], adapter(study, model, checkpoint, seed), study.predict.batch)
+        replies = ask(reader, list(images.values()), protocol, Path(folder) / JOURNAL)
+    answered = faults | dict(zip(images, replies, strict=True))
+    return [answered[number] for number in range(len(paths))]
+
+
+def answer_row(film: str | Path, reply: str | FilmError) -> dict:
+    """One answer as plain data: `film`, `error` (why the film cannot be used, or ""), `reply` (the text as it came),
+    `reasoning`, `labels` (a list, or None where none can be read) and `refused`.
+    """
+    row = {"film": str(film), "error": "", "reply": "", "reasoning": "", "labels": None, "refused": False}
+    if isinstance(reply, FilmError):
+        return row | {"error": str(reply)}
+    reading = answers.read(reply)
+    labels = None if reading.failed else list(reading.labels)
+    return row | {"reply": reply, "reasoning": reading.reasoning, "labels": labels, "refused": reading.refused}
+
+
+def format_reply(reply: str) -> str:
+    """A reply as a person reads it: reasoning, then labels, or that there are none to be read."""
+    reading = answers.read(reply)
+    if reading.failed:
+        return f"{reply}\n\n{'The model declined.' if reading.refused else 'No labels can be read from this answer.'}"
+    return f"{reading.reasoning}\n\nLabels: {', '.join(reading.labels)}".lstrip()
+
+
+def caution(study: config.Study, model: str) -> str:
+    """What must be said beside any answer about a user's own film, with the model's note where it has one."""
+    said = "This is what a model of a study says, and no diagnosis."
+    if study.models[model].path.startswith(models.STAND_IN) or study.source(study.home).kind == "phantom":
+        said = "This model learnt from phantoms, which are drawn: what it says is no reading of a film."
+    return f"{said} {study.models[model].note}".rstrip()
+
+
+def _refuse_missing(study: config.Study, model: str, checkpoint: str, seed: int) -> None:
+    there = study.checkpoints()
+    for key, given, known in (
+        ("model", model, list(study.models)),
+        ("checkpoint", checkpoint, [variant for name, variant, _ in there if name == model]),
+        ("seed", seed, [number for name, variant, number in there if (name, variant) == (model, checkpoint)]),
+    ):
+        if given not in known:
+            choices = ", ".join(dict.fromkeys(map(str, known)))
+            raise config.ParamsError(f"{study.file.name}: no {key} {given!r}; choose one of {choices}")
+    weights = adapter(study, model, checkpoint, seed)
+    if weights and not (weights / "adapter_config.json").exists():
+        full = "" if (model, checkpoint, seed) in study.short().checkpoints() else "--full "
+        file = shlex.quote(os.path.relpath(study.file))
+        command = f"chexreason run {full}{file} {checkpoint.split('/')[0]}"
+        raise records.RecordError(
+            f"{weights}: no such checkpoint yet; `{command}` makes it, and `--checkpoint untuned` needs none"
+        )
+
+
+def predict(study: config.Study, model: str, checkpoint: str, seed: int) -> pd.DataFrame:
+    """Every answer of one checkpoint on validation and every test set; also written as `answers.parquet`.
+
+    Columns: dataset, film, patient, text (the reply as it came), labels (what evaluation reads from it), failed,
+    cut_off (whether it reached the token limit), refused, duplicates, unknown, reward (hard reward against the settled
+    labels; NaN where a data set leaves labels unknown), protocol (the hash of the `Protocol`, which the record's origin
+    holds whole, under `protocols`).
+    The journal stays beside it: where the notebook is cut off after this record, nothing is asked again.
+    """
+    trained, place = adapter(study, model, checkpoint, seed), folder(study, model, checkpoint, seed)
+    reader, tables = load(study.models[model], trained, study.predict.batch), []
+    for dataset, protocol in protocols(study, model, checkpoint).items():
+        films = curate.dataset(study, dataset)
+        given = replies(reader, films["image"], protocol, place / JOURNAL, f"{model} {checkpoint} on {dataset}")
+        tables.append(read(study, dataset, films, given, reader.processor, protocol))
+    table = pd.concat(tables, ignore_index=True)
+    made_of = [study.folder / curate.MANIFEST, *([trained / "adapter_model.safetensors"] if trained else [])]
+    told = {protocol.hash: protocol.model_dump() for protocol in protocols(study, model, checkpoint).values()}
+    origin = records.origin(study, seed, made_of) | models.provenance(study.models[model]) | {"protocols": told}
+    records.save(table, place / "answers.parquet", origin)
+    return table
+
+
+def try_prompts(study: config.Study) -> pd.DataFrame:
+    """The untuned model's answers under each prompt of `study.prompts`, as `read` has them, with a `prompt` column.
+
+    Also written as `prompts/answers.parquet`.  The journal stays, so that of edited prompts only those are asked again.
+    """
+    trial, place = study.prompts, study.folder / "prompts"
+    films = curate.dataset(study, study.home).head(trial.films)
+    reader, tables = load(study.models[trial.model], None, study.predict.batch), []
+    for name in trial.variants:
+        protocol = Protocol.of(study, name, study.home)
+        given = replies(reader, films["image"], protocol, place / JOURNAL, f"{trial.model}, {name}")
+        tables.append(read(study, study.home, films, given, reader.processor, protocol).assign(prompt=name))
+    table = pd.concat(tables, ignore_index=True)
+    origin = records.origin(study, study.seeds[0], [study.folder / curate.MANIFEST])
+    records.save(table, place / "answers.parquet", origin | models.provenance(study.models[trial.model]))
+    return table
+
+
+def read(
+    study: config.Study, dataset: str, films: pd.DataFrame, given: list[Reply | str], processor, protocol: Protocol
+) -> pd.DataFrame:
+    """Read replies about `films`: labels, failure, and the hard reward where every label of the film is known.
+
+    Of a reply given as text alone it is not known whether it was cut off (NA).
+    """
+    from chexreason.labels import CHEXPERT14
+
+    settings, known = study.grpo.reward, films[list(CHEXPERT14)].notna().all(axis="columns")
+    given = [Reply(reply, pd.NA) if isinstance(reply, str) else reply for reply in given]
+    texts = [reply.text for reply in given]
+    readings = [answers.read(text) for text in texts]
+    table = films[["film", "patient"]].assign(
+        dataset=dataset,
+        text=texts,
+        labels=[list(reading.labels) for reading in readings],
+        failed=[reading.failed for reading in readings],
+        cut_off=pd.array([reply.cut_off for reply in given], dtype="boolean"),
+        refused=[reading.refused for reading in readings],
+        duplicates=[reading.duplicates for reading in readings],
+        unknown=[reading.unknown for reading in readings],
+        reward=[
+            rewards.hard(
+                text, truth, rewards.length(text, settings.length_unit, processor.tokenizer(text).input_ids), settings
+            )
+            if judged
+            else float("nan")
+            for text, truth, judged in zip(texts, films["labels"], known, strict=True)
+        ],
+        protocol=protocol.hash,
+    )
+    return table[["dataset", *table.columns.drop("dataset")]]
+
+
+def format_protocols(study: config.Study, model: str, checkpoint: str) -> str:
+    """The protocols a checkpoint is asked under, as text: each with its hash, its data sets and all its parts."""
+    asked = protocols(study, model, checkpoint)
+    texts = {
+        protocol.hash: "\n".join(
+            [
+                f"Protocol {protocol.hash}, for {', '.join(name for name, each in asked.items() if each == protocol)}",
+                *(f"{part}: {value}" for part, value in protocol.model_dump(exclude={"prompt"}).items()),
+                f"prompt:\n{textwrap.indent(protocol.prompt, '    ')}",
+            ]
+        )
+        for protocol in asked.values()
+    }
+    return "\n\n".join(texts.values())
+
+
+def overview(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a data set: films, share without a readable label block, refusals, mean labels a film, mean hard reward.
+
+    Refusals are among the unreadable answers, and counted apart.  `cut_off` is the share of answers that reached the
+    token limit, and `malformed` the share that ended before it and yet cannot be read; NaN for a table that does not
+    tell them apart.
+    """
+    cut_off = table["cut_off"] if "cut_off" in table else pd.Series(pd.NA, table.index)
+    cut_off = cut_off.astype("Float64").astype(float)
+    malformed = (table["failed"] & (cut_off == 0)).where(cut_off.notna()).astype(float)
+    counted = table.assign(count=table["labels"].map(len), cut_off=cut_off, malformed=malformed)
+    columns = {
+        "films": ("film", "size"),
+        "fail_rate": ("failed", "mean"),
+        "cut_off": ("cut_off", "mean"),
+        "malformed": ("malformed", "mean"),
+        "refusals": ("refused", "sum"),
+        "labels_a_film": ("count", "mean"),
+        "mean_reward": ("reward", "mean"),
+    }
+    return counted.groupby("dataset", sort=False).agg(**columns).round(3)
+
+
+def example_answers(study: config.Study, table: pd.DataFrame, dataset: str, count: int) -> pd.DataFrame:
+    """The first `count` answers on `dataset` with films and labels, for `figures.film_beside_text`."""
+    films = curate.dataset(study, dataset).query("not credentialed")[["film", "image", "labels"]]
+    answered = table.loc[table["dataset"] == dataset, ["film", "text"]].head(count)
+    return answered.merge(films, on="film", validate="one_to_one")
+
+
+def summary(table: pd.DataFrame, note: str = "") -> str:
+    """What the answers show, a line of a Markdown list for each data set, and the model's note where it has one."""
+    lines = [
+        f"- {name}: {row.films:.0f} films, {row.fail_rate:.1%} unreadable, {row.refusals:.0f} refused, "
+        + (f"{row.cut_off:.1%} cut off at the token limit, " if pd.notna(row.cut_off) else "")
+        + f"{row.labels_a_film:.2f} labels a film"
+        + (f", mean hard reward {row.mean_reward:.3f}." if pd.notna(row.mean_reward) else ".")
+        for name, row in overview(table).iterrows()
+    ]
+    return "\n".join([*lines, *(["", escape(note)] if note else [])])

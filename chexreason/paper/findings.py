@@ -1,0 +1,193 @@
+"""The paper's four findings, held against a run in words that its intervals choose.
+
+A run speaks to a finding through comparisons of two of its checkpoints on the same films: what the second scores above
+the first in macro-F1.  Each has what the finding would lead one to expect, and a verdict:
+
+- `as published`: the paired 95 % interval leaves out zero, on the side that was expected;
+- `otherwise`: it leaves out zero on another side;
+- `not told`: it holds zero.  So two rewards that end level are never `as published`: no interval shows that.
+"""
+
+import pandas as pd
+
+from chexreason import config, records
+from chexreason.display.tables import estimate_text, title_text
+from chexreason.evaluation import compare, metrics, report
+from chexreason.paper import published
+
+VERDICTS = ("as published", "otherwise", "not told")
+
+_NEAR = {"shared9": "gained", "nih9": "lost"}
+"""What finding 1 expects of GRPO on a test set with the labels of training, and on one with NIH's."""
+
+_SCAFFOLD = {"medgemma": "not gained", "qwen": "gained"}
+"""What finding 3 expects of Reasoning A over Free Reasoning, by the model's key in the params file."""
+
+
+def paper() -> dict[int, str]:
+    """What the paper says in each of its four findings, with the figures it prints."""
+    home, away = published.printed_macro("CheXpert"), published.printed_macro("NIH")
+    medgemma, qwen = (published.validation(number).set_index("variant")["macro_f1"] for number in (2, 3))
+    best = published.validation(4).query("checkpoint == 'Best F1-Score'").set_index("reward")["macro_f1"]
+    untuned, sft, grpo = "MedGemma-4B", "MedGemma-4B SFT", "ChexReason"
+    return {
+        1: f"GRPO lifts macro-F1 on CheXpert from {home[sft]:.3f} to {home[grpo]:.3f} and lowers it on NIH "
+        f"from {away[sft]:.3f} to {away[grpo]:.3f}.",
+        2: f"SFT alone lifts macro-F1 on NIH from {away[untuned]:.3f} to {away[sft]:.3f}.",
+        3: "Structure helps the general-purpose model and not the medical one: Reasoning A against Free Reasoning has "
+        f"{qwen['Reasoning A']:.3f} against {qwen['Free Reasoning']:.3f} on Qwen, "
+        f"{medgemma['Reasoning A']:.3f} against {medgemma['Free Reasoning']:.3f} on MedGemma.",
+        4: f"Hard and nuanced reward end level, at {best['Hard']:.3f} and {best['Nuanced']:.3f}.",
+    }
+
+
+def comparisons(study, paired: pd.DataFrame) -> pd.DataFrame:
+    """Every comparison of the run that speaks to a finding; empty where nothing was trained.
+
+    `paired` is the record of that name.  The steps of training stand in it; formats and rewards are compared here on
+    validation films, from the answers' records, with the draws that `paired` was made with.  Columns: finding,
+    expected, those of `paired`, said (`metrics.verdict`) and verdict (one of `VERDICTS`).
+    """
+    steps = report.gains(paired)
+    steps = steps[steps["dataset"].isin(study.tests)]
+    grpo, sft = (steps[steps["second"].str.contains(f"/{stage}/")] for stage in ("grpo", "sft"))
+    tables = [
+        grpo.assign(finding=1, expected=grpo["label_set"].map(_NEAR)),
+        sft[sft["label_set"] == "nih9"].assign(finding=2, expected="gained"),
+        *_formats(study),
+        *_rewards(study),
+    ]
+    columns = ["finding", "expected", *paired.columns]
+    table = pd.concat([one.reindex(columns=columns) for one in tables], ignore_index=True)
+    said = [metrics.verdict(*bounds) for bounds in table[["low", "high"]].to_numpy()]
+    told = [_verdict(*pair) for pair in zip(table["expected"], said, strict=True)]
+    return table.assign(said=pd.Series(said, dtype="str"), verdict=pd.Series(told, dtype="str"))
+
+
+def _formats(study) -> list[pd.DataFrame]:
+    """Reasoning A against Free Reasoning, for each model and seed that has both."""
+    checkpoints = ("sft/free_reasoning", "sft/reasoning_a")
+    return [
+        _between(study, model, checkpoints, seed).assign(finding=3, expected=_SCAFFOLD[model])
+        for model, seed in _format_pairs(study)
+    ]
+
+
+def _format_pairs(study) -> list[tuple[str, int]]:
+    trained = {(run.model, seed, run.format): None for run, seed in study.runs("sft") if run.model in _SCAFFOLD}
+    return [
+        (model, seed)
+        for model, seed, form in trained
+        if form == "reasoning_a" and (model, seed, "free_reasoning") in trained
+    ]
+
+
+def _rewards(study) -> list[pd.DataFrame]:
+    """The hard against the nuanced reward, at the last and the best checkpoint, where both started from one model."""
+    return [
+        _between(study, model, (f"grpo/nuanced{which}", f"grpo/hard{which}"), seed).assign(finding=4, expected="level")
+        for model, seed in _reward_pairs(study)
+        for which in ("", "-best")
+    ]
+
+
+def _reward_pairs(study) -> list[tuple[str, int]]:
+    trained = {(run.model, seed, run.format, run.reward): None for run, seed in study.runs("grpo")}
+    return [
+        (model, seed)
+        for model, seed, form, reward in trained
+        if reward == "hard" and (model, seed, form, "nuanced") in trained
+    ]
+
+
+def _spoken_to(study) -> dict[int, bool]:
+    """Whether the runs of a study have a comparison for each finding."""
+    pairs = {1: study.grpo.runs, 2: study.sft.runs, 3: _format_pairs(study), 4: _reward_pairs(study)}
+    return {finding: bool(found) for finding, found in pairs.items()}
+
+
+def _between(study, model: str, checkpoints: tuple[str, str], seed: int) -> pd.DataFrame:
+    """A row as in the `paired` record: two checkpoints on validation films, over all labels scored there."""
+    films, label_set = compare.labeled_films(study), study.curate.label_sets[0]
+    scored = [
+        compare.score_answers(
+            study, films, records.load(compare.answers_path(study, model, checkpoint, seed)), study.home, label_set
+        )
+        for checkpoint in checkpoints
+    ]
+    names = [compare.model_name(study, model, checkpoint) for checkpoint in checkpoints]
+    where = {"dataset": study.home, "label_set": label_set, "seed": seed, "first": names[0], "second": names[1]}
+    return metrics.difference(*scored, ("macro_f1",)).assign(**where)
+
+
+def _verdict(expected: str, said: str) -> str:
+    if said == "cannot be told apart":
+        return "not told"
+    agrees = said == expected or (expected, said) == ("not gained", "lost")
+    return "as published" if agrees else "otherwise"
+
+
+def comparison_table(table: pd.DataFrame) -> pd.DataFrame:
+    """`comparisons` to be read: finding, dataset, step, seed, expected, change with its interval, and the verdict."""
+    columns = {
+        "step": table["first"] + " → " + table["second"].str.split("/", n=1).str[1],
+        "change": [estimate_text(row.difference, row.low, row.high, sign="+") for row in table.itertuples()],
+    }
+    return table.assign(**columns)[["finding", "dataset", "step", "seed", "expected", "change", "verdict"]]
+
+
+def summary(study, table: pd.DataFrame) -> pd.DataFrame:
+    """A row a finding: what the paper says, what this run shows and how sure it is; headers say what is phantom."""
+    run, full = title_text("this run", study.phantom), _spoken_to(config.load(study.file))
+    rows = [
+        {
+            "finding": number,
+            "the paper, published": text,
+            run: _status(table[table["finding"] == number], full[number]),
+            "how sure": _sure(table[table["finding"] == number]),
+        }
+        for number, text in paper().items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _status(rows: pd.DataFrame, full: bool) -> str:
+    """How many comparisons came out how, by what was expected of them; `full`: whether a full run has any."""
+    if rows.empty:
+        return f"no comparison speaks to it{'; left to a full run' if full else ''}"
+    parts = []
+    for expected, group in rows.groupby("expected", sort=False):
+        counts = ", ".join(f"{count} {said}" for said, count in group["said"].value_counts(sort=False).items())
+        parts.append(f"of {len(group)} expected {expected}: {counts}")
+    return "; ".join(parts)
+
+
+def _sure(rows: pd.DataFrame) -> str:
+    """How wide the intervals are, and from how many seeds of training."""
+    if rows.empty:
+        return "–"
+    half, seeds = (rows["high"] - rows["low"]).median() / 2, rows["seed"].nunique()
+    seeds_told = "one training seed, so its chance is in no interval" if seeds == 1 else f"{seeds} training seeds"
+    return f"intervals of ±{half:.3f} (median); {seeds_told}"
+
+
+def conclusions(study, table: pd.DataFrame) -> list[str]:
+    """A sentence for each finding: whether it appears in this run."""
+    kind = "this phantom run" if study.phantom else "this run"
+    return [f"Finding {number} {_conclusion(table[table['finding'] == number], kind)}" for number in paper()]
+
+
+def _conclusion(rows: pd.DataFrame, kind: str) -> str:
+    if rows.empty:
+        return f"is one that {kind} cannot speak to."
+    counts = rows["verdict"].value_counts().reindex(VERDICTS, fill_value=0)
+    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    if counts["not told"] == len(rows):
+        word = f"can be neither seen nor ruled out in {kind}"
+    elif counts["otherwise"] == 0:
+        word = f"appears in {kind}" + (" in part" if counts["not told"] else "")
+    elif counts["as published"] == 0:
+        word = f"does not appear in {kind}, which speaks against it"
+    else:
+        word = f"appears in {kind} in some comparisons, and others speak against it"
+    return f"{word} ({told})."

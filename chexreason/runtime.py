@@ -1,0 +1,37 @@
+"""Threads, devices and memory of the machine a stage runs on."""
+
+import os
+
+NO_MEMORY = ("can't allocate memory", "not enough memory", "could not create a primitive")
+"""What torch says on a CPU whose memory is used up; the last are the words of oneDNN, which convolves there."""
+
+
+def threads() -> int:
+    """How many threads torch may use: what OMP_NUM_THREADS says, or one."""
+    return int(os.environ.get("OMP_NUM_THREADS", "1"))
+
+
+def steady_threads() -> None:
+    """Hold torch to `threads()`, so that the same sums are taken in the same order."""
+    import torch
+
+    torch.set_num_threads(threads())
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what it arose from, says that the machine or its GPU has no memory left."""
+    import torch
+
+    if error is None:
+        return False
+    lacking = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    lacking |= isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+    return lacking or out_of_memory(error.__cause__ or error.__context__)
+
+
+def on_cpu() -> dict:
+    """Trainer arguments that depend on the machine: bf16 on a GPU that has it, plain float32 on a CPU."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    return {"use_cpu": not gpu, "bf16": gpu and torch.cuda.is_bf16_supported()}

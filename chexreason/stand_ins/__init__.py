@@ -1,0 +1,1 @@
+"""The small models of the real architectures, and how they are built."""

@@ -1,0 +1,381 @@
+"""The study's teacher at work: it writes traces of each format, is asked again for a faulty one, and is paid once.
+
+A finished reply is a line of `runs/<study>/curate/teacher/replies.jsonl`, on disk before it is used.  A run that was
+cut off, or that is repeated, asks only for what is not there; delete the file to have everything asked again.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import pandas as pd
+
+from chexreason import answers, config, prompts
+from chexreason.teacher import check, clients, rules
+from chexreason.teacher.clients import Asker, NoReply, Question, Reply, TeacherError
+
+REPLIES = "curate/teacher/replies.jsonl"
+ASIDE = "curate/traces_aside.parquet"
+ENOUGH = 10
+"""After so many questions in a row without a reply the endpoint is taken to be down."""
+
+DECISIVE = ("kind", "model", "dtype", "max_new_tokens", "temperature")
+"""The settings that a reply depends on, beside the question; the others say how it is fetched, judged and paid."""
+
+
+class Written(NamedTuple):
+    """What the teacher wrote.
+
+    `traces`: film, format, reasoning, labels (positives), text (as published), check (always ""), format by format, in
+    the order of the films.
+    `aside`: film, format, reason, attempts, for the films without a trace of that format.
+    `requests`: film, format, attempt (from 1), fault, tokens_in, tokens_out, cost, cached (asked by an earlier run).
+    """
+
+    traces: pd.DataFrame
+    aside: pd.DataFrame
+    requests: pd.DataFrame
+
+
+class Judged(NamedTuple):
+    """A reply, what is wrong with it ("" when nothing is), and whether an earlier run asked for it."""
+
+    reply: Reply
+    fault: str
+    cached: bool
+
+
+@dataclass
+class Case:
+    """A film on its way to a trace of one format; `wording` is the format's prompt.
+
+    `question` is the one now asked and `request` its hash; `unanswered` says why there was no reply to it.
+    """
+
+    film: str
+    labels: tuple[str, ...]
+    image: Path
+    format: str
+    wording: str
+    question: Question | None = None
+    request: str = ""
+    judged: list[Judged] = field(default_factory=list)
+    unanswered: str = ""
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the pixels, which stay when a file's metadata change."""
+        pixels = clients.pixels(self.image)
+        return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with the last reply."""
+        return self.judged[-1].fault if self.judged else ""
+
+    @property
+    def answer(self) -> answers.Answer | None:
+        """The trace, when the last reply was fine."""
+        if not self.judged or self.fault:
+            return None
+        reasoning, labels = answers.read_strict(self.judged[-1].reply.text, self.format)
+        return answers.Answer(reasoning.strip(), labels)
+
+    @property
+    def waits(self) -> bool:
+        """Whether another question may bring a trace."""
+        return not self.unanswered and self.answer is None
+
+
+def write(study: config.Study, films: pd.DataFrame) -> Written:
+    """A trace of each of the study's formats for every film, by whichever teacher the params file names.
+
+    `films` has film (str), view, labels (positive names), boxes and image (path) a row, as `curate.dataset` gives them.
+    Only Label has nothing to think of: no teacher is asked for it.  Only traces that pass `check.check` are kept.
+    The same replies give the same traces, in whatever order they came.
+    Raises TeacherError when the teacher cannot work as it is set up; what it answered until then is kept.
+    """
+    wordings = {format: prompt(study, format) for format in _asked_for(study)}
+    cases = {format: _cases(films, format, wording) for format, wording in wordings.items()}
+    if cases:
+        _ask(study, cases)
+    seed = study.teacher.seed
+    tables = [
+        _outcomes(cases[format]) if format in cases else rules.traces(films, seed, format).assign(attempts=1)
+        for format in study.formats
+    ]
+    table = pd.concat(tables, ignore_index=True)
+    failed = table["check"] != ""
+    traces, aside = table[~failed].drop(columns="attempts"), table[failed].rename(columns={"check": "reason"})
+    return Written(
+        traces.reset_index(drop=True),
+        aside[["film", "format", "reason", "attempts"]].reset_index(drop=True),
+        _requests([case for some in cases.values() for case in some], study.teacher),
+    )
+
+
+def origin(study: config.Study) -> dict:
+    """Who wrote the traces, for the origin of their record: kind, model, each prompt's hash, and the agreement.
+
+    The agreement is the user's statement that credentialed films may be sent to this endpoint.
+    """
+    settings = study.teacher
+    if settings.kind == "rules":
+        return {"kind": settings.kind}
+    hashes = {format: hashlib.sha256(prompt(study, format).encode()).hexdigest() for format in _asked_for(study)}
+    agreement = getattr(settings, "agreement", None)
+    return {"kind": settings.kind, "model": settings.model, "prompts": hashes, "agreement": agreement}
+
+
+def summary(written: Written) -> str:
+    """How many films have a trace of each format, why the others have none, and what all requests cost.
+
+    Requests count whenever they were made.  No film is named.
+    """
+    traces, aside, requests = written
+    lines = []
+    for format in dict.fromkeys([*traces["format"], *aside["format"]]):
+        reasons = aside.loc[aside["format"] == format, "reason"].str.split(":").str[0].value_counts()
+        kept, lost = (traces["format"] == format).sum(), reasons.sum()
+        lines.append(f"{format}: {kept:,} traces; {lost:,} films set aside.")
+        lines += [f"- {kind}: {count:,}." for kind, count in reasons.items()]
+    if len(requests):
+        tokens = f"{requests['tokens_in'].sum():,} tokens in, {requests['tokens_out'].sum():,} tokens out"
+        lines.append(f"{len(requests):,} requests: {tokens}, cost {requests['cost'].sum():,.2f}.")
+    return "\n".join(lines)
+
+
+def prompt(study: config.Study, format: str) -> str:
+    """The text of the teacher's prompt for `format`: a file of `prompts/teacher/` by name, or one beside the params.
+
+    Raises TeacherError when neither is there or can be read, or when the text has no place for the labels.
+    """
+    name, packaged = study.teacher.prompts.get(format, format), prompts.names("teacher")
+    key, beside = f"teacher.prompts.{format}", study.file.parent / name
+    if name not in packaged and not beside.is_file():
+        raise TeacherError(
+            f"{study.file.name}: {key}: {name!r} is neither a prompt of prompts/teacher "
+            f"({', '.join(packaged)}) nor a file beside the params file"
+        )
+    try:
+        text = prompts.load(f"teacher/{name}") if name in packaged else beside.read_text(encoding="utf-8").rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TeacherError(f"{study.file.name}: {key}: {name} cannot be read as text in UTF-8: {error}") from None
+    if "{labels}" not in text:
+        raise TeacherError(f"{key}: {name} does not say {{labels}}, so the teacher would not be told them")
+    return text
+
+
+class Replies:
+    """The finished replies of a study in `file`, open for appending bytes: a JSON line each.
+
+    Raises TeacherError when another process has the file, or for a line that holds no reply.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._lock = file, threading.Lock()
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TeacherError(f"{file.name}: another run is asking this teacher; wait for it, or stop it") from None
+        self._known = dict(self._lines())
+
+    def get(self, film: str, request: str) -> Reply | None:
+        """The reply to this request about `film`, or None."""
+        return self._known.get((film, request))
+
+    def add(self, film: str, request: str, reply: Reply) -> None:
+        """Put a reply on disk; when this returns, no power cut takes it away."""
+        line = json.dumps({"film": film, "request": request, **reply._asdict()}).encode() + b"\n"
+        with self._lock:
+            self._file.write(line)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def _lines(self) -> Iterator[tuple[tuple[str, str], Reply]]:
+        """What is there; a last line that a kill cut off is taken out of the file."""
+        self._file.seek(0)
+        whole, newline, _ = self._file.read().rpartition(b"\n")
+        self._file.truncate(len(whole + newline))
+        for number, line in enumerate(whole.split(b"\n") if newline else [], 1):
+            try:
+                values = json.loads(line)
+                yield (values.pop("film"), values.pop("request")), Reply(**values)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise TeacherError(f"{self._file.name}: line {number} holds no reply; take that line out") from None
+
+
+_WHEN = {False: "asked", True: "from earlier runs"}
+
+
+class Meter:
+    """A progress bar over traces that also shows what was asked and its cost, this run's and earlier runs' apart."""
+
+    def __init__(self, traces: int, settings: config.Asked):
+        from tqdm.std import tqdm
+
+        self.bar = tqdm(total=traces, desc="traces", unit="trace", mininterval=5, file=sys.stderr)
+        self._settings, self._counts, self._costs = settings, {True: 0, False: 0}, {True: 0.0, False: 0.0}
+
+    def turn_to(self, format: str) -> None:
+        """Say which format's traces are written now."""
+        self.bar.set_description_str(f"traces, {format}")
+
+    def count(self, reply: Reply, cached: bool) -> None:
+        """Take one finished request into account."""
+        self._counts[cached] += 1
+        self._costs[cached] += cost(reply, self._settings)
+        told = [f"{self._counts[each]} {name}, cost {self._costs[each]:.2f}" for each, name in _WHEN.items()]
+        self.bar.set_postfix_str("; ".join(told), refresh=False)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self.bar.close()
+
+
+def cost(reply: Reply, settings: config.Asked) -> float:
+    """What a reply cost, in the currency of the prices in the params file; a local model's costs nothing."""
+    prices = getattr(settings, "price_in", 0.0), getattr(settings, "price_out", 0.0)
+    return (reply.tokens_in * prices[0] + reply.tokens_out * prices[1]) / 1e6
+
+
+def _asked_for(study: config.Study) -> list[str]:
+    """The formats for which a model is asked."""
+    return [] if study.teacher.kind == "rules" else [each for each in study.formats if each != answers.ONLY_LABEL]
+
+
+def _cases(films: pd.DataFrame, format: str, wording: str) -> list[Case]:
+    return [Case(film.film, tuple(film.labels), Path(film.image), format, wording) for film in films.itertuples()]
+
+
+def _outcomes(cases: list[Case]) -> pd.DataFrame:
+    """What came of `cases`: the columns of `rules.traces`, and attempts."""
+    rows = []
+    for case in cases:
+        answer = case.answer
+        text = answers.write(answer, case.format) if answer else ""
+        reasoning, labels = answer or ("", ())
+        attempts = len(case.judged) + bool(case.unanswered)
+        rows.append((case.film, case.format, reasoning, list(labels), text, case.unanswered or case.fault, attempts))
+    return pd.DataFrame(rows, columns=["film", "format", "reasoning", "labels", "text", "check", "attempts"])
+
+
+def _ask(study: config.Study, cases: dict[str, list[Case]]) -> None:
+    """Ask for all cases, format by format."""
+    settings = study.teacher
+    asker = cache(lambda: clients.asker(settings))  # made when first needed: what is on disk needs no key and no GPU
+    path = study.folder / REPLIES
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file, closing(Meter(sum(map(len, cases.values())), settings)) as meter:
+        replies = Replies(file)
+        for format, some in cases.items():
+            meter.turn_to(format)
+            _ask_format(some, settings, replies, asker, meter)
+
+
+def _ask_format(
+    cases: list[Case], settings: config.Asked, replies: Replies, asker: Callable[[], Asker], meter: Meter
+) -> None:
+    """Ask for every case once, then again for those whose reply was faulty, until the retries are used up."""
+    again = prompts.load("teacher/again")
+    for attempt in range(settings.retries + 1):
+        waiting = [case for case in cases if case.waits]
+        for case in waiting:
+            case.question = _question(case, attempt, again, settings)
+            case.request = _request(case, attempt, settings)
+        for case, reply, cached in _answered(waiting, replies, asker):
+            if isinstance(reply, NoReply):
+                case.unanswered = f"no reply: {reply}"
+            else:
+                case.judged.append(Judged(reply, _fault(reply, case, settings), cached))
+                meter.count(reply, cached)
+            meter.bar.update(not case.waits)
+    meter.bar.update(sum(case.waits for case in cases))
+
+
+def _answered(waiting: list[Case], replies: Replies, asker: Callable[[], Asker]) -> Iterator[tuple]:
+    """Each case with its reply, or the NoReply that came instead, and whether an earlier run asked for it."""
+    known = [(case, replies.get(case.film, case.request)) for case in waiting]
+    yield from ((case, reply, True) for case, reply in known if reply)
+    new = [case for case, reply in known if not reply]
+    if new:
+        yield from ((case, reply, False) for case, reply in _side_by_side(new, replies, asker()))
+
+
+def _side_by_side(cases: list[Case], replies: Replies, asker: Asker) -> Iterator[tuple[Case, Reply | NoReply]]:
+    """Ask the questions of `cases`, as many at once as the asker takes; a reply is on disk before it is handed on.
+
+    Raises TeacherError when the asker does, or when nothing is answered any more; what is under way is waited for.
+    """
+
+    def ask(group: list[Case]) -> list[Reply]:
+        said = asker.ask([case.question for case in group])
+        for case, reply in zip(group, said, strict=True):
+            replies.add(case.film, case.request, reply)
+        return said
+
+    misses = 0
+    with ThreadPoolExecutor(asker.workers) as pool:
+        groups = [cases[start : start + asker.together] for start in range(0, len(cases), asker.together)]
+        under_way = {pool.submit(ask, group): group for group in groups}
+        try:
+            for done in as_completed(under_way):
+                error = done.exception()
+                misses = misses + 1 if isinstance(error, NoReply) else 0
+                if misses == ENOUGH:
+                    raise TeacherError(
+                        f"{misses} questions in a row had no reply, the last: {error}; what was answered is kept"
+                    )
+                said = [error] * len(under_way[done]) if misses else done.result()
+                yield from zip(under_way[done], said, strict=True)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _question(case: Case, attempt: int, again: str, settings: config.Asked) -> Question:
+    """The format's prompt with the film's labels, and with what was wrong with the last reply.
+
+    The seed comes from the image, which is sent anyway, so that no name can be guessed from it.
+    """
+    text = case.wording.replace("{labels}", ", ".join(case.labels) or "none")
+    text = text.replace("{min_words}", str(settings.min_words)).replace("{max_words}", str(settings.max_words))
+    if case.fault:
+        text += "\n\n" + again.replace("{fault}", case.fault)
+    seed = int(_hash(settings.seed, attempt, case.sha256)[:8], 16) >> 1
+    return Question(text, case.image if settings.show_film else None, seed)
+
+
+def _request(case: Case, attempt: int, settings: config.Asked) -> str:
+    """The hash of all that a reply depends on, and of the format, so that two formats of one prompt stay apart."""
+    image = case.sha256 if settings.show_film else None
+    decisive = [getattr(settings, name, None) for name in DECISIVE]
+    return _hash(case.format, case.question.text, case.labels, image, attempt, case.question.seed, decisive)
+
+
+def _hash(*parts) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _fault(reply: Reply, case: Case, settings: config.Asked) -> str:
+    return reply.fault or check.check(reply.text, case.labels, case.format, settings.min_words, settings.max_words)
+
+
+def _requests(cases: list[Case], settings: config.Teacher) -> pd.DataFrame:
+    """The table of requests, from the replies to each case."""
+    columns = ["film", "format", "attempt", "fault", "tokens_in", "tokens_out", "cost", "cached"]
+    rows = [
+        (case.film, case.format, attempt, fault, reply.tokens_in, reply.tokens_out, cost(reply, settings), cached)
+        for case in cases
+        for attempt, (reply, fault, cached) in enumerate(case.judged, 1)
+    ]
+    return pd.DataFrame(rows, columns=columns)

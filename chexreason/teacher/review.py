@@ -1,0 +1,200 @@
+"""A sheet of random traces of one format, film beside trace, and a radiologist's verdicts on them read back."""
+
+import base64
+import hashlib
+import json
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from chexreason import answers, config, records
+from chexreason.data import curate, sampling
+from chexreason.teacher import check, clients
+
+COUNT = 100
+"""Traces on a sheet, as in the paper."""
+
+VERDICTS = ("accept", "revise", "reject")
+COLUMNS = ["number", "film", "trace", "verdict", "comment"]
+HEADING = 2
+"""Row number of the first verdict: people and spreadsheets count from 1, and the heading is row 1."""
+
+
+class ReviewError(ValueError):
+    """Verdicts cannot be read, or would be lost; the message names the file, the row and what would be right."""
+
+
+def drawn(study: config.Study, count: int = COUNT, format: str | None = None) -> pd.DataFrame:
+    """The traces on the sheet, drawn at random with the teacher's seed: number, film, labels, reasoning, trace, image.
+
+    They are of one format: the study's first that has a reasoning, unless told otherwise.  `trace` is a hash of film
+    and text, by which a changed trace is told; `image` is a path.
+    Raises ReviewError where there is no trace of that format.
+    """
+    written, format = _traces(study), _format(study, format)
+    traces = written[written["format"] == format]
+    if traces.empty:
+        there = ", ".join(written["format"].unique())
+        raise ReviewError(f"{check.TRACES} holds no trace of {format}; it has {there}")
+    order = np.argsort(sampling.unit(traces["film"], f"{study.teacher.seed}/review"))[:count]
+    films = records.load(study.folder / curate.MANIFEST)[["film", "path", "source"]]
+    some = traces.iloc[order].merge(films, on="film", validate="one_to_one")
+    return some.assign(number=range(1, len(some) + 1), image=[study.folder / path for path in some["path"]])
+
+
+def write(study: config.Study, count: int = COUNT, format: str | None = None) -> Path:
+    """Write `sheet.html` and `verdicts.csv` (to be filled in) to `runs/<study>/review/<format>`; return that folder.
+
+    The format is as in `drawn`.  The page holds everything it shows.  It stays there: films may not be for everyone, so
+    no book takes it in.
+    Raises ReviewError rather than write over verdicts.
+    """
+    folder, some = study.folder / "review" / _format(study, format), drawn(study, count, format)
+    sheet, verdicts = folder / "sheet.html", folder / "verdicts.csv"
+    if verdicts.exists() and (_rows(verdicts)[["verdict", "comment"]] != "").any(axis=None):
+        raise ReviewError(f"{verdicts}: holds verdicts; move it away before a new sheet is drawn")
+    with records.replacing(sheet) as temporary:
+        temporary.write_text(_page(study, some), encoding="utf-8")
+    with records.replacing(verdicts) as temporary:
+        some.reindex(columns=COLUMNS).to_csv(temporary, index=False, encoding="utf-8-sig")  # spreadsheets need the BOM
+    return folder
+
+
+def read(study: config.Study, file: str | Path) -> pd.DataFrame:
+    """The verdicts in a filled-in `verdicts.csv`: film, verdict, comment; rows without a verdict are left out.
+
+    A trace is known by its hash, so the file may be of any format's sheet.
+
+    Raises ReviewError for a missing column, an unknown verdict or film, a film given twice, a trace that has changed
+    since the sheet was drawn, or no verdict at all.
+    """
+    rows = _rows(Path(file))
+    rows = rows[rows["verdict"] != ""]
+    if rows.empty:
+        raise ReviewError(f"{file}: holds no verdict yet; write {', '.join(VERDICTS)} into the column verdict")
+    traces = _traces(study).groupby("film")["trace"].agg(set)
+    judged = rows["film"].duplicated()
+    for row in rows.assign(again=judged).itertuples():
+        where = f"{file}, row {row.Index + HEADING}"
+        if row.verdict not in VERDICTS:
+            raise ReviewError(f"{where}: unknown verdict {row.verdict!r}; choose one of {', '.join(VERDICTS)}")
+        if row.film not in traces.index:
+            raise ReviewError(f"{where}: no trace of film {row.film!r} in {check.TRACES}")
+        if row.trace not in traces[row.film]:
+            raise ReviewError(f"{where}: the trace of film {row.film} is another one now; draw a new sheet")
+        if row.again:
+            raise ReviewError(f"{where}: film {row.film} has a verdict already, in a row above")
+    return rows[["film", "verdict", "comment"]].reset_index(drop=True)
+
+
+def shares(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """How often each verdict was given: verdict, count, share, low, high (the 95 % interval of Wilson's score)."""
+    from scipy.stats import binomtest
+
+    counts = verdicts["verdict"].value_counts().reindex(VERDICTS, fill_value=0)
+    intervals = [binomtest(int(count), len(verdicts)).proportion_ci(0.95, "wilson") for count in counts]
+    return pd.DataFrame(
+        {
+            "verdict": VERDICTS,
+            "count": counts.to_numpy(),
+            "share": counts.to_numpy() / len(verdicts),
+            "low": [interval.low for interval in intervals],
+            "high": [interval.high for interval in intervals],
+        }
+    )
+
+
+def verdict_summary(verdicts: pd.DataFrame) -> str:
+    """The shares, and what was said about the traces that were not accepted, as text."""
+    table = shares(verdicts).itertuples()
+    lines = [f"{row.verdict}: {row.count}, {row.share:.0%} ({row.low:.0%} to {row.high:.0%})" for row in table]
+    others = verdicts[verdicts["verdict"] != "accept"]
+    comments = [f"- {row.film}, {row.verdict}: {row.comment or 'no comment'}" for row in others.itertuples()]
+    return "\n".join([f"{len(verdicts)} traces judged; shares with 95 % intervals", *lines, *comments])
+
+
+def _format(study: config.Study, format: str | None) -> str:
+    """`format`, or the study's first that has a reasoning; ReviewError where none has."""
+    format = format or next((each for each in study.formats if each != answers.ONLY_LABEL), None)
+    if format is None:
+        raise ReviewError(f"{study.file.name}: sft.runs: all are {answers.ONLY_LABEL}, so there is no reasoning")
+    return format
+
+
+def _traces(study: config.Study) -> pd.DataFrame:
+    """The traces of all formats, with `trace`: a letter first, or a spreadsheet would read some hashes as numbers."""
+    traces = records.load(study.folder / check.TRACES)
+    told = [f"{film}\n{text}".encode() for film, text in zip(traces["film"], traces["text"], strict=True)]
+    return traces.assign(trace=["t" + hashlib.sha256(each).hexdigest()[:12] for each in told])
+
+
+def _rows(file: Path) -> pd.DataFrame:
+    """The rows of a CSV file as text, empty for what is not there; separated as the spreadsheet pleased."""
+    as_text = {"dtype": str, "encoding": "utf-8-sig", "keep_default_na": False, "skip_blank_lines": False}
+    try:
+        heading = file.read_text(encoding="utf-8-sig").partition("\n")[0]
+        rows = pd.read_csv(file, sep=max(",;\t", key=heading.count), **as_text)
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, empty, or quotes that never close
+        raise ReviewError(f"{file}: cannot be read as CSV in UTF-8: {error}") from None
+    missing = [name for name in COLUMNS[1:] if name not in rows]
+    if missing:
+        raise ReviewError(f"{file}: no column {', '.join(missing)}; there are {', '.join(rows.columns[:30])}")
+    rows = rows.fillna("").apply(lambda column: column.str.strip())
+    return rows.assign(verdict=rows["verdict"].str.lower())
+
+
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="origin" content="{origin}">
+<title>{title}</title>
+<style>
+body {{ font: 1rem/1.5 sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }}
+section {{ display: grid; grid-template-columns: minmax(12rem, 3fr) 2fr; gap: 0 1.5rem; break-inside: avoid; }}
+h2 {{ grid-column: 1 / -1; font-size: 1.1rem; border-top: 1px solid; padding-top: .5rem; }}
+img {{ width: 100%; }}
+.reasoning {{ white-space: pre-wrap; }}
+</style></head><body><h1>{title}</h1>
+<p>{count} traces of the format {format}, drawn at random with seed {seed}.
+Judge each by the film beside it: write {verdicts} into the column verdict of verdicts.csv, and what should be different
+into the column comment.</p>
+<p>{notice}</p>
+{sections}
+</body></html>
+"""
+"""The sheet: it fetches nothing and runs no script."""
+
+SECTION = """<section><h2>{number}. {film}</h2><img src="data:image/png;base64,{pixels}" alt="Film {film}">
+<div><p class="reasoning">{reasoning}</p><p><b>{labels}</b></p></div></section>"""
+
+
+def _page(study: config.Study, some: pd.DataFrame) -> str:
+    sources = [study.sources[name] for name in some["source"].unique()]
+    notices = [study.notice]
+    if any(source.kind == "phantom" for source in sources):
+        notices.append("The films are phantoms: drawn, not taken of a patient.")
+    if any(source.credentialed for source in sources):
+        notices.append("The films are under an agreement: keep this page where it allows them to be.")
+    seed = study.teacher.seed
+    return PAGE.format(
+        origin=escape(json.dumps(records.origin(study, seed, [study.folder / check.TRACES]), sort_keys=True)),
+        title=escape(f"Traces of {study.title}"),
+        count=len(some),
+        format=escape(some["format"].iloc[0]),
+        seed=seed,
+        verdicts=f"{', '.join(VERDICTS[:-1])} or {VERDICTS[-1]}",
+        notice=escape(" ".join(filter(None, notices))),
+        sections="\n".join(_section(film) for film in some.itertuples()),
+    )
+
+
+def _section(film) -> str:
+    return SECTION.format(
+        number=film.number,
+        film=escape(film.film),
+        pixels=base64.b64encode(clients.png(film.image)).decode(),
+        reasoning=escape(film.reasoning),
+        labels=escape(", ".join(film.labels)),
+    )

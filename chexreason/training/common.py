@@ -1,0 +1,228 @@
+"""What SFT and GRPO share: films as trl data sets, progress, checkpoints that a killed run goes on from."""
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+
+from chexreason import config, fingerprint, models, prompts, records, runtime
+
+LOG = "log.parquet"
+
+WHOLE = "whole"
+"""The file that marks a checkpoint as whole; the trainer itself leaves none that a power cut could not outrun."""
+
+HISTORY = "history.json"
+"""What the trainer logged, as it left it."""
+
+FINISHED = "finished"
+"""The folder of what a run leaves, from which its records are made again if the notebook around it is cut off."""
+
+
+def examples(films: pd.DataFrame, prompt: str, **columns: Sequence):
+    """A trl data set of films, each asked with the text of `prompt`.
+
+    `films` has an `image` column with a path a film; it is opened when the film is used.  `columns` are added as
+    they are, one value a film.
+    """
+    from datasets import Dataset, Image
+
+    question = [[{"role": "user", "content": prompts.load(prompt)}]] * len(films)
+    table = {"prompt": question, "image": [str(path) for path in films["image"]], **columns}
+    return Dataset.from_dict(table).cast_column("image", Image())
+
+
+def early_stopping(patience: int):
+    """A trainer callback that stops after `patience` evaluations without a lower loss, those before a kill included.
+
+    transformers' own counts from zero in a resumed run; the count is in each checkpoint's `trainer_state.json`.
+    """
+    from transformers import EarlyStoppingCallback
+
+    class Patience(EarlyStoppingCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            super().on_train_begin(args, state, control, **kwargs)
+            kept = state.stateful_callbacks[type(self).__name__]["attributes"]
+            self.early_stopping_patience_counter = kept["early_stopping_patience_counter"]
+
+    return Patience(patience)
+
+
+def warmup_steps(share: float, steps: int) -> float:
+    """The trainer's `warmup_steps` for a share of `steps`: it takes 1 for one step, and less for a share."""
+    return share if share < 1 else steps
+
+
+def progress(what: str):
+    """A trainer callback that shows a text bar with the time left, in a terminal as in a notebook."""
+    from tqdm import tqdm
+    from transformers import TrainerCallback
+
+    class Progress(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=what, mininterval=5, file=sys.stderr)
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.bar.update(state.global_step - self.bar.n)
+
+        def on_train_end(self, args, state, control, **kwargs):
+            self.bar.close()
+
+    return Progress()
+
+
+def tensorboard(folder: Path):
+    """A trainer callback that logs for TensorBoard under `folder/tensorboard`; a resumed run appends.
+
+    These are logs for whoever watches, with times in them, and no records: nothing reads them.  `report_to` would put
+    them among the checkpoints, which are dropped.
+    """
+    from transformers.integrations import TensorBoardCallback
+
+    callback = TensorBoardCallback()
+    callback.logging_dir = str(folder / "tensorboard")
+    return callback
+
+
+def resume(trainer, folder: Path):
+    """Train to the end, from the newest whole checkpoint in `folder` if there is one; returns the trainer's state.
+
+    A run that had ended is left at its end: the trainer forgets that it was stopped early, and would train on.
+    Raises DiskFullError where a checkpoint cannot be written for want of room.
+    """
+    from transformers import TrainerState
+
+    checkpoint = newest(folder)
+    if checkpoint and ended(state := TrainerState.load_from_json(checkpoint / "trainer_state.json")):
+        return state
+    if checkpoint is None:
+        shutil.rmtree(folder.parent.parent / "tensorboard", ignore_errors=True)  # of a run that was another
+    with records.telling_full(folder):
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    return trainer.state
+
+
+def ended(state) -> bool:
+    """Whether a trainer's state is that of a run that had reached its last step, or was stopped early."""
+    return state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]
+
+
+def quietly(trainer):
+    """The same trainer without the callback that prints every log entry; the log is a record anyway."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+@contextmanager
+def naming(lower: str):
+    """Raise MemoryError that names what to `lower`, for whatever fails in the block because memory has run out."""
+    try:
+        yield
+    except Exception as error:
+        if runtime.out_of_memory(error):
+            raise MemoryError(f"no memory is left; lower {lower} in the params file") from error
+        raise
+
+
+def work(place: Path, study: config.Study, model: str, inputs: Sequence[Path], code: str) -> Path:
+    """The folder where a run that writes to `place` keeps what it goes on from.
+
+    It is of these params, these input records, these weights of the base model and the code that the module `code`
+    reaches: where any of them changes, a run begins anew.
+    """
+    files = [*inputs, *fingerprint.imported_files(f"import {code}")]
+    version = models.version(study.models[model])
+    made_of = hashlib.sha256("".join([study.hash, version, *map(records.sha256, files)]).encode())
+    return place / "checkpoints" / made_of.hexdigest()[:12]
+
+
+def log_steps(save_steps: int) -> int:
+    """Steps between log entries: about ten entries a checkpoint, the last of them at it.
+
+    A trainer that goes on has forgotten what it had gathered for the next entry.
+    """
+    return max(steps for steps in range(1, max(1, save_steps // 10) + 1) if save_steps % steps == 0)
+
+
+def whole(folder: Path) -> list[Path]:
+    """The whole checkpoints in `folder`, oldest first."""
+    found = [path.parent for path in folder.glob(f"checkpoint-*/{WHOLE}")]
+    return sorted(found, key=step)
+
+
+def step(checkpoint: Path) -> int:
+    """After how many steps a checkpoint was taken."""
+    return int(checkpoint.name.split("-")[1])
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint in `folder`, or None."""
+    found = whole(folder)
+    return found[-1] if found else None
+
+
+def marking():
+    """A trainer callback that marks each checkpoint as whole when all its bytes are on the disk."""
+    from transformers import TrainerCallback
+
+    class Marking(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            records.to_disk(checkpoint)
+            with records.replacing(checkpoint / WHOLE) as unfinished:
+                unfinished.touch()
+
+    return Marking()
+
+
+def finish(folder: Path, model: config.Model, chosen: dict[str, Path], history: dict) -> None:
+    """Keep in `folder` what a run leaves: the adapter of each chosen checkpoint, and what log and cards are made from.
+
+    The adapters name the model they belong to as the params file does, and its commit.  All of it appears at once;
+    then the checkpoints go, and what runs of other params, records or code left.
+    """
+    base = {"base_model_name_or_path": model.path, "revision": models.commit(model) or None}
+    with records.replacing(folder / FINISHED) as unfinished:
+        for name, checkpoint in chosen.items():
+            (unfinished / name).mkdir(parents=True)
+            config, weights = (checkpoint / file for file in models.ADAPTER)
+            settings = json.loads(config.read_text(encoding="utf-8")) | base
+            (unfinished / name / config.name).write_text(json.dumps(settings, indent=2, sort_keys=True), "utf-8")
+            shutil.copy(weights, unfinished / name)
+        (unfinished / HISTORY).write_text(json.dumps(history), encoding="utf-8")
+    for each in (*folder.glob("checkpoint-*"), *(other for other in folder.parent.iterdir() if other != folder)):
+        shutil.rmtree(each)
+
+
+def finished(folder: Path) -> bool:
+    """Whether a run in `folder` has come to its end, so that nothing is left to train."""
+    return (folder / FINISHED).is_dir()
+
+
+def publish(folder: Path, place: Path, describe: Callable[[dict], tuple[pd.DataFrame, dict[str, str]]], origin: dict):
+    """Copy the adapters of the finished run in `folder` to `place`, then write the log and the cards; returns the log.
+
+    `describe` makes the log and the text of each adapter's card from the history that `finish` kept.  The adapters
+    come first, and the finished run stays: a log or a card that cannot be made costs no training.
+    """
+    kept = folder / FINISHED
+    for adapter in sorted(path for path in kept.iterdir() if path.is_dir()):
+        with records.replacing(place / adapter.name) as unfinished:
+            shutil.copytree(adapter, unfinished)
+    try:
+        log, cards = describe(json.loads((kept / HISTORY).read_text(encoding="utf-8")))
+        for name, card in cards.items():
+            with records.replacing(place / name / "README.md") as unfinished:
+                unfinished.write_text(card, encoding="utf-8")
+        records.save(log, place / LOG, origin)
+    except Exception as error:
+        error.add_note(f"Training is finished and its adapters are kept in {kept}; only the log or a card failed.")
+        raise
+    return records.load(place / LOG)

@@ -1,0 +1,324 @@
+"""Group-relative policy optimisation from the SFT checkpoint: trl's GRPOTrainer as published (PROTOCOL: GRPO)."""
+
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from chexreason import answers, config, models, records, rewards, runtime
+from chexreason.data import curate, sampling
+from chexreason.evaluation import metrics
+from chexreason.inference import predict
+from chexreason.inference.protocol import Protocol
+from chexreason.training import common, model_card, sft
+
+LOGGED = {
+    "step": "step",
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "kl": "kl",
+    "entropy": "entropy",
+    "completions/mean_length": "completion_length",
+    "completions/clipped_ratio": "cut_off",
+    "format_failures": "format_failures",
+    "commonest_label": "commonest_label",
+    "frac_reward_zero_std": "groups_without_contrast",
+    "clip_ratio/low_mean": "clipped_low",
+    "clip_ratio/high_mean": "clipped_high",
+    "loss": "loss",
+    **{f"nuanced/{part}": f"nuanced_{part}" for part in rewards.Parts._fields},
+}
+"""trl's names and ours: lengths in tokens, KL and entropy in nats a token, nuanced parts in points, the rest shares or
+rewards.  `cut_off` replies ran into the token limit, `format_failures` ended before it and are out of form."""
+
+
+def folder(study: config.Study, model: str, reward: str, seed: int) -> Path:
+    """Where the adapter and the log of one GRPO run lie."""
+    return study.folder / "grpo" / model / reward / f"seed{seed}"
+
+
+def work(study: config.Study, model: str, format: str, reward: str, seed: int) -> Path:
+    """Where one GRPO run keeps what it goes on from."""
+    return common.work(folder(study, model, reward, seed), study, model, _inputs(study, model, format, seed), __name__)
+
+
+def _inputs(study: config.Study, model: str, format: str, seed: int) -> list[Path]:
+    return [study.folder / curate.MANIFEST, sft.folder(study, model, format, seed) / "adapter" / models.ADAPTER[1]]
+
+
+def hard_reward(settings: config.Reward, opening: str = "", ends: Collection[int] = ()):
+    """trl's reward function for the hard reward: completions, truths and token ids in, one reward a completion out.
+
+    `opening` is what the chat template writes of each reply, and `ends` are the tokens that end one.
+    """
+
+    def hard(completions, truth, completion_ids, log_metric, **_):
+        texts = [opening + completion[0]["content"] for completion in completions]
+        written = [[token for token in ids if token not in ends] for ids in completion_ids]
+        scores = [
+            rewards.hard(text, labels, rewards.length(text, settings.length_unit, ids), settings)
+            for text, labels, ids in zip(texts, truth, written, strict=True)
+        ]
+        log_metric("format_failures", rewards.failures(texts, completion_ids, ends))
+        log_metric("commonest_label", commonest(texts))
+        return scores
+
+    return hard
+
+
+def nuanced_reward(settings: config.Reward, opening: str = "", ends: Collection[int] = ()) -> tuple[Callable, list]:
+    """trl's reward function for the nuanced reward, and the callback that keeps its window in every checkpoint."""
+    score = rewards.NuancedReward(settings.nuanced, opening, ends)
+
+    def nuanced(completions, log_metric, **columns):
+        log_metric("commonest_label", commonest([opening + completion[0]["content"] for completion in completions]))
+        return score(completions=completions, log_metric=log_metric, **columns)
+
+    return nuanced, [score.keeper()]
+
+
+def commonest(texts: Sequence[str]) -> float:
+    """The share of replies that name the label most of them name; 0 when none names any."""
+    counts = Counter(label for text in texts for label in answers.read(text).labels)
+    return max(counts.values(), default=0) / len(texts)
+
+
+def policy(study: config.Study, model: str, format: str, seed: int, processor):
+    """The base model with the SFT adapter, trainable.
+
+    Handed to trl without a `peft_config`, so that trl keeps a frozen copy of the adapter as the reference: KL is
+    measured against the SFT checkpoint, and is 0 at the first step.
+    """
+    adapter = sft.folder(study, model, format, seed) / "adapter"
+    base = models.plain_generation(models.load_base(study.models[model]), processor)
+    models.refuse_unreached(base, study.models[model])
+    return models.attach(models.freeze_vision(base), adapter, trainable=True)
+
+
+def trainer(study: config.Study, model: str, format: str, reward_name: str, seed: int):
+    """A GRPOTrainer ready to run on the RL films."""
+    from transformers import set_seed
+    from trl import GRPOConfig, GRPOTrainer
+
+    runtime.steady_threads()
+    set_seed(seed)
+    settings, films = study.grpo, curate.dataset(study, "rl")
+    if (rollout := settings.films_per_step * settings.updates_per_rollout) > len(films):
+        raise config.ParamsError(
+            f"grpo: a rollout takes {rollout} films (films_per_step x updates_per_rollout), and curation left "
+            f"{len(films)} for rl; lower one of the two, or raise curate.rl"
+        )
+    processor = models.load_processor(study.models[model])
+    starting = policy(study, model, format, seed, processor)
+    given = settings.reward, models.opened(processor), models.ends(starting, processor)
+    reward, keeping = nuanced_reward(*given) if reward_name == "nuanced" else (hard_reward(*given), [])
+    arguments = GRPOConfig(
+        output_dir=str(work(study, model, format, reward_name, seed)),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.films_per_step * settings.completions,
+        steps_per_generation=settings.updates_per_rollout,
+        num_generations=settings.completions,
+        max_completion_length=settings.max_completion_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=0,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=common.warmup_steps(settings.warmup, settings.steps),
+        max_grad_norm=settings.clip,
+        loss_type="dr_grpo",
+        scale_rewards=settings.scale_rewards,
+        beta=settings.beta,
+        use_bias_correction_kl=settings.use_bias_correction_kl,
+        epsilon=settings.clip_low,
+        epsilon_high=settings.clip_high,
+        importance_sampling_level="token",
+        disable_dropout=True,
+        gradient_checkpointing=settings.checkpointing,
+        save_steps=settings.save_every,
+        save_total_limit=None,  # the best is chosen among them
+        logging_steps=1,
+        seed=seed,
+        disable_tqdm=True,
+        report_to="none",
+        **runtime.on_cpu(),
+    )
+    with models.one_line(study.models[model].path):
+        runner = GRPOTrainer(
+            model=starting,
+            processing_class=processor,
+            args=arguments,
+            reward_funcs=reward,
+            train_dataset=common.examples(films, format, truth=list(films["labels"])),
+            callbacks=[
+                common.progress(f"GRPO {model} {reward_name}"),
+                common.tensorboard(folder(study, model, reward_name, seed)),
+                watch(settings.collapse),
+                common.marking(),
+                *keeping,
+            ],
+        )
+    return common.quietly(runner)
+
+
+def train(study: config.Study, model: str, format: str, reward_name: str, seed: int) -> pd.DataFrame:
+    """Run GRPO, or go on from its newest checkpoint; return its log, one row a step.
+
+    The log has the columns of `LOGGED`, `validation_f1` (macro-F1 of each checkpoint on some validation films) and
+    `collapse` (what has collapsed, in words; "" while nothing has).  Writes `adapter/` (of the last step) and `best/`
+    (of the best checkpoint), both peft, safetensors and a model card, and `log.parquet`.
+    """
+    going = work(study, model, format, reward_name, seed)
+    if not common.finished(going):
+        with common.naming("grpo.films_per_step"):
+            state = common.resume(trainer(study, model, format, reward_name, seed), going)
+        saved = {common.step(each): each for each in common.whole(going)}
+        f1 = {step: validate(study, model, format, each) for step, each in saved.items()}
+        steps = {"adapter": max(f1), "best": best(f1)}
+        history = {"log": state.log_history, "f1": list(f1.items()), "steps": steps}
+        common.finish(going, study.models[model], {name: saved[step] for name, step in steps.items()}, history)
+
+    def log_and_cards(history: dict) -> tuple[pd.DataFrame, dict[str, str]]:
+        table = log(history["log"], study.grpo.collapse)
+        table["validation_f1"] = table["step"].map(dict(history["f1"]))
+        cards = {
+            name: describe(study, model, format, reward_name, seed, step, table)
+            for name, step in history["steps"].items()
+        }
+        return table, cards
+
+    origin = records.origin(study, seed, _inputs(study, model, format, seed))
+    place = folder(study, model, reward_name, seed)
+    return common.publish(going, place, log_and_cards, origin | models.provenance(study.models[model]))
+
+
+def describe(
+    study: config.Study, model: str, format: str, reward: str, seed: int, step: int, table: pd.DataFrame
+) -> str:
+    """The model card of the checkpoint of one step of a GRPO run, from its log."""
+    films, source = study.curate, study.sources[study.curate.train]
+    row, asked = table.set_index("step").loc[step], min(study.grpo.validation_films, films.validation)
+    fallen = f"  The run had collapsed ({row.collapse})." if row.collapse else ""
+    return model_card.text(
+        study,
+        model,
+        f"grpo/{reward}, step {step} of {study.grpo.steps}, seed {seed}",
+        data=f"Up to {films.rl:,} films of the source `{films.train}` ({source.kind}) with their labels, starting from "
+        f"the adapter sft/{format}, seed {seed}, of the same study.",
+        settings={"seed": seed, "grpo": study.grpo.model_dump(exclude={"runs"})},
+        scores=model_card.Scores(
+            study.home,
+            f"Greedy answers on {asked:,} films of validation, fourteen labels.{fallen}",
+            {"macro_f1": float(row.validation_f1)},
+        ),
+    )
+
+
+def validate(study: config.Study, model: str, format: str, checkpoint: Path) -> float:
+    """Macro-F1 of a checkpoint's greedy answers on the first `validation_films` films of validation.
+
+    They are in random order, so the first are a sample.  The value is kept in the checkpoint, to be read again.
+    """
+    kept = checkpoint / "validation.json"
+    if kept.exists():
+        return records.load_json(kept)
+    films = curate.dataset(study, study.home).head(study.grpo.validation_films)
+    journal, protocol = checkpoint / predict.JOURNAL, Protocol.of(study, format, study.home)
+    reader = predict.load(study.models[model], checkpoint, study.predict.batch)
+    texts = predict.ask(reader, films["image"], protocol, journal, f"validation of {checkpoint.name}")
+    given = [[label in answers.read(text).labels for label in sampling.LABELS] for text in texts]
+    value = float(metrics.macro(metrics.tally(films[sampling.LABELS].to_numpy(), given).sum(axis=0))[2])
+    records.save_json(value, kept, records.origin(study))
+    shutil.rmtree(journal, ignore_errors=True)
+    return value
+
+
+def best(f1: dict[int, float]) -> int:
+    """The step of the highest macro-F1, of equal ones the earliest; an undefined one is never best."""
+    return max(f1, key=lambda step: (f1[step] if f1[step] == f1[step] else -1.0, -step))
+
+
+def log(history: list[dict], settings: config.Collapse) -> pd.DataFrame:
+    """The trainer's history under our names, one row a step, with `collapse` from `collapsed`.
+
+    What is measured on fresh completions (reward, length, failures) is NaN at steps that use a rollout again, and KL
+    where `beta` is 0: trl measures none then.
+    """
+    steps = [entry for entry in history if "entropy" in entry]
+    table = pd.DataFrame(steps).reindex(columns=list(LOGGED)).rename(columns=LOGGED)
+    return table.assign(collapse=collapsed(table, settings))
+
+
+def collapsed(table: pd.DataFrame, settings: config.Collapse) -> list[str]:
+    """For each step of a log, which limits of `settings` the last rollouts' means have crossed, in words; or ""."""
+    columns = ["entropy", "kl", "completion_length", "commonest_label", "groups_without_contrast", "cut_off"]
+    means = table[columns].rolling(settings.rollouts, min_periods=settings.rollouts).mean()
+    sampled = ["completion_length", "commonest_label", "groups_without_contrast", "cut_off"]
+    fresh = table[sampled].dropna().rolling(settings.rollouts).mean().reindex(table.index).ffill()
+    first = table["completion_length"].dropna().head(settings.rollouts).mean()
+    crossed = {
+        "entropy": means["entropy"] < settings.entropy,
+        "KL": means["kl"] > settings.kl,
+        "length": fresh["completion_length"] < settings.length * first,
+        "commonest label": fresh["commonest_label"] > settings.commonest_label,
+        "groups without contrast": fresh["groups_without_contrast"] > settings.groups_without_contrast,
+        "cut off": fresh["cut_off"] > settings.cut_off,
+    }
+    return [", ".join(name for name in crossed if crossed[name].iloc[row]) for row in range(len(table))]
+
+
+def watch(settings: config.Collapse):
+    """A trainer callback that says loudly when a run begins to collapse, and in what."""
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        told = ""
+
+        def on_log(self, args, state, control, **kwargs):
+            table = log(state.log_history, settings)
+            now = table["collapse"].iloc[-1] if len(table) else ""
+            if now and now != self.told:
+                print(f"\nCOLLAPSE at step {state.global_step}: {now}", file=sys.stderr, flush=True)
+            self.told = now
+
+    return Watch()
+
+
+def logs(study: config.Study) -> pd.DataFrame:
+    """The logs of all GRPO runs of the study, one below the other, with `run` (reward and seed)."""
+    empty = pd.DataFrame(columns=["step", "reward", "kl", "validation_f1", "run"])
+    tables = [
+        records.load(folder(study, run.model, run.reward, seed) / "log.parquet").assign(
+            run=f"{run.reward}, seed {seed}"
+        )
+        for run, seed in study.runs("grpo")
+    ]
+    return pd.concat(tables, ignore_index=True) if tables else empty
+
+
+def summary(table: pd.DataFrame) -> str:
+    """What a log shows, a sentence a line: first tenth of the steps against the last, best checkpoint, collapse."""
+    tenth = max(1, len(table) // 10)
+    first, last = (part.mean(numeric_only=True) for part in (table.head(tenth), table.tail(tenth)))
+    f1 = table.set_index("step")["validation_f1"].dropna()
+    fallen = table[table["collapse"] != ""]
+    lines = [
+        f"From the first {tenth} steps to the last {tenth} of {len(table)}, the sampled answers' mean reward went from "
+        f"{first.reward:.3f} to {last.reward:.3f}, malformed answers from {first.format_failures:.1%} to "
+        f"{last.format_failures:.1%}, answers cut off at the token limit from {first.cut_off:.1%} to "
+        f"{last.cut_off:.1%}, length from {first.completion_length:.0f} to "
+        f"{last.completion_length:.0f} tokens, entropy from {first.entropy:.3f} to {last.entropy:.3f} nats.",
+        f"KL to the SFT checkpoint ended at {last.kl:.4f} nats a token."
+        if last.kl == last.kl
+        else "KL to the SFT checkpoint is not measured, as beta is 0.",
+        f"The best checkpoint is that of step {best(f1.to_dict())}: macro-F1 {f1.max():.3f} on validation films, "
+        f"{f1.iloc[-1]:.3f} for the last.",
+        f"COLLAPSED from step {fallen['step'].iloc[0]}: {fallen['collapse'].iloc[-1]}."
+        if len(fallen)
+        else "No sign of collapse.",
+        "Whether greedy answers on unseen films gained too is measured in the comparison.",
+    ]
+    return "\n".join(lines)

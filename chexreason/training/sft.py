@@ -1,0 +1,247 @@
+"""Supervised fine-tuning on reasoning traces: trl's SFTTrainer with LoRA as published (PROTOCOL: SFT)."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from chexreason import answers, config, models, records, rewards, runtime
+from chexreason.data import curate
+from chexreason.teacher import check
+from chexreason.training import common, model_card
+
+
+def folder(study: config.Study, model: str, format: str, seed: int) -> Path:
+    """Where the adapter and the log of one SFT run lie."""
+    return study.folder / "sft" / model / format / f"seed{seed}"
+
+
+def data(study: config.Study, split: str, format: str, opening: str = ""):
+    """The films of `split` that have a trace of `format`, as a trl data set of prompt, image and completion.
+
+    `opening` is what the model's chat template writes of each reply (`models.opened`).  Raises RecordError where the
+    teacher wrote no trace of that format.
+    """
+    written = records.load(study.folder / check.TRACES)
+    traces = written[written["format"] == format].set_index("film")["text"]
+    if traces.empty:
+        there = ", ".join(written["format"].unique()) or "none"
+        raise records.RecordError(
+            f"{check.TRACES} holds no trace of {format}; it has {there}; a new one needs a run under "
+            "sft.runs in the params file, and then 1_curate again"
+        )
+    films = curate.dataset(study, split)
+    films = films[films["film"].isin(traces.index)]
+    completions = [[{"role": "assistant", "content": models.message(traces[film], opening)}] for film in films["film"]]
+    return common.examples(films, format, completion=completions)
+
+
+def example(study: config.Study, format: str) -> str:
+    """The first film's prompt and completion, as text; of a credentialed source the prompt alone."""
+    first, film = data(study, "sft", format)[0], curate.dataset(study, "sft").iloc[0]
+    completion = (
+        "(the traces of this source are not shown)" if film["credentialed"] else first["completion"][0]["content"]
+    )
+    return f"{first['prompt'][0]['content']}\n\n{completion}"
+
+
+def work(study: config.Study, model: str, format: str, seed: int) -> Path:
+    """Where one SFT run keeps what it goes on from."""
+    return common.work(folder(study, model, format, seed), study, model, _inputs(study), __name__)
+
+
+def _inputs(study: config.Study) -> list[Path]:
+    return [study.folder / curate.MANIFEST, study.folder / check.TRACES]
+
+
+def trainer(study: config.Study, model: str, format: str, seed: int):
+    """An SFTTrainer ready to run.
+
+    Loss on the answer's tokens only, which is what trl does with `prompt` and `completion` columns; early stopping on
+    the loss of the held-out films; the vision encoder stays frozen, since LoRA reaches the language model only.
+    """
+    from transformers import set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    runtime.steady_threads()
+    set_seed(seed)  # LoRA's first weights are drawn when the trainer attaches it
+    settings, loaded = study.sft, study.models[model]
+    processor = models.load_processor(loaded)
+    opening = models.opened(processor)
+    train, held_out = (data(study, split, format, opening) for split in ("sft", "sft-holdout"))
+    for split, films in (("sft", train), ("sft-holdout", held_out)):
+        if not len(films):
+            raise config.ParamsError(f"curate: no film is left for {split}; change curate.sft or curate.holdout")
+    per_epoch = -(-len(train) // (settings.batch * settings.accumulate))
+    every = -(-per_epoch // settings.evaluations_per_epoch)
+    arguments = SFTConfig(
+        output_dir=str(work(study, model, format, seed)),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch,
+        per_device_eval_batch_size=settings.batch * 4,
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=common.warmup_steps(settings.warmup, settings.epochs * per_epoch),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.clip,
+        max_length=None,
+        gradient_checkpointing=settings.checkpointing,
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=every,
+        save_steps=every,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        logging_steps=common.log_steps(every),
+        seed=seed,
+        disable_tqdm=True,
+        report_to="none",
+        **runtime.on_cpu(),
+    )
+    base = models.plain_generation(models.load_base(loaded), processor)
+    models.refuse_unreached(base, loaded)
+    with models.one_line(loaded.path):
+        runner = SFTTrainer(
+            model=models.freeze_vision(base),
+            processing_class=processor,
+            args=arguments,
+            train_dataset=train,
+            eval_dataset=held_out,
+            peft_config=models.lora_config(study.lora, loaded),
+            callbacks=[
+                common.early_stopping(settings.patience),
+                common.progress(f"SFT {model} {format}"),
+                common.tensorboard(folder(study, model, format, seed)),
+                common.marking(),
+            ],
+        )
+        refuse_other_tokens(runner, format, loaded.path)
+    return common.quietly(runner)
+
+
+def refuse_other_tokens(runner, format: str, path: str) -> None:
+    """Raise ModelError unless a model is trained on the prompt it will be asked with, to give the answer whole.
+
+    What the trainer makes of the first example is compared with what prediction asks, token by token; the answer must
+    read back in its format and be followed by a token that ends a reply.
+    """
+    processor, first = runner.processing_class, runner.train_dataset[0]
+    film, prompt, answer = first["image"], first["prompt"][0]["content"], first["completion"][0]["content"]
+    batch = runner.data_collator([first])  # which rewrites the messages
+    learned, asked = batch["labels"][0] != -100, models.inputs(processor, [film], prompt)
+    before, after = batch["input_ids"][0][~learned], batch["input_ids"][0][learned]
+    if before.tolist() != asked["input_ids"][0].tolist() or not batch["pixel_values"].equal(asked["pixel_values"]):
+        ends = (repr(processor.tokenizer.decode(ids)[-60:]) for ids in (before, asked["input_ids"][0]))
+        raise models.ModelError(
+            f"{path}: its chat template or processor asks otherwise in training ({next(ends)}) than in prediction "
+            f"({next(ends)}); change chat_template.jinja so that both are the same"
+        )
+    text = models.opened(processor) + processor.tokenizer.decode(after, skip_special_tokens=True)
+    readings = [
+        answers.read(each)._replace(reasoning=" ".join(answers.read(each).reasoning.split())) for each in (text, answer)
+    ]
+    if readings[0] != readings[1] or (format != answers.ONLY_LABEL and rewards.malformed(text)):
+        raise models.ModelError(
+            f"{path}: its chat template changes the answer that SFT trains ({text[:60]!r} ...); change "
+            "chat_template.jinja so that it writes the assistant's message as it is"
+        )
+    if not set(after.tolist()) & set(runner.model.generation_config.eos_token_id):
+        raise models.ModelError(f"{path}: its chat template ends no reply, so training would not teach where to stop")
+
+
+def train(study: config.Study, model: str, format: str, seed: int) -> pd.DataFrame:
+    """Train one cell of the SFT grid, or go on from its newest checkpoint; return its log.
+
+    Writes `adapter/` (peft, safetensors, model card) and `log.parquet`: step, epoch, split (train or eval), loss (nats
+    a token of the answer), token_accuracy (share of the answer's tokens guessed right).
+    """
+    place, going = folder(study, model, format, seed), work(study, model, format, seed)
+    if not common.finished(going):
+        with common.naming("sft.batch (and raise sft.accumulate as much, for the same steps)"):
+            state = common.resume(trainer(study, model, format, seed), going)
+        best = going / Path(state.best_model_checkpoint).name
+        common.finish(going, study.models[model], {"adapter": best}, {"log": state.log_history})
+
+    def log_and_card(history: dict) -> tuple[pd.DataFrame, dict[str, str]]:
+        table = log(history["log"])
+        return table, {"adapter": describe(study, model, format, seed, table)}
+
+    origin = records.origin(study, seed, _inputs(study)) | models.provenance(study.models[model])
+    return common.publish(going, place, log_and_card, origin)
+
+
+def log(history: list[dict]) -> pd.DataFrame:
+    """The trainer's history as a tidy table: step, epoch, split, loss, token_accuracy."""
+    rows = []
+    for entry in history:
+        for split, prefix in (("train", ""), ("eval", "eval_")):
+            if f"{prefix}loss" in entry:
+                rows.append(
+                    {
+                        "step": entry["step"],
+                        "epoch": entry["epoch"],
+                        "split": split,
+                        "loss": entry[f"{prefix}loss"],
+                        "token_accuracy": entry[f"{prefix}mean_token_accuracy"],
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def describe(study: config.Study, model: str, format: str, seed: int, table: pd.DataFrame) -> str:
+    """The model card of one SFT run, from its log."""
+    held = table[table["split"] == "eval"]
+    best = held.loc[held["loss"].idxmin()]
+    films, source = study.curate, study.sources[study.curate.train]
+    return model_card.text(
+        study,
+        model,
+        f"sft/{format}, seed {seed}",
+        data=f"Up to {films.sft:,} films of the source `{films.train}` ({source.kind}), with a trace of the format "
+        f"{format} written by the teacher ({study.teacher.kind}) from each film's labels.",
+        settings={"seed": seed, "lora": study.lora.model_dump(), "sft": study.sft.model_dump(exclude={"runs"})},
+        scores=model_card.Scores(
+            "sft-holdout",
+            f"On the {films.holdout:.0%} of these films that are held out for early stopping, at step {best.step:.0f}, "
+            "whose weights these are: loss in nats a token of the answer, and the share of those tokens guessed right.",
+            {"loss": float(best.loss), "token_accuracy": float(best.token_accuracy)},
+        ),
+    )
+
+
+def trainable(study: config.Study, model: str) -> pd.DataFrame:
+    """Where the trained weights are: one row a kind of projection, with matrices and weights LoRA adds to it."""
+    from peft import get_peft_model
+
+    base = study.models[model]
+    adapted = get_peft_model(models.load_base(base), models.lora_config(study.lora, base))
+    names = [(name, weight.numel()) for name, weight in adapted.named_parameters() if weight.requires_grad]
+    table = pd.DataFrame(names, columns=["name", "weights"])
+    part = table["name"].str.extract(r"\.(?P<part>language_model|vision_tower|visual)\..*\.(?P<projection>\w+)\.lora")
+    table = table.join(part)
+    return table.groupby(["part", "projection"]).agg(matrices=("name", "size"), weights=("weights", "sum"))
+
+
+def logs(study: config.Study) -> pd.DataFrame:
+    """The logs of all SFT runs of the study, one below the other, with model, format and seed."""
+    return pd.concat(
+        [
+            records.load(folder(study, run.model, run.format, seed) / "log.parquet").assign(
+                model=study.models[run.model].name, format=run.format, seed=seed
+            )
+            for run, seed in study.runs("sft")
+        ],
+        ignore_index=True,
+    )
+
+
+def summary(table: pd.DataFrame) -> str:
+    """What a log shows, in a sentence: the best held-out loss and where the run stood at its end."""
+    held = table[table["split"] == "eval"]
+    best, last = held.loc[held["loss"].idxmin()], held.iloc[-1]
+    return (
+        f"On the held-out films the loss was lowest at step {best.step:.0f} (epoch {best.epoch:.1f}): {best.loss:.3f} "
+        f"nats a token, with {best.token_accuracy:.1%} of the answer's tokens guessed right.  "
+        f"The last evaluation, at step {last.step:.0f}, stood at {last.loss:.3f}; the best weights were kept."
+    )

@@ -1,0 +1,1 @@
+"""Notebooks, the book, the plan of a study."""

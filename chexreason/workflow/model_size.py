@@ -1,0 +1,214 @@
+"""The published models at their true shape but without weights, on torch's meta device, where nothing is computed.
+
+The numbers are those of the models' own config.json.  The weights they add up to are the hub's own totals, which
+`tests/test_shapes.py` holds them against.
+"""
+
+import warnings
+from collections import Counter
+from functools import cache
+from typing import NamedTuple
+
+from chexreason import config, models
+
+GEMMA_3_4B = {
+    "model_type": "gemma3",
+    "mm_tokens_per_image": 256,
+    "text_config": {
+        "model_type": "gemma3_text",
+        "vocab_size": 262_208,
+        "hidden_size": 2560,
+        "intermediate_size": 10_240,
+        "num_hidden_layers": 34,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 1024,
+        "max_position_embeddings": 131_072,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    },
+    "vision_config": {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 896,
+        "patch_size": 14,
+        "vision_use_head": False,
+    },
+}
+"""Gemma 3 4B with SigLIP so400m/14.  Every sixth layer sees the whole text, which is transformers' default too."""
+
+QWEN_2_5_VL_3B = {
+    "model_type": "qwen2_5_vl",
+    "tie_word_embeddings": True,
+    "text_config": {
+        "model_type": "qwen2_5_vl_text",
+        "vocab_size": 151_936,
+        "hidden_size": 2048,
+        "intermediate_size": 11_008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 128_000,
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+    },
+    "vision_config": {
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "out_hidden_size": 2048,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "window_size": 112,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+    },
+}
+
+PUBLISHED = {
+    "google/medgemma-4b-it": GEMMA_3_4B,
+    "Qwen/Qwen2.5-VL-3B-Instruct": QWEN_2_5_VL_3B,
+    "nvidia/NV-Reason-CXR-3B": QWEN_2_5_VL_3B,
+}
+"""Hub id to architecture."""
+
+
+class Shape(NamedTuple):
+    """What the cost of a model follows from.  Weights are counted once where two parts share them.
+
+    `vision` is the encoder with its projector, `language` all the rest and `head` the part of it that makes logits;
+    `hidden`, `inner` and `layers` are of the language model, `key_values` is the numbers it keeps of each token.
+    `patches` is of one film, with `vision_hidden` numbers in each of `vision_layers` layers, `vision_global` of which
+    see the whole film; `tokens` is what the language model gets of it.
+    """
+
+    vision: int
+    language: int
+    head: int
+    lora: int
+    hidden: int
+    inner: int
+    layers: int
+    key_values: int
+    vision_hidden: int
+    vision_layers: int
+    vision_global: int
+    patches: int
+    tokens: int
+
+    @property
+    def weights(self) -> int:
+        """The base model's weights, without LoRA."""
+        return self.vision + self.language
+
+
+def model_config(path: str):
+    """The configuration of a model: a published one, or one whose folder or cache is on this machine.
+
+    Raises ModelError when it is neither.
+    """
+    from transformers import AutoConfig
+
+    if path in PUBLISHED:
+        return AutoConfig.for_model(**PUBLISHED[path])
+    try:
+        return AutoConfig.from_pretrained(models.folder(path), local_files_only=True)
+    except OSError:
+        raise models.ModelError(
+            f"{path}: its shape is not known: not on this machine, and none of {', '.join(PUBLISHED)}"
+        ) from None
+
+
+def empty(path: str):
+    """The model in bfloat16 on the meta device: every module and the shape of every weight, and no memory."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(model_config(path), dtype=torch.bfloat16)
+
+
+def parts(model) -> dict[str, int]:
+    """How many weights the vision encoder with its projector has, and how many the language model with its head."""
+    count = Counter()
+    for name, weight in model.named_parameters():
+        count["language" if "language_model" in name or "lm_head" in name else "vision"] += weight.numel()
+    return dict(count)
+
+
+def adapted(model, lora: config.Lora, settings: config.Model | None = None) -> dict[str, int]:
+    """The modules that LoRA adapts in a model from `empty`, and how many weights it trains in each; found by peft."""
+    from peft import get_peft_model
+
+    count = Counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft reads a name that transformers is giving up
+        adapter = get_peft_model(model, models.lora_config(lora, settings))
+    for name, weight in adapter.named_parameters():
+        if weight.requires_grad:
+            count[name.removeprefix("base_model.model.").partition(".lora_")[0]] += weight.numel()
+    return dict(count)
+
+
+def image_processor(model: config.Model):
+    """The image processor of a model; of a published one without asking the hub."""
+    if model.path not in PUBLISHED:
+        return models.load_processor(model).image_processor
+    vision = PUBLISHED[model.path]["vision_config"]
+    if PUBLISHED[model.path]["model_type"] == "gemma3":
+        from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+        return Gemma3ImageProcessorPil(size={"height": vision["image_size"], "width": vision["image_size"]})
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    processor = Qwen2VLImageProcessorPil(patch_size=vision["patch_size"], merge_size=vision["spatial_merge_size"])
+    if model.visual_tokens:
+        models.bound(processor, model)
+    return processor
+
+
+def patches(model: config.Model, width: int, height: int) -> int:
+    """How many patches the vision encoder sees of a film of `width` x `height` pixels."""
+    processor = image_processor(model)
+    if hasattr(processor, "get_number_of_image_patches"):
+        return processor.get_number_of_image_patches(height, width, {})
+    patch = model_config(model.path).vision_config.patch_size
+    return (processor.size["height"] // patch) * (processor.size["width"] // patch)
+
+
+def visual_tokens(model: config.Model, width: int, height: int) -> int:
+    """How many tokens the language model gets of a film of `width` x `height` pixels."""
+    settings = model_config(model.path)
+    if settings.model_type == "gemma3":
+        return settings.mm_tokens_per_image
+    return patches(model, width, height) // settings.vision_config.spatial_merge_size**2
+
+
+@cache
+def shape(model: config.Model, lora: config.Lora, width: int, height: int) -> Shape:
+    """The shape of a model with LoRA, shown films of `width` x `height` pixels."""
+    settings, built = model_config(model.path), empty(model.path)
+    text, vision, count = settings.text_config, settings.vision_config, parts(built)
+    layers = vision.depth if hasattr(vision, "depth") else vision.num_hidden_layers
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return Shape(
+        vision=count["vision"],
+        language=count["language"],
+        head=text.vocab_size * text.hidden_size,
+        lora=sum(adapted(built, lora, model).values()),
+        hidden=text.hidden_size,
+        inner=text.intermediate_size,
+        layers=text.num_hidden_layers,
+        key_values=2 * text.num_hidden_layers * text.num_key_value_heads * head_dim,
+        vision_hidden=vision.hidden_size,
+        vision_layers=layers,
+        vision_global=len(getattr(vision, "fullatt_block_indexes", None) or range(layers)),
+        patches=patches(model, width, height),
+        tokens=visual_tokens(model, width, height),
+    )

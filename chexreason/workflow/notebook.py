@@ -1,0 +1,243 @@
+"""Run a notebook with parameters from a terminal, and tell which of the package's files its code reaches."""
+
+import ast
+import difflib
+import os
+import re
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from chexreason import fingerprint
+
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # two runs side by side on one thread each beat one run on two
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # What libraries tell each other of names to come, and peft of a base model that it cannot look up by its path.
+    "PYTHONWARNINGS": "ignore::FutureWarning,ignore:Could not find a config file:UserWarning",
+}
+"""What every kernel starts with, unless the caller's environment says otherwise."""
+
+
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+"""Environment variables of such a name hold what no notebook may show, if it is long enough to be a secret."""
+
+NOBODY = {"", "root", "user", "localhost"}
+"""Names of users and hosts that tell nothing, and are words of their own."""
+
+
+LESS_MEMORY = (
+    "lower predict.batch, sft.batch (and raise sft.accumulate as much) or grpo.films_per_step, or run --cores 1"
+)
+"""Which params to lower when memory runs out, said where the stage that needed it could not say so itself."""
+
+
+class NotebookError(RuntimeError):
+    """A notebook cannot be run as asked, or a cell of it failed."""
+
+
+class Relay:
+    """A writable stream that shows a notebook's progress under its name, at most one redrawn bar every `every` seconds.
+
+    A bar redraws itself with carriage returns; two notebooks at once would draw over each other, so each redrawing
+    becomes a line of its own.
+    """
+
+    def __init__(self, name: str, to: TextIO, every: float = 5.0):
+        self._name, self._to, self._every = name, to, every
+        self._rest, self._shown = "", float("-inf")
+
+    def write(self, text: str) -> None:
+        """Take `text` as it comes, and show the lines it completes."""
+        *pieces, self._rest = re.split(r"(?<=[\r\n])", self._rest + text)
+        for piece in filter(str.strip, pieces):
+            if piece.endswith("\n") or time.monotonic() - self._shown >= self._every:
+                self._shown = time.monotonic()
+                print(f"{self._name}: {piece.strip()}", file=self._to, flush=True)
+
+    def flush(self) -> None:
+        """Part of being a stream; nothing to do."""
+
+
+def execute(notebook: str | Path, output: str | Path, parameters: dict, expected: Collection[str] = ()) -> None:
+    """Run `notebook` with `parameters` and put the executed copy at `output`.
+
+    `output` appears only when every cell ran, and holds nothing of this run but its results: no times, no progress
+    bars, and of this machine no path, user, host name or key; the variable's name stands where one was printed.
+    Raises NotebookError before anything runs for a parameter the notebook does not have, and after a failed cell, with
+    the partly run notebook kept as `<output>.failed.ipynb`; the cell's traceback is printed, unless the error is one
+    of the classes named in `expected`, which tell all in their message.
+    """
+    import papermill
+
+    from chexreason import records
+
+    notebook, output = Path(notebook), Path(output)
+    defaults(notebook, parameters)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part, failed = output.with_name(f".{output.stem}.part.ipynb"), output.with_suffix(".failed.ipynb")
+    with _alone(output) as lock:
+        try:
+            with records.telling_full(part):
+                papermill.execute_notebook(
+                    notebook,
+                    part,
+                    parameters,
+                    kernel_name="python3",
+                    kernel_manager_class=_kernel_manager(lock),
+                    progress_bar=False,
+                    stderr_file=Relay(output.stem, sys.stderr),
+                )
+        except BaseException as error:
+            if part.exists():
+                os.replace(part, failed)
+            if not isinstance(error, Exception):
+                raise
+            if getattr(error, "ename", "") not in expected:
+                print("\n".join(getattr(error, "traceback", [])), file=sys.stderr)
+            raise NotebookError(f"{notebook}: {_reason(error)}\nthe partly run notebook is {failed}") from error
+        with records.replacing(output) as unfinished:
+            _scrub(part, unfinished, _hider(parameters))
+        failed.unlink(missing_ok=True)
+        part.unlink()
+
+
+def defaults(notebook: str | Path, names: Iterable[str] = ()) -> dict:
+    """The parameters of a notebook with their defaults, None for what is no literal.
+
+    Raises NotebookError for a file that is not a notebook, and where one of `names` is not among the parameters.
+    """
+    import papermill
+
+    if not Path(notebook).is_file():
+        raise NotebookError(f"{notebook}: no such notebook")
+    try:
+        known = {name: about["default"] for name, about in papermill.inspect_notebook(str(notebook)).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # whatever comes of another file
+        raise NotebookError(f"{notebook}: cannot be read as a notebook: {error}") from None
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
+            raise NotebookError(f"{notebook}: no parameter {name!r}; {hint}")
+    return {name: _literal(code) for name, code in known.items()}
+
+
+def _literal(code: str):
+    try:
+        return ast.literal_eval(code)
+    except (ValueError, SyntaxError):
+        return None
+
+
+@contextmanager
+def _alone(output: Path):
+    """Wait for any other run of the same notebook: one left over from a killed study may still be writing records.
+
+    Yields the lock that is held, an open file; whoever inherits it holds it too.
+    """
+    from chexreason import records
+
+    path = output.with_name(f".{output.stem}.lock")
+    with open(path, "w") as lock:
+        try:
+            records.lock(path, lock.fileno())
+        except BlockingIOError:
+            print(f"{output.stem}: waiting for an earlier run of it to end", file=sys.stderr, flush=True)
+            records.lock(path, lock.fileno(), wait=True)
+        yield lock
+
+
+def _kernel_manager(lock: TextIO) -> type:
+    """Kernels of this very interpreter, whatever kernels the user has installed, over an encrypted connection.
+
+    They hold `lock` too: where this process is killed, its kernel may write for another second.
+    """
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec
+
+    environment = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
+    one_gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]  # trl refuses to train when it sees two
+    environment["CUDA_VISIBLE_DEVICES"] = one_gpu
+
+    class Kernels(AsyncKernelManager):
+        silent = get_kernel_dict(["--log-level=50"])  # when told to shut down
+        kernel_spec = KernelSpec(**silent, env=environment)
+        transport_encryption = "auto"  # otherwise ipykernel 7 warns at each start about plain TCP
+
+        async def start_kernel(self, **options):
+            return await super().start_kernel(**options, pass_fds=[lock.fileno()])
+
+    return Kernels
+
+
+def _reason(error: Exception) -> str:
+    if hasattr(error, "evalue"):
+        return f"cell {error.exec_count} stopped with {error.ename}: {error.evalue}"
+    if type(error).__name__ == "DeadKernelError":
+        return f"the process that ran it was killed, as the system does when memory runs out: {LESS_MEMORY}"
+    return f"{type(error).__name__}: {error}"
+
+
+def _hider(parameters: dict) -> Callable[[str], str]:
+    """A function that puts names in place of this machine's paths, of its user and host, and of keys, in a text."""
+    variables = dict(os.environ)
+    private = {value: f"${name}" for name, value in variables.items() if value.startswith("/")}
+    private |= {value: f"${name}" for name, value in variables.items() if SECRET.search(name) and len(value) >= 8}
+    private |= {variables[name]: f"${name}" for name in ("LOGNAME", "USER") if name in variables}
+    study = Path(parameters.get("params", "params/")).resolve().parent.parent  # holds params/ and runs/
+    private |= {socket.gethostname(): "$HOSTNAME", tempfile.gettempdir(): "$TMPDIR", sys.prefix: "$VIRTUAL_ENV"}
+    private |= {str(Path.home()): "~", str(fingerprint.PACKAGE.parent): ".", str(Path.cwd()): ".", str(study): "."}
+    found = sorted((value for value in private if value not in NOBODY | {"/"}), key=len, reverse=True)
+    pattern = re.compile(rf"(?<![\w.])(?:{'|'.join(map(re.escape, found))})(?!\w)")
+    return lambda text: pattern.sub(lambda match: private[match[0]], text)
+
+
+def _scrub(path: Path, to: Path, hide: Callable[[str], str]) -> None:
+    """Write an executed notebook without what belongs to one run or one machine alone, so that the same study gives the
+    same file."""
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    for key in ("papermill", "widgets"):
+        notebook.metadata.pop(key, None)
+    tags: list[str] = []
+    for cell in notebook.cells:
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        if cell.cell_type == "code":
+            cell.outputs = [_stable(output, hide) for output in cell.outputs if not _progress(output)]
+        if "parameters" in cell.metadata.get("tags", []):
+            tags = [tag for tag in cell.metadata.tags if tag != "parameters"]
+        if "injected-parameters" in cell.metadata.get("tags", []):  # shown or hidden like the cell it overrides
+            cell.metadata.tags, cell.id = ["injected-parameters", *tags], "injected-parameters"
+            cell.source = hide(cell.source)
+    nbformat.write(notebook, to)
+
+
+def _progress(output) -> bool:
+    """Whether an output is progress or chatter: standard error, or a widget's bar, which needs a live kernel."""
+    return output.get("name") == "stderr" or "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+
+
+def _stable(output, hide: Callable[[str], str]):
+    """An output with nothing private in its text, and without the memory addresses that Python puts into names."""
+    if "text" in output:
+        output.text = hide(output.text)
+    data = output.get("data", {})
+    for kind in [kind for kind in data if kind.startswith("text/") or kind == "image/svg+xml"]:
+        data[kind] = hide(data[kind])
+    if "text/plain" in data:
+        data["text/plain"] = re.sub(r" at 0x[0-9a-f]+>", ">", data["text/plain"])
+    return output
