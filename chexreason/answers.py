@@ -43,7 +43,6 @@ What comes out
 Reading takes time in proportion to the length of the reply.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -53,10 +52,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+from chexreason import fingerprint
 from chexreason.labels import CHEXPERT14
 
-RULES = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-"""Which rules these are: twelve hexadecimal digits that change with anything in this module."""
+RULES = fingerprint.code((Path(__file__),))[:12]
+"""Which rules these are: twelve hexadecimal digits that change with the code of this module."""
 
 ONLY_LABEL = "only_label"
 """The one form without a thought.  Every other form, whatever its name, is the published one."""

@@ -1,41 +1,132 @@
-"""Which files of the package a notebook's code reaches."""
+"""Is this still valid?  Digests of code, libraries, notebooks and records.
+
+A stage is valid as long as four things are: the code it runs (docstrings and comments aside), the versions of the
+libraries it computes with, the params it uses and the content it reads.  Time stamps, commits and provenance do not
+count.  The graph asks this of whole notebooks; training, prediction and images ask it of the modules in `ROOMS`.
+"""
 
 import ast
+import hashlib
+import json
 import re
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 
+ROOMS = {
+    "phantom": ("data/phantom/drawing.py", "data/phantom/hospitals.py"),
+    "images": ("data/images.py", "data/dicom.py"),
+    "sft": ("training/common.py", "training/sft.py", "models.py", "runtime.py"),
+    "grpo": (
+        *("training/common.py", "training/grpo.py", "models.py", "runtime.py", "rewards.py", "answers.py"),
+        *("inference/predict.py", "evaluation/metrics.py", "labels.py"),  # these choose the best checkpoint
+    ),
+    "predict": ("inference/predict.py", "models.py", "runtime.py"),
+}
+"""The modules that decide what each of these makes."""
+
+LIBRARIES = {
+    "phantom": ("numpy", "pillow", "scipy"),
+    "images": ("numpy", "pillow", "pydicom", "pylibjpeg", "pylibjpeg-openjpeg", "pyjpegls"),
+    "sft": ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "pillow"),
+    "grpo": ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "pillow"),
+    "predict": ("torch", "transformers", "peft", "tokenizers", "pillow"),
+}
+"""The libraries whose version decides it too."""
+
+
+def digest(*parts) -> str:
+    """Sixteen hexadecimal digits of values that can be written as JSON, the order of keys aside."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@cache
+def room(name: str) -> str:
+    """The digest of a room's modules and of the versions of its libraries."""
+    return digest(
+        code(tuple(PACKAGE / file for file in ROOMS[name])), {each: _version(each) for each in LIBRARIES[name]}
+    )
+
+
+@cache
+def code(files: tuple[Path, ...]) -> str:
+    """The digest of source files, docstrings and comments aside; of other files, their bytes."""
+    return digest([_plain(file) if file.suffix == ".py" else file.read_bytes().hex() for file in files])
+
+
+def rows(table) -> str:
+    """The digest of a table's rows, in their order; its provenance does not count."""
+    return hashlib.sha256(table.to_csv(index=False, lineterminator="\n").encode()).hexdigest()[:16]
+
+
+def notebook(path: Path) -> str:
+    """The digest of a notebook's cells and of the code they reach; outputs and counts of execution do not count."""
+    cells = [(cell.cell_type, cell.source, _shown(cell.metadata)) for cell in _cells(path)]
+    return digest(cells, code(tuple(modules(path))))
+
 
 def modules(notebook: Path) -> list[Path]:
-    """The package's files that the code of `notebook` reaches through imports, with the data files beside them."""
-    import nbformat
-
-    cells = nbformat.read(notebook, as_version=4).cells
-    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
-    return imported_files(re.sub(r"(?m)^[%!].*$", "", code))
+    """The package's files that the code of `notebook` reaches through imports, with the tables beside them."""
+    source = "\n".join(cell.source for cell in _cells(notebook) if cell.cell_type == "code")
+    return imported_files(re.sub(r"(?m)^[%!].*$", "", source))
 
 
-def imported_files(code: str) -> list[Path]:
-    """The package's files that `code` reaches through imports, with the data files beside them.
+def imported_files(source: str) -> list[Path]:
+    """The package's files that `source` reaches through imports, with the CSV and JSON files beside them.
 
-    The schema of params is left out: what it hands on is values, and those the DAG compares one by one.  So is this
-    module, which runs notebooks and has no part in what they find.
+    The schema of params is left out: what it hands on is values, and those are compared one by one.  So are prompts,
+    whose text is part of each protocol, and this module.
     """
     found: set[Path] = set()
-    waiting = _imported(code)
+    waiting = _imported(source)
     while waiting:
         found |= waiting
         waiting = {path for file in waiting for path in _imported(file.read_text(encoding="utf-8"))} - found
-    folders = {file.parent for file in found} - {PACKAGE}
-    data = {file for folder in folders for file in folder.rglob("*") if file.suffix in {".csv", ".json", ".txt"}}
+    folders = {file.parent for file in found} - {PACKAGE, PACKAGE / "stand_ins"}
+    data = {file for folder in folders for file in folder.glob("*") if file.suffix in {".csv", ".json"}}
     return sorted((found | data) - {*(PACKAGE / "config").glob("*.py"), Path(__file__)})
 
 
-def _imported(code: str) -> set[Path]:
-    """The files of this package that `code` imports, at the top or inside a function."""
+def _plain(file: Path) -> str:
+    """The syntax tree of a module without its docstrings, as text."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [each for each in body if not _is_text(each)]
+    return ast.dump(tree)
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    """Whether a statement is nothing but a text: a docstring, or the words below a constant."""
+    value = getattr(statement, "value", None)
+    return isinstance(statement, ast.Expr) and isinstance(value, ast.Constant) and isinstance(value.value, str)
+
+
+def _cells(path: Path) -> list:
+    import nbformat
+
+    return nbformat.read(path, as_version=4).cells
+
+
+def _shown(metadata: dict) -> dict:
+    """What of a cell's metadata changes the book."""
+    return {name: metadata[name] for name in ("tags", "mystnb") if metadata.get(name)}
+
+
+@cache
+def _version(library: str) -> str:
+    try:
+        return version(library).partition("+")[0]
+    except PackageNotFoundError:
+        return ""
+
+
+def _imported(source: str) -> set[Path]:
+    """The files of this package that `source` imports, at the top or inside a function."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(code)):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

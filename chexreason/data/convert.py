@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from chexreason import records
+from chexreason import fingerprint, records
 
 
 def file_name(film: str) -> str:
@@ -42,10 +42,10 @@ def _drawn(film, study) -> tuple[str, str, str]:
     """Draw a phantom, unless its image is there already."""
     from PIL import Image
 
-    from chexreason.data.phantom import drawing, hospitals
+    from chexreason.data.phantom import hospitals
 
     path, size = study.folder / film.path, study.sources[film.source].size
-    key = _key(records.sha256(drawing.__file__), size, film.recipe)
+    key = fingerprint.digest(fingerprint.room("phantom"), size, film.recipe)
     if _about(path).get("made from") != key:
         image = Image.fromarray(hospitals.draw(film.recipe, size).image)
         _write(image, path, {"made from": key, "note": "phantom: drawn, not taken of a patient"})
@@ -54,14 +54,14 @@ def _drawn(film, study) -> tuple[str, str, str]:
 
 def _converted(film, study) -> tuple[str, str, str]:
     """Read a film and write its image, unless that is there already; a film that cannot be used has a fault instead."""
-    from chexreason.data import dicom, images
+    from chexreason.data import images
 
     section = study.sources[film.source]
     original, path = section.folder / film.original, study.folder / film.path
     if not film.original or not os.path.isfile(original):  # Path.is_file raises for a name that is too long
         return "", "its image is not there", ""
     sha256 = records.sha256(original)
-    key = _key(records.sha256(images.__file__) + records.sha256(dicom.__file__), section.size, sha256)
+    key = fingerprint.digest(fingerprint.room("images"), section.size, sha256)
     about = _about(path)
     if about.get("made from") != key:
         try:
@@ -71,11 +71,6 @@ def _converted(film, study) -> tuple[str, str, str]:
         about = {"made from": key, "notes": image.info["notes"]}
         _write(image, path, about)
     return sha256, "", about["notes"]
-
-
-def _key(code: str, size: int, made_of: str) -> str:
-    """The hash of all that decides an image: the code that makes it, its size and what it is made of."""
-    return hashlib.sha256(f"{code}/{size}/{made_of}".encode()).hexdigest()
 
 
 def _write(image, path: Path, about: dict[str, str]) -> None:

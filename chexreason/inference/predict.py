@@ -1,7 +1,5 @@
 """Ask every model about every data set under one protocol: batches, greedy decoding, the same reading."""
 
-import hashlib
-import itertools
 import json
 import os
 import shlex
@@ -67,12 +65,8 @@ def load(settings: config.Model, trained: Path | None, batch: int) -> Reader:
     runtime.steady_threads()
     processor = models.load_processor(settings)
     loaded = models.load_trained(settings, trained) if trained else models.load_base(settings)
-    files = [trained / models.ADAPTER[1]] if trained else []
-    files += [
-        file for file in fingerprint.imported_files(f"import {__name__}") if file.suffix == ".py"
-    ]  # prompts: the protocol
-    made_of = [settings.path, models.version(settings), settings.dtype, settings.visual_tokens]
-    key = _digest([*made_of, *map(records.sha256, files)])
+    weights = models.version(settings), records.sha256(trained / models.ADAPTER[1]) if trained else ""
+    key = fingerprint.digest(fingerprint.room("predict"), weights, settings.dtype, settings.visual_tokens)
     return Reader(models.plain_generation(loaded, processor), processor, batch, key)
 
 
@@ -89,29 +83,31 @@ def replies(
     """Ask about every image file, greedily; the replies, in the order of `images`.
 
     Films of equal length, in tokens, share a batch as far as possible, the longest first: least is padded, and memory
-    runs out at the start or never.  The replies to each batch are kept in the folder `journal` as they are made.  A run
-    that was cut off asks a batch again whole or not at all, so that it ends as if nothing had happened.
+    runs out at the start or never.  Each batch's replies are kept in the folder `journal` as they are made, film by
+    film, and are not asked for again.  An interrupted run repeats whole batches, so it ends as an uninterrupted one.
     """
     from tqdm import tqdm
 
     images = [Path(image) for image in images]
-    given, waiting = {}, []
-    for numbers in _batches(reader, images):
-        files = [images[number] for number in numbers]
-        place = journal / f"{_digest([reader.key, protocol.hash, *map(records.sha256, files)])}.json"
-        if place.exists():
-            kept = json.loads(place.read_text(encoding="utf-8"))
-            given |= zip(numbers, itertools.starmap(Reply, kept), strict=True)
-        else:
-            waiting.append((numbers, files, place))
-    with tqdm(total=len(images), initial=len(given), desc=what, mininterval=5, file=sys.stderr) as bar:
-        for numbers, files, place in waiting:
-            said = _fitting(reader, files, protocol)
-            with records.replacing(place) as unfinished:
+    keys = [fingerprint.digest(reader.key, protocol.hash, records.sha256(image)) for image in images]
+    given = _kept(journal)
+    batches = [[number for number in batch if keys[number] not in given] for batch in _batches(reader, images)]
+    done = len(images) - sum(map(len, batches))
+    with tqdm(total=len(images), initial=done, desc=what, mininterval=5, file=sys.stderr) as bar:
+        for numbers in filter(None, batches):
+            new = [keys[number] for number in numbers]
+            said = dict(zip(new, _fitting(reader, [images[number] for number in numbers], protocol), strict=True))
+            with records.replacing(journal / f"{fingerprint.digest(new)}.json") as unfinished:
                 unfinished.write_text(json.dumps(said), encoding="utf-8")
-            given |= zip(numbers, said, strict=True)
-            bar.update(len(files))
-    return [given[number] for number in range(len(images))]
+            given |= said
+            bar.update(len(numbers))
+    return [given[key] for key in keys]
+
+
+def _kept(journal: Path) -> dict[str, Reply]:
+    """The replies in a journal, by the digest of all that each follows from."""
+    kept = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(journal.glob("*.json"))]
+    return {key: Reply(*reply) for batch in kept for key, reply in batch.items()}
 
 
 def _batches(reader: Reader, images: list[Path]) -> list[list[int]]:
@@ -161,10 +157,6 @@ def _replies(reader: Reader, files: list[Path], protocol: Protocol) -> list[Repl
     ended = torch.isin(written, torch.tensor(model.generation_config.eos_token_id, device=written.device)).any(dim=1)
     texts = processor.batch_decode(written, skip_special_tokens=True)
     return [Reply(opening + text, not end) for text, end in zip(texts, ended.tolist(), strict=True)]
-
-
-def _digest(values: list) -> str:
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 def choose_checkpoint(

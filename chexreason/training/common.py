@@ -1,6 +1,5 @@
 """What SFT and GRPO share: films as trl data sets, progress, checkpoints that a killed run goes on from."""
 
-import hashlib
 import json
 import shutil
 import sys
@@ -131,16 +130,19 @@ def naming(lower: str):
         raise
 
 
-def work(place: Path, study: config.Study, model: str, inputs: Sequence[Path], code: str) -> Path:
-    """The folder where a run that writes to `place` keeps what it goes on from.
+def work(place: Path, stage: str, model: config.Model, *made_of) -> Path:
+    """The folder where a run of `stage` that writes to `place` keeps what it resumes from.
 
-    It is of these params, these input records, these weights of the base model and the code that the module `code`
-    reaches: where any of them changes, a run begins anew.
+    Its name is a digest of the code and libraries of the stage (`fingerprint.room`), of the base model and of
+    `made_of`: params and content.  If any of them changes, training starts again.
     """
-    files = [*inputs, *fingerprint.imported_files(f"import {code}")]
-    version = models.version(study.models[model])
-    made_of = hashlib.sha256("".join([study.hash, version, *map(records.sha256, files)]).encode())
-    return place / "checkpoints" / made_of.hexdigest()[:12]
+    base = model.model_dump(exclude={"name", "prompt", "note", "full"}), models.version(model)
+    return place / "checkpoints" / fingerprint.digest(fingerprint.room(stage), base, *made_of)[:12]
+
+
+def content(films: pd.DataFrame, *columns: str) -> str:
+    """The digest of what training reads of `films`: their images, in this order, and these columns."""
+    return fingerprint.rows(films[list(columns)].assign(image=films["image"].map(records.sha256)))
 
 
 def log_steps(save_steps: int) -> int:

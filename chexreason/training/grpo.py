@@ -41,8 +41,13 @@ def folder(study: config.Study, model: str, reward: str, seed: int) -> Path:
 
 
 def work(study: config.Study, model: str, format: str, reward: str, seed: int) -> Path:
-    """Where one GRPO run keeps what it goes on from."""
-    return common.work(folder(study, model, reward, seed), study, model, _inputs(study, model, format, seed), __name__)
+    """Where one GRPO run keeps what it resumes from."""
+    watched = curate.dataset(study, study.home).head(study.grpo.validation_films)
+    films = common.content(curate.dataset(study, "rl"), "labels"), common.content(watched, "labels")
+    start = records.sha256(sft.folder(study, model, format, seed) / "adapter" / models.ADAPTER[1])
+    settings = study.grpo.model_dump(exclude={"runs", "collapse"}), Protocol.of(study, format, study.home).hash
+    place = folder(study, model, reward, seed)
+    return common.work(place, "grpo", study.models[model], films, start, settings)
 
 
 def _inputs(study: config.Study, model: str, format: str, seed: int) -> list[Path]:

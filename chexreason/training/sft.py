@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from chexreason import answers, config, models, records, rewards, runtime
+from chexreason import answers, config, models, prompts, records, rewards, runtime
 from chexreason.data import curate
 from chexreason.teacher import check
 from chexreason.training import common, model_card
@@ -15,23 +15,28 @@ def folder(study: config.Study, model: str, format: str, seed: int) -> Path:
     return study.folder / "sft" / model / format / f"seed{seed}"
 
 
+def traces(study: config.Study, format: str) -> pd.Series:
+    """The teacher's traces of `format`, as written, by film; raises RecordError where there are none."""
+    written = records.load(study.folder / check.TRACES)
+    texts = written[written["format"] == format].set_index("film")["text"]
+    if texts.empty:
+        there = ", ".join(written["format"].unique()) or "none"
+        raise records.RecordError(
+            f"{check.TRACES} holds no trace of {format}; it has {there}; a new one needs a run under "
+            "sft.runs in the params file, and then 1_curate again"
+        )
+    return texts
+
+
 def data(study: config.Study, split: str, format: str, opening: str = ""):
     """The films of `split` that have a trace of `format`, as a trl data set of prompt, image and completion.
 
     `opening` is what the model's chat template writes of each reply (`models.opened`).  Raises RecordError where the
     teacher wrote no trace of that format.
     """
-    written = records.load(study.folder / check.TRACES)
-    traces = written[written["format"] == format].set_index("film")["text"]
-    if traces.empty:
-        there = ", ".join(written["format"].unique()) or "none"
-        raise records.RecordError(
-            f"{check.TRACES} holds no trace of {format}; it has {there}; a new one needs a run under "
-            "sft.runs in the params file, and then 1_curate again"
-        )
-    films = curate.dataset(study, split)
-    films = films[films["film"].isin(traces.index)]
-    completions = [[{"role": "assistant", "content": models.message(traces[film], opening)}] for film in films["film"]]
+    texts, films = traces(study, format), curate.dataset(study, split)
+    films = films[films["film"].isin(texts.index)]
+    completions = [[{"role": "assistant", "content": models.message(texts[film], opening)}] for film in films["film"]]
     return common.examples(films, format, completion=completions)
 
 
@@ -45,8 +50,11 @@ def example(study: config.Study, format: str) -> str:
 
 
 def work(study: config.Study, model: str, format: str, seed: int) -> Path:
-    """Where one SFT run keeps what it goes on from."""
-    return common.work(folder(study, model, format, seed), study, model, _inputs(study), __name__)
+    """Where one SFT run keeps what it resumes from."""
+    films = pd.concat([curate.dataset(study, split) for split in ("sft", "sft-holdout")])
+    read = common.content(films.assign(trace=films["film"].map(traces(study, format))), "split", "trace")
+    settings = study.lora.model_dump(), study.sft.model_dump(exclude={"runs"}), prompts.load(format)
+    return common.work(folder(study, model, format, seed), "sft", study.models[model], read, settings)
 
 
 def _inputs(study: config.Study) -> list[Path]:
