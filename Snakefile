@@ -1,25 +1,33 @@
 """The study as a graph: which notebook writes which records, from which, and with which parameters.
 
-    chexreason run params/mini.yaml            everything that is missing or stale
+    chexreason run params/mini.yaml            everything that is missing or no longer valid
     chexreason run params/mini.yaml grpo       as far as the GRPO runs
 
-A stage runs again when a record or a file of code it uses changes, or a value of the params file that it names below.
+A stage runs again when its `key` changes, and for no other reason: the cells of its notebook with the code they reach
+(docstrings aside), the params it uses, and the content it reads.  Time stamps do not count.  Curation is a checkpoint:
+what it chose is known only after it ran, so the keys of the later stages are made then.
 Paths are relative to the folder that holds `params/` and `runs/`.
 """
 
 import atexit
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 
-from chexreason import models
-from chexreason.fingerprint import modules
+from snakemake.utils import min_version
+
+from chexreason import fingerprint, models, records
 from chexreason.config import load
 from chexreason.inference.protocol import Protocol, protocols
+from chexreason.prompts import load as load_prompt
+from chexreason.prompts import names as prompt_names
 
+min_version("9.0")
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 ROOT = Path(workflow.basedir)
@@ -31,49 +39,73 @@ values = study.model_dump()
 if config.get("dry") and not os.path.exists(".snakemake"):  # a dry run leaves nothing, as Snakemake's own notes are
     atexit.register(shutil.rmtree, ".snakemake", ignore_errors=True)
 
+SFT = [(run.model, run.format, seed) for run, seed in study.runs("sft")]
+GRPO = {(run.model, run.reward, seed): run.format for run, seed in study.runs("grpo")}
+GPU = int(config.get("gpus", 0) > 0)  # each stage that computes on a GPU has one to itself
+
 manifest, traces = f"{runs}/curate/manifest.parquet", f"{runs}/curate/traces.parquet"
 compared = [f"{runs}/compare/{name}.parquet" for name in COMPARED]
-RUN = "chexreason notebook {input.notebook:q} {output.notebook:q} {params.given}"
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+RUN = "chexreason notebook {params.notebook:q} {output.notebook:q} {params.given} 2>&1 | tee {log:q}"
+
+
+def among(names):
+    return "|".join(map(re.escape, names)) or "none"
+
+
+wildcard_constraints:
+    model=among(study.models),
+    format=among({form for _, form, _ in SFT} | set(GRPO.values())),
+    reward=among({reward for _, reward, _ in GRPO}),
+    stage="sft|grpo",
+    run=among([form for _, form, _ in SFT] + [reward + best for _, reward, _ in GRPO for best in ("", "-best")]),
+    seed=r"\d+",
+
+
+def given(*names, **more):
+    """The parameters of a notebook, for the command line: these wildcards, and `more`."""
+
+    def words(wildcards):
+        pairs = {"params": file, **{name: wildcards[name] for name in names}, **more}
+        pairs = {name: value(wildcards) if callable(value) else value for name, value in pairs.items()}
+        return shlex.join(word for name, value in pairs.items() for word in ("-p", name, str(value)))
+
+    return words
+
+
+@cache
+def chosen(*splits):
+    """The digest of the films of these splits, labels included, in the manifest as it is now."""
+    films = records.load(manifest)
+    return fingerprint.rows(films[films["split"].isin(splits)])
+
+
+def key(notebook, used=None):
+    """What a stage's validity depends on: its notebook and code, and `used(wildcards)`: params and content."""
+    code = fingerprint.notebook(ROOT / notebook)
+
+    def made_of(wildcards):
+        checkpoints.curate.get()
+        return json.dumps({"code": code, **(used(wildcards) if used else {})}, sort_keys=True)
+
+    return made_of
+
+
+def teacher_prompts():
+    """The instructions of a teacher that is a language model; the rules read none."""
+    asked = values["teacher"]["kind"] != "rules"
+    return {name: load_prompt(f"teacher/{name}") for name in prompt_names("teacher")} if asked else {}
 
 
 def source(notebook):
     return os.path.relpath(ROOT / notebook)
 
 
-def code(notebook):
-    """The files of the package that a notebook's code reaches."""
-    return [os.path.relpath(path) for path in modules(ROOT / notebook)]
-
-
-def given(**parameters):
-    """The parameters of a notebook, for the command line."""
-    pairs = {"params": file, **parameters}.items()
-    return literal(shlex.join(word for name, value in pairs for word in ("-p", name, str(value))))
-
-
-def literal(text):
-    """`text` for a rule's params, where braces in it would otherwise stand for wildcards."""
-    return lambda wildcards: text
-
-
-def used(*sections, **more):
-    """The values a stage depends on.  A changed one runs the stage again, as does a changed file of code."""
-    return json.dumps({**{name: values[name] for name in sections}, **more}, sort_keys=True)
-
-
-def weights(model):
-    """The files of a stand-in or of a model in a folder; a hub model is known by its commit (`version`)."""
-    return [os.path.relpath(path) for path in models.weights(study.models[model])]
-
-
-def version(model):
-    """The entry of a model in the params file, with the commit of a hub model, which may move."""
-    return {**values["models"][model], "revision": models.commit(study.models[model])}
-
-
 def loaded(model):
-    """What of a model's entry its training depends on: not how it is asked untrained, nor the note beside its scores."""
-    return {name: value for name, value in version(model).items() if name not in ("prompt", "note", "full")}
+    """What of a model's entry its training depends on, with the version of its weights."""
+    left_out = ("name", "prompt", "note", "full")
+    entry = {name: value for name, value in values["models"][model].items() if name not in left_out}
+    return entry | {"version": models.version(study.models[model])}
 
 
 def folder(model, checkpoint, seed):
@@ -87,7 +119,7 @@ def adapter(model, checkpoint, seed):
     if checkpoint == "untuned":
         return []
     which = f"{folder(model, checkpoint, seed)}/{'best' if checkpoint.endswith('-best') else 'adapter'}"
-    return [f"{which}/adapter_{end}" for end in ("config.json", "model.safetensors")]
+    return [f"{which}/{name}" for name in ADAPTER]
 
 
 def answers(model, checkpoint, seed):
@@ -99,15 +131,21 @@ def executed(notebook, *run):
     return f"{runs}/notebooks/{'-'.join([notebook, *run]).replace('/', '-')}.ipynb"
 
 
+def whole(wildcards):
+    """The params of a chapter that looks at the whole study."""
+    return {"full": FULL, "study": study.hash}
+
+
+ASKED = [answers(*checkpoint) for checkpoint in study.checkpoints()]
+SFT_LOGS = [f"{folder(model, f'sft/{form}', seed)}/log.parquet" for model, form, seed in SFT]
+GRPO_LOGS = [f"{folder(model, f'grpo/{reward}', seed)}/log.parquet" for model, reward, seed in GRPO]
 tried = study.prompts.variants if study.prompts else []
-sft_runs = [(run.model, run.format, seed) for run, seed in study.runs("sft")]
-grpo_runs = [(run.model, run.format, run.reward, seed) for run, seed in study.runs("grpo")]
 chapters = [
     executed("index"),
     executed("1_curate"),
     *([executed("2_prompts")] if study.prompts else []),
-    *(executed("3_sft", model, form, f"seed{seed}") for model, form, seed in sft_runs),
-    *(executed("4_grpo", model, reward, f"seed{seed}") for model, _, reward, seed in grpo_runs),
+    *(executed("3_sft", model, form, f"seed{seed}") for model, form, seed in SFT),
+    *(executed("4_grpo", model, reward, f"seed{seed}") for model, reward, seed in GRPO),
     *(executed("5_predict", model, checkpoint, f"seed{seed}") for model, checkpoint, seed in study.checkpoints()),
     executed("6_compare"),
     *([executed("7_variants")] if study.sft.runs else []),
@@ -116,167 +154,272 @@ chapters = [
 ]
 
 
+localrules:
+    book,
+    sft,
+    grpo,
+    predict,
+
+
+pages = [path for path in sorted((ROOT / "book").rglob("*")) if path.is_file() and ".ipynb" not in path.name]
+
+
 rule book:
     input:
-        pages=[os.path.relpath(page) for page in sorted((ROOT / "book").rglob("*")) if page.is_file()],
-        code=[os.path.relpath(path) for name in ("workflow", "display") for path in sorted((ROOT / "chexreason" / name).glob("*.py"))],
-        paper=source("params/paper.yaml"),
+        manifest,
         chapters=chapters,
     output:
         f"{runs}/book/_build/html/index.html",
     params:
-        file=literal(shlex.quote(file)),
-        used=used(full=FULL, study=study.hash),
+        file=lambda wildcards: shlex.quote(file),
+        key=key(
+            "book/index.ipynb",
+            lambda wildcards: {
+                "builder": fingerprint.code(tuple(sorted((ROOT / "chexreason" / "workflow").glob("*.py")))),
+                "pages": fingerprint.digest([records.sha256(path) for path in pages]),
+                "paper": records.sha256(ROOT / "params" / "paper.yaml"),
+                **whole(wildcards),
+            },
+        ),
+    log:
+        f"{runs}/logs/book.log",
     shell:
-        "chexreason book {params.file} {input.chapters:q}"
+        "chexreason book {params.file} {input.chapters:q} 2>&1 | tee {log:q}"
+
+
+checkpoint curate:
+    output:
+        update(manifest),
+        update(traces),
+        update(f"{runs}/curate/aside.parquet"),
+        update(f"{runs}/curate/prevalence.parquet"),
+        notebook=executed("1_curate"),
+    params:
+        notebook=source("notebooks/1_curate.ipynb"),
+        given=given(),
+        key=json.dumps(
+            {
+                "code": fingerprint.notebook(ROOT / "notebooks/1_curate.ipynb"),
+                **{name: values[name] for name in ("sources", "curate", "tests", "teacher")},
+                "formats": load(study.file).formats,
+                "teacher prompts": teacher_prompts(),
+                "files": {path.name: records.sha256(path) for path in study.files()},
+            },
+            sort_keys=True,
+        ).replace("{", "{{").replace("}", "}}"),
+    log:
+        f"{runs}/logs/1_curate.log",
+    benchmark:
+        f"{runs}/benchmarks/1_curate.tsv"
+    shell:
+        RUN
 
 
 rule prompts:
     input:
         manifest,
-        weights(study.prompts.model) if study.prompts else [],
-        notebook=source("notebooks/2_prompts.ipynb"),
-        code=code("notebooks/2_prompts.ipynb"),
     output:
         f"{runs}/prompts/answers.parquet",
         notebook=executed("2_prompts"),
     params:
+        notebook=source("notebooks/2_prompts.ipynb"),
         given=given(),
-        used=used(
-            "prompts",
-            "compare",
-            protocols=[Protocol.of(study, name, study.home).hash for name in tried],
-            batch=study.predict.batch,
-            reward=values["grpo"]["reward"],
-            models={name: version(name) for name in values["models"]},
+        key=key(
+            "notebooks/2_prompts.ipynb",
+            lambda wildcards: {
+                "films": chosen(study.home),
+                "protocols": [Protocol.of(study, name, study.home).hash for name in tried],
+                "models": {name: {**values["models"][name], **loaded(name)} for name in values["models"]},
+                **{name: values[name] for name in ("prompts", "compare")},
+                "reward": values["grpo"]["reward"],
+            },
         ),
+    log:
+        f"{runs}/logs/2_prompts.log",
+    benchmark:
+        f"{runs}/benchmarks/2_prompts.tsv"
+    resources:
+        gpu=GPU,
     shell:
         RUN
 
 
-rule curate:
+rule sft_run:
     input:
-        notebook=source("notebooks/1_curate.ipynb"),
-        code=code("notebooks/1_curate.ipynb"),
-    output:
         manifest,
         traces,
-        f"{runs}/curate/aside.parquet",
-        f"{runs}/curate/prevalence.parquet",
-        notebook=executed("1_curate"),
+    output:
+        expand(f"{runs}/sft/{{{{model}}}}/{{{{format}}}}/seed{{{{seed}}}}/adapter/{{name}}", name=ADAPTER),
+        f"{runs}/sft/{{model}}/{{format}}/seed{{seed}}/log.parquet",
+        notebook=f"{runs}/notebooks/3_sft-{{model}}-{{format}}-seed{{seed}}.ipynb",
     params:
-        given=given(),
-        used=used("sources", "curate", "tests", "teacher", formats=load(study.file).formats),
+        notebook=source("notebooks/3_sft.ipynb"),
+        given=given("model", "format", "seed"),
+        key=key(
+            "notebooks/3_sft.ipynb",
+            lambda wildcards: {
+                "films": chosen("sft", "sft-holdout"),
+                "traces": written(wildcards.format),
+                "prompt": load_prompt(wildcards.format),
+                "lora": values["lora"],
+                "sft": {**values["sft"], "runs": None},
+                "model": loaded(wildcards.model),
+            },
+        ),
+    log:
+        f"{runs}/logs/3_sft-{{model}}-{{format}}-seed{{seed}}.log",
+    benchmark:
+        f"{runs}/benchmarks/3_sft-{{model}}-{{format}}-seed{{seed}}.tsv"
+    priority: 2
+    resources:
+        gpu=GPU,
     shell:
         RUN
 
 
-for model, form, seed in sft_runs:
-
-    rule:
-        name:
-            f"sft_{model}_{form}_seed{seed}"
-        input:
-            manifest,
-            traces,
-            weights(model),
-            notebook=source("notebooks/3_sft.ipynb"),
-            code=code("notebooks/3_sft.ipynb"),
-        output:
-            adapter(model, f"sft/{form}", seed),
-            f"{folder(model, f'sft/{form}', seed)}/log.parquet",
-            notebook=executed("3_sft", model, form, f"seed{seed}"),
-        params:
-            given=given(model=model, format=form, seed=seed),
-            used=used("lora", sft={**values["sft"], "runs": None}, model=loaded(model)),
-        priority: 2
-        shell:
-            RUN
-
-
-for model, form, reward, seed in grpo_runs:
-
-    rule:
-        name:
-            f"grpo_{model}_{reward}_seed{seed}"
-        input:
-            manifest,
-            weights(model),
-            adapter(model, f"sft/{form}", seed),
-            notebook=source("notebooks/4_grpo.ipynb"),
-            code=code("notebooks/4_grpo.ipynb"),
-        output:
-            adapter(model, f"grpo/{reward}", seed),
-            adapter(model, f"grpo/{reward}-best", seed),
-            f"{folder(model, f'grpo/{reward}', seed)}/log.parquet",
-            notebook=executed("4_grpo", model, reward, f"seed{seed}"),
-        params:
-            given=given(model=model, format=form, reward=reward, seed=seed),
-            used=used(
-                "lora",
-                protocol=Protocol.of(study, form, study.home).hash,
-                grpo={**values["grpo"], "runs": None},
-                model=loaded(model),
-            ),
-        priority: 2
-        shell:
-            RUN
+rule grpo_run:
+    input:
+        manifest,
+        lambda wildcards: adapter(wildcards.model, f"sft/{start(wildcards)}", wildcards.seed),
+    output:
+        expand(
+            f"{runs}/grpo/{{{{model}}}}/{{{{reward}}}}/seed{{{{seed}}}}/{{which}}/{{name}}",
+            which=("adapter", "best"),
+            name=ADAPTER,
+        ),
+        f"{runs}/grpo/{{model}}/{{reward}}/seed{{seed}}/log.parquet",
+        notebook=f"{runs}/notebooks/4_grpo-{{model}}-{{reward}}-seed{{seed}}.ipynb",
+    params:
+        notebook=source("notebooks/4_grpo.ipynb"),
+        given=given("model", "reward", "seed", format=lambda wildcards: start(wildcards)),
+        key=key(
+            "notebooks/4_grpo.ipynb",
+            lambda wildcards: {
+                "films": chosen("rl", study.home),
+                "protocol": Protocol.of(study, start(wildcards), study.home).hash,
+                "grpo": {**values["grpo"], "runs": None},
+                "model": loaded(wildcards.model),
+            },
+        ),
+    log:
+        f"{runs}/logs/4_grpo-{{model}}-{{reward}}-seed{{seed}}.log",
+    benchmark:
+        f"{runs}/benchmarks/4_grpo-{{model}}-{{reward}}-seed{{seed}}.tsv"
+    priority: 2
+    resources:
+        gpu=GPU,
+    shell:
+        RUN
 
 
-for model, checkpoint, seed in study.checkpoints():
+def start(wildcards):
+    """The SFT format from which a GRPO run starts."""
+    return GRPO[wildcards.model, wildcards.reward, int(wildcards.seed)]
 
-    rule:
-        name:
-            f"predict_{model}_{checkpoint.replace('/', '_')}_seed{seed}"
-        input:
-            manifest,
-            weights(model),
-            adapter(model, checkpoint, seed),
-            notebook=source("notebooks/5_predict.ipynb"),
-            code=code("notebooks/5_predict.ipynb"),
-        output:
-            answers(model, checkpoint, seed),
-            notebook=executed("5_predict", model, checkpoint, f"seed{seed}"),
-        params:
-            given=given(model=model, checkpoint=checkpoint, seed=seed),
-            used=used(
-                protocols={dataset: each.hash for dataset, each in protocols(study, model, checkpoint).items()},
-                batch=study.predict.batch,
-                reward=values["grpo"]["reward"],
-                model=version(model),
-            ),
-        shell:
-            RUN
+
+@cache
+def written(format):
+    """The digest of the teacher's traces of one format, as they are now."""
+    table = records.load(traces)
+    return fingerprint.rows(table.loc[table["format"] == format, ["film", "text"]])
+
+
+def asked(model, checkpoint):
+    """What the answers of a checkpoint depend on, but for its adapter, whose run triggers them."""
+    return {
+        "films": {name: chosen(name) for name in study.datasets(checkpoint)},
+        "protocols": {name: each.hash for name, each in protocols(study, model, checkpoint).items()},
+        "reward": values["grpo"]["reward"],
+        "model": {**values["models"][model], **loaded(model)},
+    }
+
+
+rule predict_run:
+    input:
+        manifest,
+        lambda wildcards: adapter(wildcards.model, f"{wildcards.stage}/{wildcards.run}", wildcards.seed),
+    output:
+        f"{runs}/predict/{{model}}/{{stage}}/{{run}}/seed{{seed}}/answers.parquet",
+        notebook=f"{runs}/notebooks/5_predict-{{model}}-{{stage}}-{{run}}-seed{{seed}}.ipynb",
+    params:
+        notebook=source("notebooks/5_predict.ipynb"),
+        given=given("model", "seed", checkpoint=lambda wildcards: f"{wildcards.stage}/{wildcards.run}"),
+        key=key(
+            "notebooks/5_predict.ipynb",
+            lambda wildcards: asked(wildcards.model, f"{wildcards.stage}/{wildcards.run}"),
+        ),
+    log:
+        f"{runs}/logs/5_predict-{{model}}-{{stage}}-{{run}}-seed{{seed}}.log",
+    benchmark:
+        f"{runs}/benchmarks/5_predict-{{model}}-{{stage}}-{{run}}-seed{{seed}}.tsv"
+    resources:
+        gpu=GPU,
+    shell:
+        RUN
+
+
+use rule predict_run as predict_untuned with:
+    input:
+        manifest,
+    output:
+        f"{runs}/predict/{{model}}/untuned/seed{{seed}}/answers.parquet",
+        notebook=f"{runs}/notebooks/5_predict-{{model}}-untuned-seed{{seed}}.ipynb",
+    params:
+        notebook=source("notebooks/5_predict.ipynb"),
+        given=given("model", "seed", checkpoint="untuned"),
+        key=key("notebooks/5_predict.ipynb", lambda wildcards: asked(wildcards.model, "untuned")),
+    log:
+        f"{runs}/logs/5_predict-{{model}}-untuned-seed{{seed}}.log",
+    benchmark:
+        f"{runs}/benchmarks/5_predict-{{model}}-untuned-seed{{seed}}.tsv"
 
 
 rule compare:
     input:
         manifest,
-        [answers(*checkpoint) for checkpoint in study.checkpoints()],
-        notebook=source("notebooks/6_compare.ipynb"),
-        code=code("notebooks/6_compare.ipynb"),
+        ASKED,
     output:
         compared,
         notebook=executed("6_compare"),
     params:
+        notebook=source("notebooks/6_compare.ipynb"),
         given=given(full=FULL),
-        used=used(full=FULL, study=study.hash),
+        key=key("notebooks/6_compare.ipynb", whole),
+    log:
+        f"{runs}/logs/6_compare.log",
+    benchmark:
+        f"{runs}/benchmarks/6_compare.tsv"
     shell:
         RUN
 
 
 rule variants:
     input:
+        manifest,
         compared,
-        [f"{folder(model, f'sft/{form}', seed)}/log.parquet" for model, form, seed in sft_runs],
-        [f"{folder(model, f'grpo/{reward}', seed)}/log.parquet" for model, _, reward, seed in grpo_runs],
-        notebook=source("notebooks/7_variants.ipynb"),
-        code=code("notebooks/7_variants.ipynb"),
+        SFT_LOGS,
+        GRPO_LOGS,
     output:
         notebook=executed("7_variants"),
     params:
+        notebook=source("notebooks/7_variants.ipynb"),
         given=given(full=FULL),
-        used=used(full=FULL, study=study.hash),
+        key=key("notebooks/7_variants.ipynb", whole),
+    log:
+        f"{runs}/logs/7_variants.log",
+    shell:
+        RUN
+
+
+rule reread:
+    output:
+        notebook=executed("8_reread"),
+    params:
+        notebook=source("notebooks/8_reread.ipynb"),
+        given="",  # it reads nothing of a study
+        key=fingerprint.notebook(ROOT / "notebooks/8_reread.ipynb"),
+    log:
+        f"{runs}/logs/8_reread.log",
     shell:
         RUN
 
@@ -285,26 +428,15 @@ rule findings:
     input:
         manifest,
         compared,
-        [answers(*checkpoint) for checkpoint in study.checkpoints()],
-        notebook=source("notebooks/9_findings.ipynb"),
-        code=code("notebooks/9_findings.ipynb"),
+        ASKED,
     output:
         notebook=executed("9_findings"),
     params:
+        notebook=source("notebooks/9_findings.ipynb"),
         given=given(full=FULL),
-        used=used(full=FULL, study=study.hash),
-    shell:
-        RUN
-
-
-rule reread:
-    input:
-        notebook=source("notebooks/8_reread.ipynb"),
-        code=code("notebooks/8_reread.ipynb"),
-    output:
-        notebook=executed("8_reread"),
-    params:
-        given="",  # it reads nothing of a study
+        key=key("notebooks/9_findings.ipynb", whole),
+    log:
+        f"{runs}/logs/9_findings.log",
     shell:
         RUN
 
@@ -313,27 +445,28 @@ rule index:
     input:
         manifest,
         compared,
-        notebook=source("book/index.ipynb"),
-        code=code("book/index.ipynb"),
     output:
         notebook=executed("index"),
     params:
+        notebook=source("book/index.ipynb"),
         given=given(full=FULL),
-        used=used(full=FULL, study=study.hash),
+        key=key("book/index.ipynb", whole),
+    log:
+        f"{runs}/logs/index.log",
     shell:
         RUN
 
 
 rule sft:
     input:
-        [adapter(model, f"sft/{form}", seed) for model, form, seed in sft_runs],
+        [adapter(model, f"sft/{form}", seed) for model, form, seed in SFT],
 
 
 rule grpo:
     input:
-        [adapter(model, f"grpo/{reward}", seed) for model, _, reward, seed in grpo_runs],
+        [adapter(model, f"grpo/{reward}", seed) for model, reward, seed in GRPO],
 
 
 rule predict:
     input:
-        [answers(*checkpoint) for checkpoint in study.checkpoints()],
+        ASKED,

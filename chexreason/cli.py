@@ -110,6 +110,8 @@ def run(given: argparse.Namespace) -> None:
     full = given.full or "--full" in ours
     words = [*(["--dry-run"] if given.dry_run else []), *(["--cores", given.cores] if given.cores else [])]
     words += [word for word in ours if word != "--full"] + theirs
+    from chexreason import runtime
+
     study = _study(given.params, full)
     if not (ROOT / "Snakefile").is_file():
         raise RunError(f"{ROOT} holds no Snakefile: a study runs from a checkout, installed with `make setup`")
@@ -122,8 +124,10 @@ def run(given: argparse.Namespace) -> None:
     if not re.fullmatch(r"[\w./-]+", file):  # Snakemake takes the value for YAML, after it has stripped quotes
         file = f" {json.dumps(file, ensure_ascii=False)} "
     command = [sys.executable, "-m", "snakemake", "--quiet", "host", "reason", "rules", "--rerun-incomplete"]
-    command += ["--nolock", "--keep-going", "--scheduler", "greedy"]
+    command += ["--nolock", "--keep-going", "--scheduler", "greedy", "--rerun-triggers", "params"]
     command += ["--config", f"params={file}", *(["full=1"] if full else []), *(["dry=1"] if options.dryrun else [])]
+    if runtime.has_gpu():  # one at a time: every kernel sees the first GPU
+        command += ["gpus=1", "--resources", "gpu=1"]
     command += ["--snakefile", ROOT / "Snakefile"]
     command += ["--directory", directory, "--cores", "2", *words]
     os.environ.setdefault("PYTHONUTF8", "1")  # whatever the locale: several libraries take every path for UTF-8
@@ -154,18 +158,15 @@ def _snakemake_options(words: list[str]) -> argparse.Namespace:
 
 def _refuse_unknown_targets(targets: list[str], study) -> None:
     """Raise RunError for a target that is neither a rule of the Snakefile nor, with a slash in it, a file."""
-    stages = re.findall(r"^rule (\w+):", (ROOT / "Snakefile").read_text(encoding="utf-8"), re.MULTILINE)
-    runs = [f"sft_{run.model}_{run.format}_seed{seed}" for run, seed in study.runs("sft")]
-    runs += [f"grpo_{run.model}_{run.reward}_seed{seed}" for run, seed in study.runs("grpo")]
-    runs += [f"predict_{model}_{name.replace('/', '_')}_seed{seed}" for model, name, seed in study.checkpoints()]
+    rules = re.findall(r"^(?:rule|checkpoint) (\w+):", (ROOT / "Snakefile").read_text(encoding="utf-8"), re.MULTILINE)
+    stages = [name for name in rules if not name.endswith("_run")]
     for target in targets:
-        if target not in stages + runs and "/" not in target:
-            near = difflib.get_close_matches(target, stages + runs, n=1)
+        if target not in stages and "/" not in target:
+            near = difflib.get_close_matches(target, stages, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            full = " (more with --full)" if study.left_out else ""
+            record = f"runs/{study.study}/compare/overall.parquet"
             raise RunError(
-                f"run: no target {target!r}; {hint}The targets are {', '.join(stages)}, a single run such as {runs[0]}"
-                f"{full}, or a file"
+                f"run: no target {target!r}; {hint}The targets are {', '.join(stages)}, or a file such as {record}"
             )
 
 

@@ -83,12 +83,13 @@ def imported_files(source: str) -> list[Path]:
     waiting = _imported(source)
     while waiting:
         found |= waiting
-        waiting = {path for file in waiting for path in _imported(file.read_text(encoding="utf-8"))} - found
+        waiting = {path for file in waiting for path in _imported_by(file)} - found
     folders = {file.parent for file in found} - {PACKAGE, PACKAGE / "stand_ins"}
     data = {file for folder in folders for file in folder.glob("*") if file.suffix in {".csv", ".json"}}
     return sorted((found | data) - {*(PACKAGE / "config").glob("*.py"), Path(__file__)})
 
 
+@cache
 def _plain(file: Path) -> str:
     """The syntax tree of a module without its docstrings, as text."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -121,6 +122,11 @@ def _version(library: str) -> str:
         return version(library).partition("+")[0]
     except PackageNotFoundError:
         return ""
+
+
+@cache
+def _imported_by(file: Path) -> set[Path]:
+    return _imported(file.read_text(encoding="utf-8"))
 
 
 def _imported(source: str) -> set[Path]:

@@ -1,9 +1,15 @@
 """Threads, devices and memory of the machine a stage runs on."""
 
 import os
+from pathlib import Path
 
 NO_MEMORY = ("can't allocate memory", "not enough memory", "could not create a primitive")
 """What torch says on a CPU whose memory is used up; the last are the words of oneDNN, which convolves there."""
+
+
+def has_gpu() -> bool:
+    """Whether this machine has a GPU of NVIDIA or AMD, found without loading torch."""
+    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd"))
 
 
 def threads() -> int:

@@ -125,7 +125,6 @@ def test_a_run_is_handed_to_snakemake_in_the_folder_of_the_study(tmp_path, monke
         (["FILE", "-np"], ["-np"], False),
         (["FILE", "--", "--forcerun", "compare"], ["--forcerun", "compare"], False),
         (["FILE", "--forcerun", "sft", "grpo", "-k"], ["--forcerun", "sft", "grpo", "-k"], False),
-        (["FILE", "sft_medgemma_free_reasoning_seed0"], ["sft_medgemma_free_reasoning_seed0"], False),
         (["FILE", "runs/smoke/curate/manifest.parquet"], ["runs/smoke/curate/manifest.parquet"], False),
     ],
 )
@@ -144,8 +143,8 @@ def test_options_of_run_count_before_and_after_the_file(tmp_path, monkeypatch, w
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["grpoo"], "no target 'grpoo'; did you mean 'grpo'? The targets are book, prompts, curate, "),
-        (["sft", "sft_medgema_free_reasoning_seed0"], "did you mean 'sft_medgemma_free_reasoning_seed0'?"),
+        (["grpoo"], "no target 'grpoo'; did you mean 'grpo'? The targets are book, curate, prompts, "),
+        (["sft", "predcit"], "did you mean 'predict'?"),
         (["--ful"], "unrecognized arguments: --ful; `chexreason run --help` lists the options"),
         (["--config", "full=1"], "run: --config cannot be given: the study is what its params file says"),
         (["-C", "params=params/other.yaml"], "run: --config cannot be given"),

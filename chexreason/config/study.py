@@ -181,6 +181,19 @@ class Study(Section):
                 f"another name, or remove runs/{self.study}/{OWNER} for this file to take the folder over"
             )
 
+    def files(self) -> list[Path]:
+        """The user's own files that curation reads: tables, `read:` functions, teacher prompts, a frozen manifest."""
+        beside = self.file.parent
+        places = [
+            beside / name for name in (self.curate.frozen, *getattr(self.teacher, "prompts", {}).values()) if name
+        ]
+        for source in self.sources.values():
+            if source.kind == "own" and source.read:
+                places.append(beside / source.read.partition(":")[0])
+            elif source.kind == "own" and "$" not in os.path.expandvars(source.root):
+                places.append(Path(os.path.expandvars(source.root)).expanduser() / source.table)
+        return [place for place in places if place.is_file()]
+
     @property
     def home(self) -> str:
         """The name of the validation set: films of the training source that nothing was trained on."""
