@@ -33,7 +33,7 @@ os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PAT
 ROOT = Path(workflow.basedir)
 COMPARED = ("scores", "overall", "paired", "mcnemar", "travel", "travel_paired", "sensitivity")
 FULL = bool(config.get("full"))
-study = load(config.get("params", "params/mini.yaml"), FULL)
+study = load(config.get("params", "params/mini.yaml"), full=FULL)
 file, runs = os.path.relpath(study.file), os.path.relpath(study.folder)
 values = study.model_dump()
 if config.get("dry") and not os.path.exists(".snakemake"):  # a dry run leaves nothing, as Snakemake's own notes are

@@ -405,7 +405,7 @@ def _study(path: str | None, full: bool = True):
             path = find(DEFAULT)
         except ParamsError:
             path = ROOT / DEFAULT
-    return load(path, full)
+    return load(path, full=full)
 
 
 def _hold(study) -> None:

@@ -55,19 +55,20 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def study_folder(folder: Path, **changes: str) -> Path:
-    """A folder with a copy of the smoke params; `changes` are replaced in the text, new for old."""
-    text = (ROOT / "params" / "smoke.yaml").read_text(encoding="utf-8")
+    """A folder with the smoke params and the file that they extend; `changes` are replaced in a text, new for old."""
+    texts = {name: (ROOT / "params" / name).read_text(encoding="utf-8") for name in ("smoke.yaml", "mini.yaml")}
     for new, old in changes.items():
-        assert old in text
-        text = text.replace(old, new)
+        name = next(name for name, text in texts.items() if old in text)
+        texts[name] = texts[name].replace(old, new)
     (folder / "params").mkdir(exist_ok=True)
-    (folder / "params" / "smoke.yaml").write_text(text, encoding="utf-8")
+    for name, text in texts.items():
+        (folder / "params" / name).write_text(text, encoding="utf-8")
     return folder
 
 
 def changed_study(folder: Path, name: str, changes: dict) -> config.Study:
     """The study of `params/<name>.yaml` with its records under `folder`; `changes` are "section.key": value."""
-    values = yaml.safe_load((ROOT / "params" / f"{name}.yaml").read_text(encoding="utf-8"))
+    values = config.read(ROOT / "params" / f"{name}.yaml")
     for key, value in changes.items():
         *sections, last = key.split(".")
         section = values

@@ -316,7 +316,7 @@ def test_a_file_that_holds_no_verdicts_is_told(tmp_path, content):
 
 @pytest.mark.parametrize("content", [GARBAGE, "{labels}".encode("utf-16")])
 def test_a_prompt_that_is_no_text_is_told(tmp_path, content):
-    values = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text())
+    values = config.read(ROOT / "params" / "smoke.yaml")
     values["teacher"] = {"kind": "gemini", "model": "m", "seed": 0, "prompts": {"free_reasoning": "mine.txt"}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
     (tmp_path / "mine.txt").write_bytes(content)

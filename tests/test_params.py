@@ -6,7 +6,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from chexreason.config import ParamsError, load
+from chexreason.config import ParamsError, load, read
 
 MINI = (ROOT / "params" / "mini.yaml").read_text(encoding="utf-8")
 
@@ -160,7 +160,7 @@ def test_formats_are_those_that_sft_trains_each_once_in_order(tmp_path):
         values["grpo"]["runs"] = []
         file = tmp_path / "mine.yaml"
         file.write_text(yaml.safe_dump(values), encoding="utf-8")
-        return load(file, full).formats
+        return load(file, full=full).formats
 
     runs = [("reasoning_a", False), ("only_label", True), ("reasoning_a", True), ("free_reasoning", False)]
     assert formats(*runs) == ["reasoning_a", "only_label", "free_reasoning"]
@@ -179,7 +179,7 @@ def test_checkpoints_are_listed_in_reading_order():
 
 
 def test_a_short_study_leaves_out_what_is_marked_full_and_says_so():
-    whole, short = (load(ROOT / "params" / "mini.yaml", full) for full in (True, False))
+    whole, short = (load(ROOT / "params" / "mini.yaml", full=full) for full in (True, False))
     assert short.hash == whole.hash and short.folder == whole.folder
     further = len(whole.more_seeds) * 3  # of the format, and of the reward's last and best checkpoint
     left = 1 + 7 + 2  # untuned Qwen, seven formats, one reward
@@ -225,7 +225,7 @@ def keys(values) -> object:
 
 def test_the_scales_differ_in_values_only():
     files = [ROOT / "params" / f"{name}.yaml" for name in ("mini", "smoke")]
-    default, smoke = (keys(yaml.safe_load(file.read_text(encoding="utf-8"))) for file in files)
+    default, smoke = (keys(read(file)) for file in files)
     assert default == smoke
     assert all(load(file).study == os.path.splitext(file.name)[0] for file in files)
 
@@ -407,3 +407,206 @@ def test_a_project_may_be_moved_and_a_params_file_renamed(tmp_path):
     study.file.write_text(MINI, encoding="utf-8")
     with pytest.raises(ParamsError, match=r"belongs to params/renamed\.yaml"):
         load(study.file)
+
+
+# A file that extends another states what differs.
+
+
+def extending(tmp_path, text: str, **others: str):
+    """A folder with mini.yaml, mine.yaml, which extends it and holds `text`, and `others`; returns mine.yaml."""
+    files = {"mini": MINI, "mine": f"extends: mini.yaml\nstudy: mine\n{text}"} | others
+    for name, content in files.items():
+        (tmp_path / f"{name}.yaml").write_text(content, encoding="utf-8")
+    return tmp_path / "mine.yaml"
+
+
+def test_a_file_that_extends_another_is_that_one_but_for_what_it_states(tmp_path):
+    text = "grpo: {beta: 0.1, reward: {nuanced: {match: 90}}}\nseeds: [5, 6]\ntests: {b-test: {films: 7}}\n"
+    study = load(extending(tmp_path, text))
+    values = mini(put("grpo.beta", 0.1)) | {"study": "mine", "seeds": [5, 6]}
+    values["grpo"]["reward"]["nuanced"]["match"], values["tests"]["b-test"]["films"] = 90, 7
+    (tmp_path / "whole.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    whole = load(tmp_path / "whole.yaml")
+    assert study.model_dump() == whole.model_dump() and study.hash == whole.hash
+    assert list(study.tests) == list(whole.tests)  # in the order of the extended file
+
+
+def test_files_may_extend_each_other_in_a_chain_through_folders(tmp_path):
+    (tmp_path / "far").mkdir()
+    file = extending(tmp_path, "")
+    (tmp_path / "far" / "third.yaml").write_text("extends: ../mine.yaml\nstudy: third\ncompare: {seed: 1}\n")
+    third, first = load(tmp_path / "far" / "third.yaml"), load(file)
+    assert third.model_dump() == first.model_dump() | {"study": "third", "compare": {"draws": 10000, "seed": 1}}
+    assert third.file == tmp_path / "far" / "third.yaml"
+
+
+def test_keys_of_the_extended_file_can_be_left_out_and_given_anew(tmp_path):
+    own = "tests: {mine: {source: c, films: 3, label_sets: [nih9]}}\n"
+    study = load(
+        extending(tmp_path, "without: [tests, sources.b, prompts, grpo.reward.nuanced.frequency.Edema]\n" + own)
+    )
+    assert list(study.tests) == ["mine"] and list(study.sources) == ["a", "c"] and study.prompts is None
+    assert "Edema" not in study.grpo.reward.nuanced.frequency and len(study.grpo.reward.nuanced.frequency) == 13
+
+
+def test_a_section_of_another_kind_takes_nothing_of_the_first(tmp_path):
+    text = 'sources: {c: {kind: nih, root: "x", splits: [test]}}\nteacher: {kind: gemini, model: m, seed: 3}\n'
+    study = load(extending(tmp_path, text))
+    assert study.sources["c"] == load(extending(tmp_path, "without: [sources.c]\n" + text)).sources["c"]
+    assert study.teacher.kind == "gemini" and study.teacher.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("extends: mini.yaml\nsft: {epocs: 3}", r"mine\.yaml: unknown key 'sft\.epocs'; did you mean 'epochs'\?"),
+        ("extends: mini.yaml\nsft: {epochs: three}", r"mine\.yaml: sft\.epochs: .*'three'"),
+        ("extends: broken.yaml", r"broken\.yaml: sft\.epochs: .*'three'"),
+        ("extends: broken.yaml\nsft: {epochs: 0}", r"mine\.yaml: sft\.epochs: .*greater than 0"),
+        ("extends: gone.yaml", r"mine\.yaml: extends: gone\.yaml: no such params file"),
+        ("extends: mine.yaml", r"mine\.yaml: extends: a file cannot extend itself: .*mine\.yaml extends .*mine\.yaml"),
+        ("extends: back.yaml", r"back\.yaml: extends: a file cannot extend itself: .*mine.* extends .*back.* extends"),
+        ("extends: [mini.yaml]", r"mine\.yaml: extends: give the name of one params file, got \['mini\.yaml'\]"),
+        ("extends: list.yaml", r"list\.yaml: not a params file: it must hold"),
+        ("extends: twice.yaml", r"twice\.yaml: not a YAML file: the key 'a' is given twice"),
+        (
+            "extends: mini.yaml\nwithout: [sft.epocs]",
+            r"mine\.yaml: without: .*no key 'sft\.epocs'; did you mean 'sft\.epo",
+        ),
+        ("extends: mini.yaml\nwithout: tests", r"mine\.yaml: without: give a list of keys"),
+        ("extends: mini.yaml\nwithout: [sft.epochs]", r"mine\.yaml: the key 'sft\.epochs' is missing"),
+        ("without: [tests]", r"mine\.yaml: without: this file extends no other"),
+        ("extends: mini.yaml\nsft: 3", r"mine\.yaml: sft: .*got 3"),
+    ],
+)
+def test_what_is_wrong_with_an_extended_study_names_the_file_in_which_it_stands(tmp_path, text, told):
+    broken = MINI.replace("  epochs: 1 ", "  epochs: three ")
+    others = {"broken": broken, "back": "extends: mine.yaml\n", "list": "[a]\n", "twice": "a: 1\na: 2\n"}
+    with pytest.raises(ParamsError, match=told):
+        load(extending(tmp_path, "", mine=text + "\n", **others))
+
+
+def test_paths_are_seen_from_the_file_that_states_them(tmp_path):
+    read = '{kind: own, root: "x", read: "code/own.py:read", credentialed: false}'
+    teacher = "{kind: gemini, model: m, seed: 0, prompts: {free_reasoning: mine.txt, only_label: only_label}}"
+    text = f"without: [curate.frozen]\nsources: {{b: {read}}}\nteacher: {teacher}\n"
+    base = extending(tmp_path, text.partition("\n")[2] + "curate: {frozen: earlier/manifest.parquet}\n")
+    for file in ("code/own.py", "mine.txt", "earlier/manifest.parquet"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "other.yaml").write_text("extends: ../mine.yaml\nstudy: other\n")
+    assert load(base).curate.frozen == "earlier/manifest.parquet"
+    study = load(tmp_path / "deep" / "other.yaml")
+    assert study.curate.frozen == "../earlier/manifest.parquet" and study.sources["b"].read == "../code/own.py:read"
+    assert study.teacher.prompts == {"free_reasoning": "../mine.txt", "only_label": "only_label"}
+    assert (study.file.parent / study.curate.frozen).is_file()
+
+
+# Values to try, in a notebook.
+
+
+def project(tmp_path):
+    """mini.yaml in a folder of its own, with records of a finished curation, SFT and GRPO."""
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params" / "mini.yaml").write_text(MINI, encoding="utf-8")
+    study = load(tmp_path / "params" / "mini.yaml")
+    for name in ("curate/manifest.parquet", "curate/films/a.png", "sft/m/f/seed0/adapter/weights", "grpo/m/hard/log"):
+        (study.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (study.folder / name).write_text("the graph's")
+    (study.folder / "sft/m/f/seed0/checkpoints").mkdir()
+    return study
+
+
+def shared(study) -> set[str]:
+    """The files in a study's folder."""
+    return {str(file.relative_to(study.folder)) for file in study.folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "stages"),
+    [
+        ({"grpo.beta": 0.1}, {"curate", "sft"}),
+        ({"compare.draws": 50, "title": "x"}, {"curate", "sft", "grpo"}),
+        ({"sft.epochs": 2, "grpo.beta": 0.1}, {"curate"}),
+        ({"lora": {"r": 2, "alpha": 4, "dropout": 0.0}}, {"curate"}),
+        ({"curate.rl": 20}, set()),
+        ({"sft.runs": [{"model": "medgemma", "format": "only_label"}], "grpo.runs": []}, set()),  # other traces
+    ],
+)
+def test_changed_values_are_tried_in_a_scratch_folder_with_the_stages_they_do_not_concern(tmp_path, changes, stages):
+    study = project(tmp_path)
+    before = {file: (study.folder / file).read_text() for file in shared(study)}
+    tried = load(study.file, changes)
+    assert tried.folder == study.folder / "scratch" / tried.hash and tried.hash != study.hash
+    assert {file.partition("/")[0] for file in shared(tried)} == stages
+    for file in shared(tried):
+        (tried.folder / file).unlink()
+        (tried.folder / file).write_text("tried")
+    again = load(study.file, changes)
+    assert again.folder == tried.folder and {(again.folder / file).read_text() for file in shared(again)} <= {"tried"}
+    assert {file: (study.folder / file).read_text() for file in before} == before
+
+
+def test_a_copied_record_can_be_written_without_the_graphs_own_being_changed(tmp_path):
+    study = project(tmp_path)
+    tried = load(study.file, {"grpo.beta": 0.1})
+    (tried.folder / "sft/m/f/seed0/adapter/weights").write_text("in place")
+    assert (study.folder / "sft/m/f/seed0/adapter/weights").read_text() == "the graph's"
+
+
+def test_changes_are_checked_like_the_file_and_lead_to_the_same_study(tmp_path):
+    study = load(project(tmp_path).file, {"grpo.beta": 0.1, "tests.b-test.films": 7}, full=False)
+    values = mini(put("grpo.beta", 0.1))
+    values["tests"]["b-test"]["films"] = 7
+    (tmp_path / "params" / "other.yaml").write_text(yaml.safe_dump(values | {"study": "other"}), encoding="utf-8")
+    other = load(tmp_path / "params" / "other.yaml", full=False)
+    assert study.model_dump() == other.model_dump() | {"study": "mini"} and study.prompts is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"grpo.bta": 0.1}, r"changes: unknown key 'grpo\.bta'; did you mean 'beta'\?"),
+        ({"gpro.beta": 0.1}, r"changes: unknown key 'gpro'; did you mean 'grpo'\?"),
+        ({"grpo.beta": "0.1"}, r"changes: grpo\.beta: .*got '0\.1'"),
+        ({"sources.b.films": 0}, r"changes: sources\.b\.films: .*greater than 0"),
+        ({"seeds.0": 3}, r"changes: seeds\.0: seeds holds \[0\], no keys; change it as a whole"),
+        ({"study": "other"}, r"changes: study: this cannot be changed here"),
+        ({"grpo.save_every": 25}, r"changes: grpo: save_every \(25\) must be a multiple"),
+    ],
+)
+def test_a_change_that_is_wrong_is_refused_with_the_right_key(tmp_path, changes, told):
+    file = project(tmp_path).file
+    with pytest.raises(ParamsError, match=told):
+        load(file, changes)
+    assert not (tmp_path / "runs" / "mini" / "scratch").exists()
+
+
+# Label sets of one's own.
+
+
+def test_a_label_set_can_be_defined_in_the_file(tmp_path):
+    values = mini(put("tests.b-test.label_sets", ["mine", "chexpert14"])) | {
+        "label_sets": {"mine": ["Edema", "Fracture"]}
+    }
+    values["curate"]["label_sets"] = ["mine"]
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    study = load(file)
+    assert study.labels("mine") == ("Edema", "Fracture") and len(study.labels("chexpert14")) == 14
+
+
+@pytest.mark.parametrize(
+    ("label_sets", "told"),
+    [
+        ({"nih9": ["Edema"]}, "label_sets: 'nih9' is a built-in label set; give yours another name"),
+        ({"mine": ["Oedema"]}, "label_sets.mine.0"),
+        ({"mine": []}, "label_sets.mine: List should have at least 1 item"),
+        ({"mine": ["Edema", "Edema"]}, "label_sets.mine: 'Edema' is listed twice"),
+        ({"other": ["Edema"]}, "curate.label_sets: 'mine' is not defined in this file; choose one of chexpert14"),
+    ],
+)
+def test_a_label_set_that_is_wrong_is_refused(tmp_path, label_sets, told):
+    values = mini(put("curate.label_sets", ["mine"])) | {"label_sets": label_sets}
+    assert told in refusal(tmp_path, values)

@@ -1,6 +1,6 @@
 """The params file: its sections (`schema`), the study they make (`study`), and how a file is read (`load`)."""
 
-from chexreason.config.load import find, load, read_value
+from chexreason.config.load import find, layers, load, merged, read, read_value
 from chexreason.config.schema import (
     OWNER,
     Asked,
@@ -52,6 +52,9 @@ __all__ = [
     "Study",
     "Teacher",
     "find",
+    "layers",
     "load",
+    "merged",
+    "read",
     "read_value",
 ]

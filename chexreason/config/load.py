@@ -1,17 +1,19 @@
-"""From a params file to a study: YAML, its sections, and messages for what is wrong."""
+"""From a params file to a study: YAML, the file that it extends, and messages for what is wrong."""
 
 import difflib
 import os
 import re
+from collections.abc import Iterator, Mapping
 from datetime import date
 from pathlib import Path
-from typing import ClassVar, get_args
+from typing import ClassVar, NamedTuple, get_args
 
 import yaml
 from pydantic import (
     ValidationError,
 )
 
+from chexreason.config import scratch
 from chexreason.config.schema import ParamsError, Section
 from chexreason.config.study import Study
 
@@ -41,13 +43,13 @@ class _Loader(yaml.SafeLoader):
             )
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node, deep=False):
-        seen = set()
+    def compose_mapping_node(self, anchor):
+        node, seen = super().compose_mapping_node(anchor), set()
         for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
             if key.value in seen:
                 raise yaml.MarkedYAMLError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
             seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        return node
 
     def construct_float(self, node):
         """A float; an int where it has an exponent and is whole, so that `1e3` can be a count."""
@@ -139,43 +141,219 @@ def find(path: str | Path) -> Path:
     raise ParamsError(f"{path}: no such params file (looked in {Path.cwd().name}/ and the folder above it)")
 
 
-def _yaml(file: Path, path: str | Path):
-    """What a YAML file holds; raises ParamsError, calling the file `path`, where it cannot be read as YAML."""
+def _yaml(file: Path, name: str) -> yaml.Node | None:
+    """What a YAML file holds, as nodes whose marks call the file `name`; raises ParamsError where it is not YAML."""
     try:
         with file.open("rb") as stream:
             text = stream.read(MOST_BYTES + 1)
     except OSError as error:
-        raise ParamsError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ParamsError(f"{name}: cannot be read: {error.strerror}") from None
     if len(text) > MOST_BYTES:
-        raise ParamsError(f"{path}: more than {MOST_BYTES:,} bytes, so it is no params file")
+        raise ParamsError(f"{name}: more than {MOST_BYTES:,} bytes, so it is no params file")
     try:
-        return yaml.load(text.decode(), _Loader)
+        loader = _Loader(text.decode())
+        loader.name = name
+        node = loader.get_single_node()
+        _construct(node)
+        return node
     except RecursionError:
-        raise ParamsError(f"{path}: not a params file: nested too deeply") from None
+        raise ParamsError(f"{name}: not a params file: nested too deeply") from None
     except UnicodeDecodeError:
-        raise ParamsError(f"{path}: not a YAML file: no text in UTF-8; save it as UTF-8") from None
+        raise ParamsError(f"{name}: not a YAML file: no text in UTF-8; save it as UTF-8") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, a number of 5,000 digits
-        told = str(error).replace('in "<unicode string>", ', "")
-        raise ParamsError(f"{path}: not a YAML file: {told}") from None
+        told = str(error).replace('in "<unicode string>", ', "").replace(f'in "{name}", ', "")
+        raise ParamsError(f"{name}: not a YAML file: {told}") from None
 
 
-def load(path: str | Path, full: bool = True) -> Study:
+def _construct(node: yaml.Node | None):
+    """The Python values of a node."""
+    return None if node is None else _Loader("").construct_document(node)
+
+
+EXTENDS, WITHOUT = "extends", "without"
+"""`extends: mini.yaml` takes from mini.yaml every value that the params file does not state; `without: [tests]` leaves
+out keys of mini.yaml."""
+
+BESIDE = ("curate.frozen", "sources.*.read", "teacher.prompts.*")
+"""The keys of a study that name files beside the params file that states them."""
+
+
+class Layer(NamedTuple):
+    """A params file: where it is, what messages call it, and what it holds, `extends` and `without` included."""
+
+    file: Path
+    name: str
+    node: yaml.MappingNode
+
+
+def layers(path: str | Path) -> list[Layer]:
+    """A params file and those that it extends, one after the other, the file itself first; raises ParamsError."""
+    found, file, name = [], find(path), str(path)
+    while True:
+        node = _yaml(file, name)
+        if not isinstance(node, yaml.MappingNode):
+            told = "it must hold `key: value` sections, as params/mini.yaml does"
+            raise ParamsError(f"{name}: not a params file: {told}")
+        found.append(Layer(Path(os.path.abspath(file)), name, node))
+        base = _construct(dict(_pairs(node)).get(EXTENDS))
+        if base is None:
+            return found
+        if not isinstance(base, str):
+            raise ParamsError(f"{name}: {EXTENDS}: give the name of one params file, got {_brief(base)}")
+        file, above = file.parent / base, name
+        name = os.path.normpath(os.path.join(os.path.dirname(name), base))
+        if not file.is_file():
+            raise ParamsError(f"{above}: {EXTENDS}: {base}: no such params file (looked in the folder of {above})")
+        if any(file.samefile(each.file) for each in found):
+            circle = " extends ".join([*(each.name for each in found), name])
+            raise ParamsError(f"{above}: {EXTENDS}: a file cannot extend itself: {circle}")
+
+
+def merged(path: str | Path) -> yaml.MappingNode:
+    """A params file with what it takes from those that it extends; the mark of each value names its file.
+
+    Mappings are merged key by key, in the order of the extended file; any other value, and a section of another `kind`,
+    is replaced.  Raises ParamsError.
+    """
+    own, *bases = layers(path)
+    for layer in bases:
+        _move_paths(layer.node, layer.file.parent, own.file.parent)
+    node = None
+    for layer in reversed([own, *bases]):
+        left_out = _construct(dict(_pairs(layer.node)).get(WITHOUT)) or []
+        if not isinstance(left_out, list) or not all(isinstance(key, str) for key in left_out):
+            raise ParamsError(f"{layer.name}: {WITHOUT}: give a list of keys, such as [tests, sources.b]")
+        if left_out and node is None:
+            raise ParamsError(f"{layer.name}: {WITHOUT}: this file extends no other, so there is nothing to leave out")
+        for key in left_out:
+            _leave_out(node, key, layer.name)
+        layer.node.value = [pair for pair in layer.node.value if pair[0].value not in (EXTENDS, WITHOUT)]
+        node = _merge(node, layer.node)
+    return node
+
+
+def _pairs(node: yaml.Node) -> Iterator[tuple[str, yaml.Node]]:
+    """The keys of a mapping, as they are written, with their values; none of any other node."""
+    if isinstance(node, yaml.MappingNode):
+        yield from ((key.value, value) for key, value in node.value)
+
+
+def _merge(base: yaml.Node | None, own: yaml.Node) -> yaml.Node:
+    if not (isinstance(base, yaml.MappingNode) and isinstance(own, yaml.MappingNode)):
+        return own
+    kinds = [dict(_pairs(node)).get("kind") for node in (base, own)]
+    if all(kinds) and kinds[0].value != kinds[1].value:
+        return own
+    pairs = {key.value: (key, value) for key, value in base.value}
+    for key, value in own.value:
+        pairs[key.value] = (key, _merge(pairs.get(key.value, (None, None))[1], value))
+    return yaml.MappingNode(own.tag, list(pairs.values()), own.start_mark, own.end_mark, own.flow_style)
+
+
+def _leave_out(node: yaml.MappingNode, key: str, name: str) -> None:
+    """Take the dotted `key` out of a node; raises ParamsError, for the file called `name`, where it is not there."""
+    inside, rest = node, key
+    while True:
+        if rest in dict(_pairs(inside)):
+            inside.value = [pair for pair in inside.value if pair[0].value != rest]
+            return
+        part, inside = next(((at, to) for at, to in _pairs(inside) if rest.startswith(f"{at}.")), (None, None))
+        if part is None:
+            near = difflib.get_close_matches(key, _keys(node), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ParamsError(f"{name}: {WITHOUT}: the extended file has no key {key!r}{hint}")
+        rest = rest.removeprefix(f"{part}.")
+
+
+def _keys(node: yaml.Node, above: str = "") -> list[str]:
+    """Every dotted key of a node."""
+    return [found for key, value in _pairs(node) for found in (above + key, *_keys(value, f"{above}{key}."))]
+
+
+def _move_paths(node: yaml.MappingNode, here: Path, there: Path) -> None:
+    """Make each path under `BESIDE`, relative to the folder `here`, relative to `there`."""
+    for pattern in BESIDE if here != there else ():
+        found = [node]
+        for part in pattern.split("."):
+            found = [value for each in found for key, value in _pairs(each) if part in (key, "*")]
+        for value in found:
+            file = here / str(value.value).partition(":")[0]
+            if value.tag.endswith(":str") and file.is_file():  # a packaged prompt has a name that is not a path
+                value.value = os.path.relpath(here / value.value, there)
+
+
+def read(path: str | Path) -> dict:
+    """The values of a params file and of those that it extends, as they are written; raises ParamsError."""
+    return _construct(merged(path))
+
+
+def load(path: str | Path, changes: Mapping[str, object] | None = None, *, full: bool = True) -> Study:
     """Read and check a params file; without `full`, leave out the runs that it marks so.
+
+    `changes` are values to try, by dotted key: `load("params/mini.yaml", {"grpo.beta": 0.1})`.  The records of a study
+    with changes are in a scratch folder (`config.scratch`), and never where those of the params file are.
 
     Raises ParamsError before anything is spent: for a file that is not there, is not YAML, or holds an unknown key, a
     missing key, a wrong type, a name that nothing defines, or the study name of another file whose folder is there.
     """
-    file = find(path)
-    values = _yaml(file, path)
-    if not isinstance(values, dict):
-        raise ParamsError(f"{path}: not a params file: it must hold `key: value` sections, as params/mini.yaml does")
+    node, file = merged(path), Path(os.path.abspath(find(path)))
+    study = _checked(_construct(node), file, lambda where: _file_of(node, where) or str(path))
+    if changes:
+        values = _construct(node)
+        for key, value in changes.items():
+            _put(values, key, value)
+        changed = _checked(values, file, lambda where: _change_of(changes, where) or str(path))
+        changed._scratch = True
+        scratch.share(study, changed)
+        study = changed
+    return study if full else study.short()
+
+
+def _checked(values: dict, file: Path, place) -> Study:
+    """The study of `values`; `place` names the file that states a dotted key, that of the study for ""."""
     try:
         study = Study.model_validate(values)
     except ValidationError as error:
-        raise ParamsError("\n".join(f"{path}: {_explain(each)}" for each in error.errors())) from None
-    study._file = Path(os.path.abspath(file))
+        wheres = ["" if each["type"] == "missing" else _locate(each["loc"] or ("",))[0] for each in error.errors()]
+        told = [f"{place(where)}: {_explain(each)}" for where, each in zip(wheres, error.errors(), strict=True)]
+        raise ParamsError("\n".join(told)) from None
+    study._file = file
     study._refuse_other_owner()
-    return study if full else study.short()
+    return study
+
+
+def _file_of(node: yaml.Node, where: str) -> str | None:
+    """The name of the file that states the value at a dotted key or, where it is missing, the mapping it belongs in."""
+    while where:
+        inside = list(_pairs(node))
+        if isinstance(node, yaml.SequenceNode):
+            inside = [(str(number), value) for number, value in enumerate(node.value)]
+        part, value = next(((key, to) for key, to in inside if f"{where}.".startswith(f"{key}.")), (None, None))
+        if part is None:
+            break
+        node, where = value, where.removeprefix(part).removeprefix(".")
+    return node.start_mark.name
+
+
+def _change_of(changes: Mapping[str, object], where: str) -> str | None:
+    """What to call the place of a wrong value: `changes` where one of them has put it there."""
+    near = [key for key in changes if f"{where}.".startswith(f"{key}.") or f"{key}.".startswith(f"{where}.")]
+    return "changes" if where and near else None
+
+
+def _put(values: dict, key: str, value) -> None:
+    """Put `value` at a dotted key; the schema refuses the keys that it does not know."""
+    if key in ("study", EXTENDS, WITHOUT):
+        raise ParamsError(f"changes: {key}: this cannot be changed here; write a params file with `{EXTENDS}:`")
+    inside, rest = values, key
+    while True:
+        part = next((each for each in inside if rest.startswith(f"{each}.")), rest.partition(".")[0])
+        if rest in inside or part == rest:
+            inside[rest] = value
+            return
+        rest, inside = rest.removeprefix(f"{part}."), inside.setdefault(part, {})
+        if not isinstance(inside, dict):
+            raise ParamsError(f"changes: {key}: {part} holds {_brief(inside)}, no keys; change it as a whole")
 
 
 def _advice(error: dict) -> str:

@@ -22,6 +22,7 @@ from chexreason.config.schema import (
     Grpo,
     GrpoRun,
     Hosted,
+    Label,
     Lora,
     Model,
     Name,
@@ -44,7 +45,8 @@ class Study(Section):
     """A whole study.  `folder` is where its records lie: `runs/<study>` beside the folder of the params file.
 
     `notice` stands at the head of every page of its book.  Every run is made with each of `seeds`, and those that are
-    not marked `full` with each of `more_seeds` too, which are left to `make full`.
+    not marked `full` with each of `more_seeds` too, which are left to `make full`.  `label_sets` names lists of labels
+    to score, beside those of `labels.LABEL_SETS`.
     """
 
     study: Name
@@ -52,6 +54,7 @@ class Study(Section):
     notice: str = ""
     seeds: Annotated[list[Seed], Field(min_length=1)]
     more_seeds: list[Seed] = Field(default_factory=list)
+    label_sets: dict[Name, Annotated[list[Label], Field(min_length=1)]] = Field(default_factory=dict)
     sources: dict[Name, Source]
     curate: Curate
     tests: dict[Name, Test]
@@ -64,17 +67,20 @@ class Study(Section):
     predict: Predict
     compare: Compare
     _file: Path = PrivateAttr(default=Path("params/unnamed.yaml"))
+    _scratch: bool = PrivateAttr(default=False)
     _left_out: list[str] = PrivateAttr(default=[])
 
     @model_validator(mode="after")
     def _names_exist(self):
         _known("curate.train", self.curate.train, self.sources)
+        if built_in := LABEL_SETS.keys() & self.label_sets:
+            raise ValueError(f"label_sets: {min(built_in)!r} is a built-in label set; give yours another name")
         for label_set in self.curate.label_sets:
-            _known("curate.label_sets", label_set, LABEL_SETS)
+            _known("curate.label_sets", label_set, [*LABEL_SETS, *self.label_sets])
         for name, test in self.tests.items():
             _known(f"tests.{name}.source", test.source, self.sources)
             for label_set in test.label_sets:
-                _known(f"tests.{name}.label_sets", label_set, LABEL_SETS)
+                _known(f"tests.{name}.label_sets", label_set, [*LABEL_SETS, *self.label_sets])
         for run in [*self.sft.runs, *self.grpo.runs]:
             _known("runs: model", run.model, self.models)
         if self.prompts:
@@ -103,6 +109,7 @@ class Study(Section):
         lists = {
             "seeds": self.seeds,
             "more_seeds": self.more_seeds,
+            **{f"label_sets.{name}": labels for name, labels in self.label_sets.items()},
             "curate.views": self.curate.views,
             "curate.label_sets": self.curate.label_sets,
             **{f"tests.{name}.label_sets": test.label_sets for name, test in self.tests.items()},
@@ -159,13 +166,23 @@ class Study(Section):
 
     @cached_property
     def folder(self) -> Path:
-        """`runs/<study>` beside the folder that holds the params file."""
-        return self._file.resolve().parent.parent / "runs" / self.study
+        """`runs/<study>` beside the folder that holds the params file; with changes, `runs/<study>/scratch/<hash>`."""
+        return self._runs / "scratch" / self.hash if self._scratch else self._runs
+
+    @property
+    def _runs(self) -> Path:
+        """The folder of the params file's own records."""
+        return self._root / "runs" / self.study
+
+    @property
+    def _root(self) -> Path:
+        """The folder that holds `params/` and `runs/`."""
+        return self._file.resolve().parent.parent
 
     @property
     def _place(self) -> str:
         """The params file as seen from the folder that holds `params/` and `runs/`: the same wherever that is moved."""
-        return str(self._file.resolve().relative_to(self.folder.parent.parent))
+        return str(self._file.resolve().relative_to(self._root))
 
     def claim(self) -> None:
         """Make the study's folder and write there that it belongs to this params file; `load` refuses any other."""
@@ -173,9 +190,9 @@ class Study(Section):
         (self.folder / OWNER).write_bytes(os.fsencode(self._place))
 
     def _refuse_other_owner(self) -> None:
-        owner = self.folder / OWNER
+        owner = self._runs / OWNER
         other = os.fsdecode(owner.read_bytes()) if owner.is_file() else ""
-        if other != self._place and (self.folder.parent.parent / other).is_file():
+        if other != self._place and (self._root / other).is_file():
             raise ParamsError(
                 f"{self._place}: study: {self.study}: the folder runs/{self.study} belongs to {other}; give this study "
                 f"another name, or remove runs/{self.study}/{OWNER} for this file to take the folder over"
@@ -237,7 +254,8 @@ class Study(Section):
     @cached_property
     def hash(self) -> str:
         """Twelve hexadecimal digits that change when any value of the params file does."""
-        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()[:12]
+        values = self.model_dump(exclude=None if self.label_sets else {"label_sets"})
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     def runs(self, stage: Literal["sft", "grpo"]) -> list[tuple[SftRun | GrpoRun, int]]:
         """Every training run of a stage, with its seed."""
@@ -268,6 +286,10 @@ class Study(Section):
         formats = {(run.model, run.reward): run.format for run in self.grpo.runs}
         untuned = self.models[model].prompt or self.predict.prompt
         return formats[model, variant.removesuffix("-best")] if stage == "grpo" else untuned
+
+    def labels(self, label_set: str) -> tuple[str, ...]:
+        """The labels of a label set, a built-in one or one of this study."""
+        return tuple(LABEL_SETS.get(label_set) or self.label_sets[label_set])
 
     def source(self, dataset: str) -> Phantom | Folder:
         """The source that the films of validation or of a test set come from."""

@@ -16,7 +16,7 @@ from chexreason import records
 from chexreason.data import curate, sampling
 from chexreason.evaluation import metrics
 from chexreason.inference import predict
-from chexreason.labels import CHEXPERT14, CLOSURES, LABEL_SETS, POLICIES, add_parent_labels
+from chexreason.labels import CHEXPERT14, CLOSURES, POLICIES, add_parent_labels
 
 _STEP = {"seed": int, "first": "str", "second": "str"}
 _DIFFERENCE = {"metric": "str", "difference": float, "low": float, "high": float}
@@ -119,7 +119,7 @@ def score_aligned(study, judged: Aligned, dataset: str, label_set: str) -> metri
     A failed reply counts as an empty answer; beside that, `overall` holds `n_answered`, `micro_f1_answered` and
     `macro_f1_answered`, over just the films whose reply could be read.
     """
-    truth, given = (table[list(LABEL_SETS[label_set])] for table in (judged.truth, judged.given))
+    truth, given = (table[list(study.labels(label_set))] for table in (judged.truth, judged.given))
     scored = metrics.score(truth, given, judged.patients, study.compare.draws, generator(study, dataset), judged.means)
     counts = metrics.tally(truth[judged.read], given[judged.read]).sum(axis=0)
     answered = {
@@ -237,7 +237,7 @@ def _paired(study, pair: tuple, where: tuple, scored: dict) -> pd.DataFrame:
 
 
 def _mcnemar(study, pair: tuple, where: tuple, judged: dict) -> pd.DataFrame:
-    names, (first, second) = list(LABEL_SETS[where[1]]), (judged[one, where[0]] for one in pair)
+    names, (first, second) = list(study.labels(where[1])), (judged[one, where[0]] for one in pair)
     rows = metrics.mcnemar(first.truth[names], first.given[names], second.given[names])
     return rows.assign(dataset=where[0], label_set=where[1], **_step(study, pair))
 
@@ -292,7 +292,7 @@ def sensitivity(study) -> pd.DataFrame:
             for policy, films in settled.items():
                 judged = align_predictions(study, films, answers, dataset)
                 rows.append(where | {"policy": policy, "closed": False} | _macro(study, judged, dataset, label_set))
-                if set(CLOSURES) & set(LABEL_SETS[label_set]):
+                if set(CLOSURES) & set(study.labels(label_set)):
                     macro = _macro(study, with_parent_labels(judged), dataset, label_set)
                     rows.append(where | {"policy": policy, "closed": True} | macro)
     return _record("sensitivity", [pd.DataFrame(rows)])

@@ -52,7 +52,7 @@ def assemble(study, source: Path, chapters: list[Path], folder: Path) -> Path:
     labels: set[str] = set()
     for chapter in chapters:
         _copy(chapter, folder, labels)
-    shutil.copy(study.file, folder / "params.yaml")
+    _write_params(study.file, folder / "params.yaml")
     _fill(folder / "choices.md", choices.tables(study.file))
     _fill(
         folder / "costs.md", {"study": plan.page(plan.plan(study)), "paper": plan.page(plan.plan(config.load(PAPER)))}
@@ -66,6 +66,14 @@ def assemble(study, source: Path, chapters: list[Path], folder: Path) -> Path:
         theme["announcement"] = html.escape(study.notice or PHANTOM)
     _write(folder / "_config.yml", settings)
     return folder
+
+
+def _write_params(file: Path, to: Path) -> None:
+    """Copy a params file, and after it each that it extends, as YAML documents of one file."""
+    own, *extended = (layer.file for layer in config.layers(file))
+    texts = [own.read_text(encoding="utf-8")]
+    texts += [f"---\n# {each.name}, which is extended above\n{each.read_text(encoding='utf-8')}" for each in extended]
+    to.write_text("\n".join(texts), encoding="utf-8")
 
 
 def expand(contents: dict, chapters: list[str]) -> dict:

@@ -1,7 +1,8 @@
 """What the paper states and what it leaves open, read from the marks in a params file.
 
 A mark is a comment that ends the line of a key: `# paper: equation 4` says where the paper states the value, and
-`# ours: no batch is given` why this project chose it.  A mark holds for all that stands under its key.
+`# ours: no batch is given` why this project chose it.  A mark is about all values under its key in the same file that
+have no mark of their own: where another file extends that one, a value that it changes needs a mark there.
 """
 
 import re
@@ -11,10 +12,13 @@ from typing import NamedTuple
 
 import yaml
 
+from chexreason import config
 from chexreason.display import markdown
 
 MARK = re.compile(r"\s# (paper|ours): (.+)$")
 NONE = "No value of this params file is marked so; `params/paper.yaml` says of each whose it is."
+NAMES = ("study", "title", "notice")
+UNEXPLAINED = "{file} states this value and gives no reason"
 
 
 class Choice(NamedTuple):
@@ -27,53 +31,104 @@ class Choice(NamedTuple):
 
 
 def read(file: Path) -> list[Choice]:
-    """The marked keys of a params file, in its order."""
-    text = file.read_text(encoding="utf-8")
-    found = (MARK.search(line) for line in text.splitlines())
-    marks = {number: mark.groups() for number, mark in enumerate(found) if mark}
-    return list(_marked(yaml.compose(text, yaml.SafeLoader), (), marks))
+    """The marked keys of a params file and of those that it extends, with the values that this study takes from each.
+
+    They are in the order of the study's keys, those of the extended file first.
+    """
+    node, marks, about = config.merged(file), _marks(file), {}
+    for leaf in _leaves(node):
+        if key := _marked(leaf, marks):
+            about.setdefault((leaf.file, key), []).append(leaf.path)
+    return [
+        Choice(".".join(key), _plain(_at(node, key), key, paths), *marks[name][key])
+        for (name, key), paths in about.items()
+    ]
 
 
 def unmarked(file: Path) -> list[str]:
-    """The dotted keys that hold a value, or a list, and stand under no mark."""
-    text = file.read_text(encoding="utf-8")
-    known = [choice.key for choice in read(file)]
-    keys = [".".join(path) for path in _leaves(yaml.compose(text, yaml.SafeLoader), ())]
-    return [key for key in keys if not any(f"{key}.".startswith(f"{each}.") for each in known)]
+    """The dotted keys that hold a value, or a list, and stand under no mark in the file that states them."""
+    marks = _marks(file)
+    return [".".join(each.path) for each in _leaves(config.merged(file)) if not _marked(each, marks)]
 
 
-def _marked(node: yaml.Node, path: tuple[str, ...], marks: dict[int, tuple[str, str]]) -> Iterator[Choice]:
-    if not isinstance(node, yaml.MappingNode):
-        return
-    for key, value in node.value:
-        where = (*path, key.value)
-        if key.start_mark.line in marks:
-            yield Choice(".".join(where), _plain(value), *marks[key.start_mark.line])
-        else:
-            yield from _marked(value, where, marks)
+class _Leaf(NamedTuple):
+    """A value that is no mapping: the keys that lead to it, and the file that states it."""
+
+    path: tuple[str, ...]
+    file: str
 
 
-def _leaves(node: yaml.Node, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def _leaves(node: yaml.Node, path: tuple[str, ...] = ()) -> Iterator[_Leaf]:
     if not isinstance(node, yaml.MappingNode) or not node.value:
-        yield path
+        yield _Leaf(path, node.start_mark.name)
         return
     for key, value in node.value:
         yield from _leaves(value, (*path, key.value))
 
 
-def _plain(node: yaml.Node) -> str:
-    """A value on one line, its scalars as they stand in the file."""
+def _marks(file: Path) -> dict[str, dict[tuple[str, ...], tuple[str, str]]]:
+    """The marks of a params file and of each that it extends, by the name of the file and then by key."""
+    return {layer.name: dict(_marks_of(layer.node, (), _lines(layer.file))) for layer in config.layers(file)}
+
+
+def _lines(file: Path) -> dict[int, tuple[str, str]]:
+    """The marks of a file, by line."""
+    found = (MARK.search(line) for line in file.read_text(encoding="utf-8").splitlines())
+    return {number: mark.groups() for number, mark in enumerate(found) if mark}
+
+
+def _marks_of(node: yaml.Node, path: tuple[str, ...], lines: dict, above: int = -1) -> Iterator[tuple]:
+    """Each marked key of a node with its mark; a mark belongs to no key inside one of the same line, that `above`."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        where, line = (*path, key.value), key.start_mark.line
+        if line in lines and line != above:
+            yield where, lines[line]
+        yield from _marks_of(value, where, lines, line)
+
+
+def _marked(leaf: _Leaf, marks: dict) -> tuple[str, ...] | None:
+    """The key whose mark is about a value: its own or the nearest above it, in the same file."""
+    ends = range(len(leaf.path), 0, -1)
+    return next((leaf.path[:end] for end in ends if leaf.path[:end] in marks[leaf.file]), None)
+
+
+def _at(node: yaml.Node, path: tuple[str, ...]) -> yaml.Node:
+    for step in path:
+        node = next(value for key, value in node.value if key.value == step)
+    return node
+
+
+def _plain(node: yaml.Node, at: tuple[str, ...] = (), paths: list[tuple[str, ...]] | None = None) -> str:
+    """The value at the key `at` on one line, its scalars as they stand in the file; of a mapping, just `paths`."""
     if isinstance(node, yaml.ScalarNode):
         return " ".join(node.value.split()) or '""'
     if isinstance(node, yaml.SequenceNode):
         return f"[{', '.join(map(_plain, node.value))}]"
-    return "{" + ", ".join(f"{_plain(key)}: {_plain(value)}" for key, value in node.value) + "}"
+    inside = [((*at, key.value), value) for key, value in node.value]
+    if paths is not None:
+        inside = [(key, value) for key, value in inside if any(path[: len(key)] == key for path in paths)]
+    return "{" + ", ".join(f"{key[-1]}: {_plain(value, key, paths)}" for key, value in inside) + "}"
 
 
 def tables(file: Path) -> dict[str, str]:
     """The two tables of the page in Markdown, by name: `ours` with reasons, `paper` with where it stands."""
     heads = {"ours": ("key", "value", "why"), "paper": ("key", "value", "where in the paper")}
-    return {whose: _table(head, [each for each in read(file) if each.whose == whose]) for whose, head in heads.items()}
+    choices = read(file) + _unexplained(file)
+    return {whose: _table(head, [each for each in choices if each.whose == whose]) for whose, head in heads.items()}
+
+
+def _unexplained(file: Path) -> list[Choice]:
+    """What a file that extends another changes without a mark; of a file that extends none, nothing."""
+    if len(config.layers(file)) == 1:
+        return []
+    node, marks = config.merged(file), _marks(file)
+    bare = [leaf for leaf in _leaves(node) if not _marked(leaf, marks) and leaf.path[0] not in NAMES]
+    return [
+        Choice(".".join(path), _plain(_at(node, path)), "ours", UNEXPLAINED.format(file=Path(name).name))
+        for path, name in bare
+    ]
 
 
 def _table(head: tuple[str, ...], choices: list[Choice]) -> str:
