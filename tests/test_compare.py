@@ -305,8 +305,65 @@ def test_the_way_to_the_far_hospital_is_measured_on_the_nine_labels_both_have(co
         assert row.difference == pytest.approx(travel.loc[(row.second, row.seed), "change"] - before)
 
 
+SCORED = {"b": ["chexpert14", "shared9", "competition5"], "c": ["nih9", "nih10"]}
+
+
+def pairs(*tests: tuple[str, str, list[str]], **label_sets: list[str]) -> list[str]:
+    """The transfer pairs of test sets given as (name, source, label sets), each written as a text."""
+    values = yaml.safe_load(config.find("params/mini.yaml").read_text())
+    values |= {"label_sets": label_sets, "sources": {name: values["sources"]["b"] for name in "abcd"}}
+    values["tests"] = {name: {"source": source, "films": 5, "label_sets": sets} for name, source, sets in tests}
+    found = compare.transfer_pairs(config.Study.model_validate(values))
+    return [f"{near[0]} {near[1]} {far[0]} {far[1]}" for near, far in found]
+
+
+def test_no_test_set_with_the_same_labels_as_one_elsewhere_is_left_out_of_transfer():
+    b, c = (("b1", "b", SCORED["b"]), ("b2", "b", SCORED["b"])), (("c1", "c", SCORED["c"]), ("c2", "c", SCORED["c"]))
+    default = ["b1 shared9 c1 nih9", "b2 shared9 c2 nih9"]
+    assert pairs(b[0], c[0], b[1], c[1]) == default == pairs(*b, *c)
+    assert pairs(*c, *b) == default  # the source scored on more labels is near, wherever it is in the file
+    third = ("c3", "c", ["nih9"])
+    assert pairs(*b, *c, third) == [*default, "b1 shared9 c3 nih9", "b2 shared9 c3 nih9"]
+    assert pairs(b[0], *c, third) == ["b1 shared9 c1 nih9", "b1 shared9 c2 nih9", "b1 shared9 c3 nih9"]
+    assert pairs(*b, c[0]) == ["b1 shared9 c1 nih9", "b2 shared9 c1 nih9"]
+    elsewhere = ("d1", "d", ["nih9"])
+    assert pairs(b[0], c[0], elsewhere) == ["b1 shared9 c1 nih9", "b1 shared9 d1 nih9", "c1 nih9 d1 nih9"]
+
+
+def test_transfer_is_measured_on_whatever_labels_two_sources_have_in_common():
+    both = ["chexpert14", "shared9"]
+    assert pairs(("b1", "b", both), ("d1", "d", both)) == ["b1 shared9 d1 shared9"]  # the nine before all fourteen
+    assert pairs(("b1", "b", ["competition5", "chexpert14"]), ("d1", "d", ["chexpert14", "competition5"])) == [
+        "b1 chexpert14 d1 chexpert14"
+    ]
+    mine = {"mine": ["Edema", "Fracture"], "same": ["Fracture", "Edema"]}
+    assert pairs(("b1", "b", ["mine"]), ("d1", "d", ["same"]), **mine) == ["b1 mine d1 same"]
+    assert pairs(("b1", "b", both), ("b2", "b", both)) == []  # one source
+    assert pairs(("b1", "b", ["chexpert14"]), ("c1", "c", ["nih9"])) == []  # other labels
+
+
+def test_a_label_set_of_the_params_file_is_scored_and_its_transfer_measured(tmp_path):
+    given = made_up(tmp_path)
+    sets = {"mine": ["Edema", "Cardiomegaly"]}
+    tests = {name: test.model_copy(update={"label_sets": ["mine"]}) for name, test in given.tests.items()}
+    study = given.model_copy(update={"label_sets": sets, "tests": tests})
+    tables = compare.compare(study)
+    rows = tables["scores"].query("label_set == 'mine'")
+    assert set(rows["label"]) == {"Edema", "Cardiomegaly"} and set(rows["dataset"]) == {"b-test", "c-test"}
+    assert set(tables["travel"]["label_set"]) == {"mine"} and len(tables["travel"]) == 7
+    assert " from b-test to c-test on mine: " in report.transfer_lines(tables["travel"])[-1]
+
+
 def test_the_words_about_the_way_follow_its_interval():
-    row = {"model": "m/grpo/hard", "seed": 0, "near": "b", "far": "c", "near_macro_f1": 0.4, "far_macro_f1": 0.3}
+    row = {
+        "model": "m/grpo/hard",
+        "seed": 0,
+        "near": "b",
+        "far": "c",
+        "label_set": "shared9",
+        "near_macro_f1": 0.4,
+        "far_macro_f1": 0.3,
+    }
     row |= {"change": -0.1, "relative": -0.25, "relative_low": -0.4, "relative_high": -0.1}
     bounds = [(-0.15, -0.05), (-0.2, 0.1), (0.01, 0.1)]
     rows = pd.DataFrame([row | {"change_low": low, "change_high": high} for low, high in bounds])
@@ -322,6 +379,7 @@ def test_the_words_about_the_way_follow_its_interval():
 
 def test_more_is_lost_only_where_the_interval_of_the_difference_says_so():
     row = {"near": "b", "far": "c", "seed": 0, "first": "m/sft/x", "second": "m/grpo/hard", "metric": "change"}
+    row |= {"label_set": "shared9"}
     rows = pd.DataFrame(
         [row | {"difference": (low + high) / 2, "low": low, "high": high} for low, high in [(-0.2, -0.1), (-0.1, 0.1)]]
     )

@@ -109,7 +109,7 @@ def transfer_gaps(travel: pd.DataFrame, ax, *, phantom: bool):
         ends = [row.near_macro_f1, row.far_macro_f1]
         ax.plot(places, ends, marker=marker, color=colour, label=row.model, markeredgecolor="white")
     ends = [*travel["near"].unique(), *travel["far"].unique()]
-    ax.set(xlim=(-0.3, 1.3), ylim=(-0.02, None), ylabel="macro-F1, nine labels, 95 % interval")
+    ax.set(xlim=(-0.3, 1.3), ylim=(-0.02, None), ylabel="macro-F1, 95 % interval")
     ax.set_xticks(range(len(ends)), ends)
     ax.grid(visible=False, axis="x")
     ax.set_title(tables.title_text(" to ".join(ends), phantom))

@@ -6,6 +6,7 @@ step of training), with its seed in a column, and scores at different hospitals 
 """
 
 import zlib
+from itertools import combinations, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from chexreason import records
 from chexreason.data import curate, sampling
 from chexreason.evaluation import metrics
 from chexreason.inference import predict
-from chexreason.labels import CHEXPERT14, CLOSURES, POLICIES, add_parent_labels
+from chexreason.labels import CHEXPERT14, CLOSURES, NIH9, POLICIES, add_parent_labels
 
 _STEP = {"seed": int, "first": "str", "second": "str"}
 _DIFFERENCE = {"metric": "str", "difference": float, "low": float, "high": float}
@@ -28,8 +29,8 @@ _TRAVELLED = [
 COLUMNS = {
     "paired": _WHERE | _STEP | _DIFFERENCE,
     "mcnemar": _WHERE | _STEP | _TESTED,
-    "travel": {"model": "str", "seed": int} | _JOURNEY | dict.fromkeys(_TRAVELLED, float),
-    "travel_paired": _JOURNEY | _STEP | _DIFFERENCE,
+    "travel": {"model": "str", "seed": int} | _JOURNEY | dict.fromkeys(_TRAVELLED, float) | {"label_set": "str"},
+    "travel_paired": _JOURNEY | _STEP | _DIFFERENCE | {"label_set": "str"},
     "sensitivity": {"model": "str", "seed": int, "dataset": "str", "label_set": "str", "policy": "str", "closed": bool}
     | dict.fromkeys(("macro_f1", "macro_f1_low", "macro_f1_high"), float),
 }
@@ -171,7 +172,8 @@ def compare(study) -> dict[str, pd.DataFrame]:
     - `paired`: what `second` scores above `first` on the same films, for every step of training; the reward is over all
       fourteen labels, so it stands with `chexpert14` only
     - `mcnemar`: the same steps label by label, as `metrics.mcnemar` has them; Holm over the labels of the set
-    - `travel`: macro-F1 at a `near` and a `far` test set (`transfer_pairs`), and their `metrics.TransferGap`
+    - `travel`: macro-F1 at a `near` and a `far` test set (`transfer_pairs`), and their `metrics.TransferGap`; over the
+      labels of `label_set`, as the near one calls them
     - `travel_paired`: what `second` has above `first` in `change` and `relative` (the `metric`), for every step
 
     Reads `curate/manifest.parquet` and the answers of every checkpoint of the study.
@@ -243,15 +245,36 @@ def _mcnemar(study, pair: tuple, where: tuple, judged: dict) -> pd.DataFrame:
 
 
 def transfer_pairs(study) -> list[tuple[tuple[str, str], tuple[str, str]]]:
-    """Pairs of (data set, label set) on the same nine labels: a test set with all fourteen, and one with NIH's words.
+    """Pairs of (data set, label set), near and far: test sets of two sources that are scored on the same labels.
 
-    The first `shared9` of the params file goes with its first `nih9`, the second with the second, and so on.
+    Near is the source that is scored on more labels or, of equals, the first of the params file.  Its first test set
+    goes with the first of the far one, the second with the second, and one that is left over with each of the other's.
+    Two test sets with several label sets in common are paired on NIH's nine labels, or else on the largest.
     """
-    near, far = (
-        [(name, label_set) for name, test in study.tests.items() if label_set in test.label_sets]
-        for label_set in ("shared9", "nih9")
-    )
-    return list(zip(near, far, strict=False))
+    sets: dict[str, list[tuple[str, str]]] = {}
+    for name, test in study.tests.items():
+        sets.setdefault(test.source, []).extend((name, label_set) for label_set in test.label_sets)
+    pairs = []
+    for ends in combinations(sets.values(), 2):
+        near, far = sorted(ends, key=lambda end: -len({name for _, each in end for name in study.labels(each)}))
+        pairs += _pairs_between(study, near, far)
+    return pairs
+
+
+def _pairs_between(study, near: list[tuple[str, str]], far: list[tuple[str, str]]) -> list[tuple]:
+    """The pairs of `transfer_pairs` between two sources, each given as its (data set, label set)."""
+    pairs, nine = {}, frozenset(NIH9)
+    common = dict.fromkeys(frozenset(study.labels(label_set)) for _, label_set in near)
+    for labels in sorted(common, key=lambda each: (each != nine, -len(each))):
+        first, second = (
+            list({name: (name, each) for name, each in end if set(study.labels(each)) == labels}.values())
+            for end in (near, far)
+        )
+        both = min(len(first), len(second))
+        left_over = [*product(first[both:], second), *product(first, second[both:])]
+        for one, other in [*zip(first[:both], second[:both], strict=True), *left_over]:
+            pairs.setdefault((one[0], other[0]), (one, other))
+    return list(pairs.values())
 
 
 def _transfer(study, scored: dict) -> dict[str, pd.DataFrame]:
@@ -263,12 +286,12 @@ def _transfer(study, scored: dict) -> dict[str, pd.DataFrame]:
         if (one, *near) in scored and (one, *far) in scored
     }
     rows = [
-        pd.DataFrame([_model(study, one) | {"near": near[0], "far": far[0]} | travel.overall])
+        pd.DataFrame([_model(study, one) | {"near": near[0], "far": far[0], "label_set": near[1]} | travel.overall])
         for (one, near, far), travel in travelled.items()
     ]
     paired = [
         metrics.difference(travelled[first, *ends], travelled[second, *ends], ("change", "relative")).assign(
-            near=ends[0][0], far=ends[1][0], **_step(study, (first, second))
+            near=ends[0][0], far=ends[1][0], label_set=ends[0][1], **_step(study, (first, second))
         )
         for ends in transfer_pairs(study)
         for first, second in training_steps(study)

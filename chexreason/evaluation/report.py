@@ -50,7 +50,7 @@ def in_domain(study, overall: pd.DataFrame, stage: str) -> pd.DataFrame:
     return rows[["model", "seed", *rates, "macro_f1_low", "macro_f1_high", "fail_rate"]].reset_index(drop=True)
 
 
-ALONE = "No two test sets of this study are scored on the same nine labels, so no score travels."
+ALONE = "No two test sets of this study of two sources are scored on the same labels, so no score travels."
 UNTRAINED = "This study trains no model, so there is no step to compare."
 
 
@@ -197,6 +197,11 @@ def different_labels(mcnemar: pd.DataFrame, level: float = 0.05) -> pd.DataFrame
     return steps[["better", "worse"]].agg(lambda labels: ", ".join(labels.dropna()) or "–")
 
 
+def _on(label_set: str) -> str:
+    """The label set in words, or "" for the nine labels that every hospital has."""
+    return "" if LABEL_SETS.get(label_set) == NIH9 else f" on {label_set}"
+
+
 def transfer_lines(travel: pd.DataFrame) -> list[str]:
     """A sentence for each row of the `travel` record that has a score at both ends: what is left of it on the way."""
     return [_transfer_line(row) for row in travel.dropna(subset=["change"]).itertuples()] or [ALONE]
@@ -206,9 +211,10 @@ def _transfer_line(row) -> str:
     verdict = metrics.verdict(row.change_low, row.change_high)
     said = {"gained": "a gain", "lost": "a loss"}.get(verdict, "which cannot be told from no change")
     share = f"{row.relative:+.0%}, {compare._bounds(row.relative_low, row.relative_high, '+.0%', '95 % interval ')}"
+    ends = f"from {row.near} to {row.far}{_on(row.label_set)}"
     return (
-        f"{row.model}, seed {row.seed}, from {row.near} to {row.far}: macro-F1 {row.near_macro_f1:.3f} to "
-        f"{row.far_macro_f1:.3f} ({'from nothing' if np.isnan(row.relative) else share}), {said}."
+        f"{row.model}, seed {row.seed}, {ends}: macro-F1 {row.near_macro_f1:.3f} to {row.far_macro_f1:.3f} "
+        f"({'from nothing' if np.isnan(row.relative) else share}), {said}."
     )
 
 
@@ -221,6 +227,6 @@ def _gap_line(row) -> str:
     word = metrics.verdict(row.low, row.high)
     said = {"gained": "travels better than", "lost": "loses more than"}.get(word, "cannot be told apart from")
     return (
-        f"From {row.near} to {row.far}, {row.second} (seed {row.seed}) {said} {row.first}: "
+        f"From {row.near} to {row.far}{_on(row.label_set)}, {row.second} (seed {row.seed}) {said} {row.first}: "
         f"{row.difference:+.3f} macro-F1 ({compare._bounds(row.low, row.high, '+.3f', '95 % interval ')})."
     )
