@@ -21,7 +21,7 @@ from pathlib import Path
 
 from snakemake.utils import min_version
 
-from chexreason import fingerprint, models, records
+from chexreason import fingerprint, models, records, rewards
 from chexreason.config import load
 from chexreason.inference.protocol import Protocol, protocols
 from chexreason.prompts import load as load_prompt
@@ -40,7 +40,7 @@ if config.get("dry") and not os.path.exists(".snakemake"):  # a dry run leaves n
     atexit.register(shutil.rmtree, ".snakemake", ignore_errors=True)
 
 SFT = [(run.model, run.format, seed) for run, seed in study.runs("sft")]
-GRPO = {(run.model, run.reward, seed): run.format for run, seed in study.runs("grpo")}
+GRPO = {(run.model, run.variant, seed): run.format for run, seed in study.runs("grpo")}
 GPU = int(config.get("gpus", 0) > 0)  # each stage that computes on a GPU has one to itself
 
 manifest, traces = f"{runs}/curate/manifest.parquet", f"{runs}/curate/traces.parquet"
@@ -120,6 +120,13 @@ def adapter(model, checkpoint, seed):
         return []
     which = f"{folder(model, checkpoint, seed)}/{'best' if checkpoint.endswith('-best') else 'adapter'}"
     return [f"{which}/{name}" for name in ADAPTER]
+
+
+def reward(model, checkpoint):
+    """Of a GRPO checkpoint: the digests of the code of a reward of the user's own, and the arguments of its run."""
+    stage, _, variant = checkpoint.partition("/")
+    run = study.grpo_run(model, variant.removesuffix("-best")) if stage == "grpo" else None
+    return run and {"code": [records.sha256(path) for path in rewards.code(run.reward, study.file.parent)], "args": run.reward_args}
 
 
 def answers(model, checkpoint, seed):
@@ -298,6 +305,7 @@ rule grpo_run:
                 "films": chosen("rl", study.home),
                 "protocol": Protocol.of(study, start(wildcards), study.home).hash,
                 "grpo": {**values["grpo"], "runs": None},
+                "reward": reward(wildcards.model, f"grpo/{wildcards.reward}"),
                 "model": loaded(wildcards.model),
             },
         ),
@@ -329,7 +337,7 @@ def asked(model, checkpoint):
     return {
         "films": {name: chosen(name) for name in study.datasets(checkpoint)},
         "protocols": {name: each.hash for name, each in protocols(study, model, checkpoint).items()},
-        "reward": values["grpo"]["reward"],
+        "reward": [values["grpo"]["reward"], reward(model, checkpoint)],
         "model": {**values["models"][model], **loaded(model)},
     }
 

@@ -1,8 +1,23 @@
-"""Rewards are pure functions of text, truth and explicit state (PROTOCOL: GRPO, equations 3 and 4)."""
+"""Rewards: pure functions of text, truth and explicit state (PROTOCOL: GRPO, equations 3 and 4), and their registry.
 
+A reward has trl's signature: it is called with `completions`, `truth` and whatever else of `GIVEN` it names, and
+returns one float per completion.  `REWARDS` names those of this package; any other is `package.module:function`, or
+`file.py:function` in a file beside the params file.
+"""
+
+import difflib
+import functools
+import importlib
+import importlib.util
+import inspect
 import json
+import math
+import sys
+import traceback
+import zlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from chexreason import answers, config
@@ -169,44 +184,277 @@ def nuanced_batch(
     return parts, window.add(labels for text in texts if (labels := predicted(text)) is not None)
 
 
-class NuancedReward:
-    """trl's reward function for the nuanced reward: it holds the window and moves it on by each training batch.
+def texts(completions: Sequence[Sequence[dict]]) -> list[str]:
+    """The replies of trl's completions, each a conversation of one message."""
+    return [completion[0]["content"] for completion in completions]
 
-    Rewards are points / `settings.scale`; the parts are logged in points, as `nuanced/<part>`, a batch's mean each.
+
+def hard_reward(completions, truth, completion_ids, settings: config.Reward, **_) -> list[float]:
+    """The hard reward of each completion, as trl calls it; `completion_ids` are without the token that ends a reply."""
+    return [
+        hard(text, labels, length(text, settings.length_unit, ids), settings)
+        for text, labels, ids in zip(texts(completions), truth, completion_ids, strict=True)
+    ]
+
+
+class NuancedReward:
+    """The nuanced reward, as trl calls it: it holds the window and moves it on by each batch.
+
+    Rewards are points / `scale`; the parts are logged in points, as `nuanced/<part>`, a batch's mean each.
     Every call counts as training: `trainer.evaluate()` would move the window, so validate by other means.  With several
-    processes each would hold a window of its own.  `opening` and `ends` are the chat template's (`models.opened`,
-    `models.ends`).
+    processes each would hold a window of its own.
     """
 
-    __name__ = "nuanced"
+    def __init__(self, settings: config.Reward):
+        self.settings = settings.nuanced
+        self.window = Window(self.settings.window)
 
-    def __init__(self, settings: config.Nuanced, opening: str = "", ends: Collection[int] = ()):
-        self.settings, self.window = settings, Window(settings.window)
-        self.opening, self.ends = opening, ends
-
-    def __call__(self, completions, truth, log_metric, completion_ids=(), **_) -> list[float]:
-        texts = [self.opening + completion[0]["content"] for completion in completions]
-        parts, self.window = nuanced_batch(texts, truth, self.window, self.settings)
+    def __call__(self, completions, truth, log_metric, **_) -> list[float]:
+        parts, self.window = nuanced_batch(texts(completions), truth, self.window, self.settings)
         for name, values in zip(Parts._fields, zip(*parts, strict=True), strict=True):
             log_metric(f"nuanced/{name}", sum(values) / len(values))
-        log_metric("format_failures", failures(texts, completion_ids, self.ends))
         return [part.total / self.settings.scale for part in parts]
 
-    def keeper(self):
-        """A trainer callback by which every checkpoint holds the window, and a resumed run goes on with it.
+    def state(self) -> str:
+        """The window, for a checkpoint."""
+        return self.window.to_json()
 
-        It stands in `trainer_state.json`, which the trainer writes last and by which a checkpoint counts as whole: a
-        file of its own, written in `on_save`, would be missing after a kill between the two.
-        """
-        from transformers.trainer_callback import ExportableState, TrainerCallback
+    def restore(self, state: str) -> None:
+        """Take back the window that `state` gave."""
+        self.window = Window.from_json(state)
 
-        reward = self
 
-        class WindowKeeper(TrainerCallback, ExportableState):
-            def state(self) -> dict:
-                return {"args": {}, "attributes": {"window": reward.window.to_json()}}
+REWARDS: dict[str, Callable] = {
+    "hard": hard_reward,
+    "nuanced": NuancedReward,
+}
+"""Every reward that a params file can name.  Each is a function, or a class for one with state.
 
-            def on_train_begin(self, args, state, control, **_):
-                reward.window = Window.from_json(state.stateful_callbacks["WindowKeeper"]["attributes"]["window"])
+A function, or the `__init__` of a class, that names `settings` is given the section `grpo.reward`; its other arguments
+come from the run's `reward_args`.  A class makes one reward per run, which is called as a function is; its `state()`
+(anything that JSON can hold) is saved in every checkpoint, and given to `restore(state)` when a run is resumed.
+"""
 
-        return WindowKeeper()
+GIVEN = {
+    "prompts": "the conversation before each reply",
+    "completions": "the replies, each `[{'role': 'assistant', 'content': text}]`, with what the chat template opened",
+    "completion_ids": "the tokens of each reply, without those that end one",
+    "truth": "the positive labels of each film, a list of names",
+    "film": "the id of each film",
+    "image": "each film, a PIL image",
+    "cut_off": "whether each reply reached the token limit",
+    "log_metric": "`log_metric(name, value)` adds a column to the run's log, a mean over each batch",
+    "log_extra": "`log_extra(name, values)`: trl's table of completions",
+    "trainer_state": "the state of the trainer, with `global_step`",
+}
+"""What a reward is given by name; it need not take all."""
+
+
+class RewardError(ValueError):
+    """A reward cannot be found or called, or has not returned one finite number per reply."""
+
+
+def find(path: str, beside: Path) -> Callable:
+    """The function or class of a reward: a name of `REWARDS`, `package.module:function`, or `file.py:function`.
+
+    The file is relative to the folder `beside`.  Its code is run, as an import runs it.  Raises RewardError.
+    """
+    if path in REWARDS:
+        return REWARDS[path]
+    place, _, name = path.rpartition(":")
+    if not place or not name:
+        near = difflib.get_close_matches(path, REWARDS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise RewardError(
+            f"no reward {path!r}; {hint}Rewards are {', '.join(REWARDS)}, or your own as file.py:function or "
+            "package.module:function"
+        )
+    if place.endswith(".py") and not (beside / place).is_file():
+        raise RewardError(f"{path}: no file {place} beside the params file, in {beside}")
+    try:
+        module = _run_file(beside / place) if place.endswith(".py") else importlib.import_module(place)
+    except (Exception, SystemExit) as error:
+        missing = isinstance(error, ModuleNotFoundError) and not place.endswith(".py")
+        advice = "; install it, or give a file beside the params file as file.py:function" if missing else ""
+        raise RewardError(f"{path}: cannot be imported: {_brief(error)}{advice}") from error
+    if not hasattr(module, name):
+        there = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
+        near = difflib.get_close_matches(name, there, n=1)
+        raise RewardError(f"{path}: {place} has no {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return getattr(module, name)
+
+
+def check(path: str, beside: Path, arguments: dict) -> None:
+    """Raise RewardError unless there is such a reward, it can be called, and takes the `arguments` of its run."""
+    reward = find(path, beside)
+    _refuse_uncallable(path, reward)
+    constants = _parameters(path, reward)
+    own = sorted(name for name in constants if name not in {*GIVEN, "settings"})
+    for name in arguments:
+        if name not in own:
+            near = difflib.get_close_matches(name, own, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(own) or 'none'}"
+            raise RewardError(f"{path}: reward_args: no argument {name!r}; {hint}")
+    if inspect.isclass(reward):
+        _refuse_lacking(path, constants, {*arguments, "settings"})
+        _refuse_lacking(path, _parameters(path, _call(reward)), {*GIVEN})
+    else:
+        _refuse_lacking(path, constants, {*arguments, "settings", *GIVEN})
+
+
+def _refuse_uncallable(path: str, reward) -> None:
+    called = _call(reward) if inspect.isclass(reward) else reward
+    if not callable(called):
+        what = "is a class without the method __call__" if inspect.isclass(reward) else f"is a {type(reward).__name__}"
+        raise RewardError(f"{path}: {what}; give a function, or a class of rewards that can be called")
+    if inspect.iscoroutinefunction(called):
+        raise RewardError(f"{path}: is an async function; give a plain one")
+    if hasattr(reward, "state") != hasattr(reward, "restore"):
+        raise RewardError(f"{path}: has one of the methods state and restore; a reward with state needs both")
+    if hasattr(reward, "state") and not inspect.isclass(reward):
+        raise RewardError(f"{path}: has state; give its class, of which each run makes a reward of its own")
+
+
+def _call(reward: type) -> Callable | None:
+    """The method by which what a class makes is called."""
+    return next((vars(each)["__call__"] for each in reward.__mro__ if "__call__" in vars(each)), None)
+
+
+def _refuse_lacking(path: str, parameters: dict[str, inspect.Parameter], given: set[str]) -> None:
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in given:
+            raise RewardError(
+                f"{path}: takes {name!r}, which nothing gives; set it under reward_args of the run, give it a default, "
+                f"or use what every reward is given: {', '.join(GIVEN)}"
+            )
+
+
+def make(path: str, beside: Path, arguments: dict, settings: config.Reward) -> Callable:
+    """A reward ready to be called, new for each run, with the constants of its run (`arguments`) and of the study."""
+    check(path, beside, arguments)
+    reward = find(path, beside)
+    constants = arguments | ({"settings": settings} if "settings" in _parameters(path, reward) else {})
+    return reward(**constants) if inspect.isclass(reward) else functools.partial(reward, **constants)
+
+
+def code(path: str, beside: Path) -> list[Path]:
+    """The files of code that a reward from outside this package is made of: its file, or all of its package."""
+    place = path.rpartition(":")[0]
+    if path in REWARDS or not place:
+        return []
+    if place.endswith(".py"):
+        return [beside / place]
+    spec = importlib.util.find_spec(place.split(".")[0])
+    folders = [Path(folder) for folder in spec.submodule_search_locations or []]
+    return sorted(file for folder in folders for file in folder.rglob("*.py")) or [Path(spec.origin)]
+
+
+def scores(reward: Callable, name: str, **given) -> list[float]:
+    """What `reward` returns for a batch, called with what it takes of `given`.
+
+    Raises RewardError for anything but one finite number per completion.
+    """
+    values = reward(**{key: value for key, value in given.items() if takes(reward, key)})
+    try:
+        values = list(values)
+    except TypeError:
+        raise RewardError(f"{name}: returned a {type(values).__name__}, not a list of numbers") from None
+    if len(values) != (count := len(given["completions"])):
+        raise RewardError(f"{name}: returned {len(values)} rewards for {count} replies; return one for each")
+    return [_finite(value, name) for value in values]
+
+
+def _finite(value, name: str) -> float:
+    try:
+        number = math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise RewardError(f"{name}: returned {value!r:.100} for a reply; return a finite number")
+    return number
+
+
+BATCH = 32
+"""How many replies a reward is given at once where nothing is trained, in the order of the record."""
+
+
+def score_replies(reward: Callable, name: str, replies: Sequence[dict], log_metric: Callable) -> list[float]:
+    """The reward of each recorded reply, in batches of `BATCH`, as if one policy had written them in this order.
+
+    Each of `replies` has the keys text, film, truth, image (a path), credentialed, cut_off and, where the reward takes
+    it, completion_ids and prompts.  Raises RewardError where the reward fails, naming the film and (unless it is
+    credentialed) the beginning of the reply.
+    """
+    values = []
+    for start in range(0, len(replies), BATCH):
+        batch = replies[start : start + BATCH]
+        try:
+            values += scores(reward, name, **_columns(reward, batch), log_metric=log_metric)
+        except Exception as error:
+            raise RewardError(_where(reward, name, batch, error)) from error
+    return values
+
+
+def _columns(reward: Callable, replies: Sequence[dict]) -> dict:
+    """Replies as trl gives them: one list for each name."""
+    names = [name for name in ("truth", "film", "cut_off", "completion_ids", "prompts") if name in replies[0]]
+    columns = {name: [reply[name] for reply in replies] for name in names}
+    columns["completions"] = [[{"role": "assistant", "content": reply["text"]}] for reply in replies]
+    if "image" in inspect.signature(reward).parameters:
+        from PIL import Image
+
+        columns["image"] = [Image.open(reply["image"]) for reply in replies]
+    if takes(reward, "trainer_state"):
+        from transformers import TrainerState
+
+        columns["trainer_state"] = TrainerState(max_steps=1)
+    return columns | {"log_extra": lambda *_: None}
+
+
+def _where(reward: Callable, name: str, batch: Sequence[dict], error: Exception) -> str:
+    """What failed, and on which reply: the first of the batch that fails alone too."""
+    for reply in batch:
+        try:
+            scores(reward, name, **_columns(reward, [reply]), log_metric=lambda *_: None)
+        except Exception as alone:
+            if reply["credentialed"]:  # an error may hold text of the reply
+                return f"{name}: {type(alone).__name__} on a reply about the credentialed film {reply['film']}"
+            said = str(alone) if isinstance(alone, RewardError) else f"{name}: {_brief(alone)}"
+            return f"{said}; film {reply['film']}, reply {reply['text'][:100]!r}"
+    if any(reply["credentialed"] for reply in batch):
+        return f"{name}: {type(error).__name__} on {len(batch)} replies together, and on none of them alone"
+    said = str(error) if isinstance(error, RewardError) else f"{name}: {_brief(error)}"
+    return f"{said}; on {len(batch)} replies together, the first about film {batch[0]['film']}, and on none alone"
+
+
+def takes(reward: Callable, name: str) -> bool:
+    """Whether a reward is given `name` when it is called: it names it, or takes everything."""
+    parameters = inspect.signature(reward).parameters
+    return name in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+
+
+def _parameters(path: str, function: Callable) -> dict[str, inspect.Parameter]:
+    """The arguments that a function names, without `self` of a method that is not bound."""
+    try:
+        parameters = dict(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        raise RewardError(f"{path}: its arguments cannot be read; wrap it in a function of yours") from None
+    parameters.pop("self", None)
+    stars = {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}
+    return {name: each for name, each in parameters.items() if each.kind not in stars}
+
+
+def _run_file(file: Path):
+    """The module of a file, under a name of its own, so that two files of one name do not meet."""
+    name = f"chexreason_reward_{zlib.crc32(str(file.resolve()).encode()):08x}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _brief(error: BaseException) -> str:
+    """An exception in one line, with the line of code that raised it."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
+    where = "".join(f" ({Path(frame.filename).name}, line {frame.lineno})" for frame in frames[-1:])
+    return f"{type(error).__name__}: {error}{where}"

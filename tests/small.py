@@ -33,9 +33,9 @@ SMALL = {
 }
 
 
-def curated(folder: Path) -> config.Study:
-    """The small study with its films and traces."""
-    study = changed_study(folder, "smoke", SMALL)
+def curated(folder: Path, changes: dict | None = None) -> config.Study:
+    """The small study with its films and traces; `changes` as in `changed_study`."""
+    study = changed_study(folder, "smoke", SMALL | (changes or {}))
     records.save(curate.manifest(study)[0], study.folder / curate.MANIFEST, records.origin(study))
     films = curate.dataset(study, "sft")
     held_out = curate.dataset(study, "sft-holdout")

@@ -1,6 +1,7 @@
 """SFT, GRPO and prediction give a model the same tokens, and read all of its reply, whatever its tokenizer adds."""
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -188,8 +189,7 @@ def test_the_overview_tells_cut_off_from_malformed(study):
 
 @pytest.mark.parametrize("name", ["hard", "nuanced"])
 def test_the_rewards_log_counts_as_format_failures_only_replies_that_ended(study, name):
-    settings = study.grpo.reward
-    reward = grpo.hard_reward(settings, "", [9]) if name == "hard" else grpo.nuanced_reward(settings, "", [9])[0]
+    reward = grpo.reward_function(rewards.make(name, study.file.parent, {}, study.grpo.reward), name, "", [9])
     logged, texts = {}, [REPLY, "<think>The heart", "No idea.", "<think>So"]
     reward(
         completions=[[{"content": text}] for text in texts],
@@ -207,11 +207,12 @@ def test_the_length_of_a_reply_is_the_same_in_training_and_in_prediction(study, 
     ids, end = words(REPLY).input_ids, words.eos_token_id
     size = rewards.length(REPLY, unit, ids)
     settings = study.grpo.reward.model_copy(update={"length_unit": unit, "min_length": size + 1})
-    score = grpo.hard_reward(settings, "", [end])
+    score = grpo.reward_function(partial(rewards.hard_reward, settings=settings), "hard", "", [end])
     given = {"completions": [[{"content": REPLY}]], "truth": [["Cardiomegaly"]], "completion_ids": [[*ids, end]]}
     assert score(**given, log_metric=lambda *_: None) == [expected - settings.length_penalty]
     enough = settings.model_copy(update={"min_length": size})
-    assert grpo.hard_reward(enough, "", [end])(**given, log_metric=lambda *_: None) == [expected]
+    score = grpo.reward_function(partial(rewards.hard_reward, settings=enough), "hard", "", [end])
+    assert score(**given, log_metric=lambda *_: None) == [expected]
 
 
 # A template that opens the thought.
@@ -233,8 +234,10 @@ def test_a_perfect_completion_after_an_opened_thought_earns_what_a_whole_one_doe
     rest = REPLY.removeprefix("<think>")
     given = {"truth": [["Cardiomegaly"]], "completion_ids": [[1, 9]], "log_metric": lambda *_: None}
     scores = [
-        make(settings, opening, [9])(completions=[[{"content": text}]], **given)
-        for make in (grpo.hard_reward, lambda *values: grpo.nuanced_reward(*values)[0])
+        grpo.reward_function(rewards.make(name, study.file.parent, {}, settings), name, opening, [9])(
+            completions=[[{"content": text}]], **given
+        )
+        for name in ("hard", "nuanced")
         for opening, text in (("", REPLY), (OPENED, rest))
     ]
     assert scores == [[1.0], [1.0], [1.0], [1.0]]

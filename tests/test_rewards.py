@@ -122,6 +122,7 @@ NUANCED = SimpleNamespace(
     format_limit=500.0,
     scale=150.0,
 )
+BOTH = SimpleNamespace(nuanced=NUANCED)
 EMPTY = Window(100)
 A, N, S = "Atelectasis", "No Finding", "Support Devices"
 FALSE_EDEMA = 10 * (1 + 0.1147 / 0.3323)  # 13.45: the base, and as much again in proportion to the commonest
@@ -297,7 +298,7 @@ def batch(texts: list[str], truth: list[str]) -> dict:
 
 def test_trls_reward_is_points_over_the_scale_and_the_parts_are_logged():
     logged = {}
-    score = NuancedReward(NUANCED)
+    score = NuancedReward(BOTH)
     texts = [reply("Edema"), reply("Edema, Edema"), reply("No Finding"), "no tags"]
     # 150, 150 - 25, -20 and -50 points of 150
     expected = [1, 125 / 150, -20 / 150, -50 / 150]
@@ -308,7 +309,6 @@ def test_trls_reward_is_points_over_the_scale_and_the_parts_are_logged():
         "nuanced/false_positives": 5,
         "nuanced/collapse": 0,
         "nuanced/format": 75 / 4,
-        "format_failures": 0.25,
     }
     assert score.window.predictions == ((E,), (E,), (N,))
 
@@ -316,10 +316,13 @@ def test_trls_reward_is_points_over_the_scale_and_the_parts_are_logged():
 def test_a_checkpoint_keeps_the_window_and_a_resumed_run_takes_it_back(tmp_path):
     from transformers import TrainerState
 
-    before, after = NuancedReward(NUANCED), NuancedReward(NUANCED)
+    from chexreason.training.grpo import keeper
+
+    before, after = NuancedReward(BOTH), NuancedReward(BOTH)
     before(**batch([reply("Edema")] * 71, [E]), log_metric=lambda *_: None)
-    TrainerState(stateful_callbacks=[before.keeper()]).save_to_json(str(tmp_path / "trainer_state.json"))
+    TrainerState(stateful_callbacks=keeper(before)).save_to_json(str(tmp_path / "trainer_state.json"))
     state = TrainerState.load_from_json(str(tmp_path / "trainer_state.json"))
-    after.keeper().on_train_begin(None, state, None)
+    (callback,) = keeper(after)
+    callback.on_train_begin(None, state, None)
     assert after.window == before.window
     assert after(**batch([reply("Edema")], [E]), log_metric=lambda *_: None) == [(150 - 80) / 150]

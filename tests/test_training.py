@@ -1,12 +1,13 @@
 """SFT and GRPO are configured as published, start where they should, and go on after a kill."""
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from chexreason import config, records
+from chexreason import config, records, rewards
 from chexreason.config import load
 from chexreason.data import curate
 from chexreason.inference import predict
@@ -65,7 +66,7 @@ def test_the_reward_function_logs_malformed_answers_and_scores_the_rest(smoke):
     logged = {}
     settings = config.Reward(min_length=10, length_unit="characters", length_penalty=0.1)
     texts = ["<think>a long enough thought</think><solution>Edema, Fracture</solution>", "no tags at all"]
-    scores = grpo.hard_reward(settings)(
+    scores = grpo.reward_function(partial(rewards.hard_reward, settings=settings), "hard")(
         completions=[[{"role": "assistant", "content": text}] for text in texts],
         truth=[["Edema"], ["Edema"]],
         completion_ids=[[1], [2]],

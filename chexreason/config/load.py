@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from datetime import date
+from importlib import import_module
 from pathlib import Path
 from typing import ClassVar, NamedTuple, get_args
 
@@ -294,7 +295,8 @@ def load(path: str | Path, changes: Mapping[str, object] | None = None, *, full:
     with changes are in a scratch folder (`config.scratch`), and never where those of the params file are.
 
     Raises ParamsError before anything is spent: for a file that is not there, is not YAML, or holds an unknown key, a
-    missing key, a wrong type, a name that nothing defines, or the study name of another file whose folder is there.
+    missing key, a wrong type, a name that nothing defines, a reward that cannot be imported, or the study name of
+    another file whose folder is there.
     """
     node, file = merged(path), Path(os.path.abspath(find(path)))
     study = _checked(_construct(node), file, lambda where: _file_of(node, where) or str(path))
@@ -319,6 +321,7 @@ def _checked(values: dict, file: Path, place) -> Study:
         raise ParamsError("\n".join(told)) from None
     study._file = file
     study._refuse_other_owner()
+    _check_rewards(study, place)
     return study
 
 
@@ -354,6 +357,16 @@ def _put(values: dict, key: str, value) -> None:
         rest, inside = rest.removeprefix(f"{part}."), inside.setdefault(part, {})
         if not isinstance(inside, dict):
             raise ParamsError(f"changes: {key}: {part} holds {_brief(inside)}, no keys; change it as a whole")
+
+
+def _check_rewards(study: Study, place) -> None:
+    rewards = import_module("chexreason.rewards")  # by name, so that the stages without rewards are not of its code
+    for number, run in enumerate(study.grpo.runs):
+        try:
+            rewards.check(run.reward, study.file.parent, run.reward_args)
+        except rewards.RewardError as error:
+            where = f"grpo.runs.{number}.reward"
+            raise ParamsError(f"{place(where)}: {where}: {error}") from None
 
 
 def _advice(error: dict) -> str:

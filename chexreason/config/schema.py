@@ -398,13 +398,34 @@ class Collapse(Section):
     cut_off: Share
 
 
+Plain = bool | int | float | str | None
+
+
 class GrpoRun(Section):
-    """One GRPO run: the SFT checkpoint it starts from and the reward it climbs; `full` as in an SFT run."""
+    """One GRPO run: the SFT checkpoint it starts from and the reward it climbs; `full` as in an SFT run.
+
+    `reward` is a name of `rewards.REWARDS`, `package.module:function`, or `file.py:function` in a file beside the
+    params file; `reward_args` are constants that the function is given by name.  `name` is what the run's folder and
+    tables call it, by default the reward: two runs of a model must differ in it.
+    """
 
     model: str
     format: str
-    reward: Literal["hard", "nuanced"]
+    reward: str
+    reward_args: dict[str, Plain | list[Plain] | dict[str, Plain]] = {}
+    name: Name | None = None
     full: bool = False
+
+    @property
+    def variant(self) -> str:
+        """`name`, or else the reward as a name: `my_rewards.py:f1` is `my_rewards.f1`."""
+        return self.name or re.sub(r"[^\w.-]+", ".", re.sub(r"\.py:", ":", self.reward)).strip(".-")
+
+    @model_validator(mode="after")
+    def _no_checkpoint(self):
+        if self.variant.endswith("-best"):
+            raise ValueError(f"name: {self.variant!r} must not end with -best, which names a run's best checkpoint")
+        return self
 
 
 class Grpo(Section):
@@ -445,6 +466,10 @@ class Grpo(Section):
                 f"save_every ({self.save_every}) must be a multiple of updates_per_rollout "
                 f"({self.updates_per_rollout}): a run resumed within a rollout would draw other answers"
             )
+        names = {run.variant: run.reward for run in self.runs}
+        for taken in ("hard", "nuanced"):  # the rewards of the paper, which the findings look for by name
+            if (other := names.get(taken, taken)) != taken:
+                raise ValueError(f"runs: name: {taken!r} is a reward, and cannot name a run of another, {other!r}")
         if any(run.reward == "nuanced" for run in self.runs) and self.reward.nuanced is None:
             raise ValueError("a run has the nuanced reward, and its constants, reward.nuanced, are missing")
         if any(run.reward == "hard" and run.format == ONLY_LABEL for run in self.runs):

@@ -118,8 +118,14 @@ class Study(Section):
             "models: name": [model.name for model in self.models.values()],
             "prompts.variants": self.prompts.variants if self.prompts else [],
             "sft.runs: model and format": [(run.model, run.format) for run in self.sft.runs if not run.full],
-            "grpo.runs: model and reward": [(run.model, run.reward) for run in self.grpo.runs],
         }
+        runs = [(run.model, run.variant.casefold()) for run in self.grpo.runs]
+        for run in self.grpo.runs:
+            if runs.count((run.model, run.variant.casefold())) > 1:
+                raise ValueError(
+                    f"grpo.runs: model and reward: {(run.model, run.variant)!r} is listed twice; list it once, or give "
+                    "one of the runs another name (name: ...)"
+                )
         for key, values in lists.items():
             for value in values or []:
                 if values.count(value) > 1:
@@ -149,7 +155,7 @@ class Study(Section):
         for run in self.grpo.runs:
             if not run.full and (run.model, run.format) in left:
                 raise ValueError(
-                    f"grpo.runs: {run.model}, {run.reward} reward, is not marked full, and what it starts from is "
+                    f"grpo.runs: {run.model}, {run.variant} reward, is not marked full, and what it starts from is "
                     f"(sft.runs: {run.model}, {run.format}); mark both or neither"
                 )
         for stage, runs in (("sft", self.sft.runs), ("grpo", self.grpo.runs)):
@@ -246,7 +252,7 @@ class Study(Section):
             *([f"the {len(self.prompts.variants)} prompts of Table 1"] if trying else []),
             *(f"untuned {name}" for name, model in self.models.items() if model.full),
             *(f"SFT of {run.model}, {run.format}" for run in self.sft.runs if run.full),
-            *(f"GRPO of {run.model}, {run.reward} reward" for run in self.grpo.runs if run.full),
+            *(f"GRPO of {run.model}, {run.variant} reward" for run in self.grpo.runs if run.full),
             *(f"seed {seed}" for seed in self.more_seeds),
         ]
         return study
@@ -269,12 +275,14 @@ class Study(Section):
         """Every (model, checkpoint, seed) that is asked.
 
         A checkpoint is `untuned`, `sft/<format>`, `grpo/<reward>` (of the last step) or `grpo/<reward>-best` (of the
-        best macro-F1 on validation films).
+        best macro-F1 on validation films), where a GRPO run with a name has it in place of its reward.
         """
         untuned = [(model, "untuned", self.seeds[0]) for model in self.models]
         sft = [(run.model, f"sft/{run.format}", seed) for run, seed in self.runs("sft")]
         grpo = [
-            (run.model, f"grpo/{run.reward}{which}", seed) for run, seed in self.runs("grpo") for which in ("", "-best")
+            (run.model, f"grpo/{run.variant}{which}", seed)
+            for run, seed in self.runs("grpo")
+            for which in ("", "-best")
         ]
         return untuned + sft + grpo
 
@@ -283,9 +291,12 @@ class Study(Section):
         stage, _, variant = checkpoint.partition("/")
         if stage == "sft":
             return variant
-        formats = {(run.model, run.reward): run.format for run in self.grpo.runs}
         untuned = self.models[model].prompt or self.predict.prompt
-        return formats[model, variant.removesuffix("-best")] if stage == "grpo" else untuned
+        return self.grpo_run(model, variant.removesuffix("-best")).format if stage == "grpo" else untuned
+
+    def grpo_run(self, model: str, variant: str) -> GrpoRun | None:
+        """The GRPO run of a model by its name, which is that of its reward unless it has another; None without one."""
+        return next((run for run in self.grpo.runs if (run.model, run.variant) == (model, variant)), None)
 
     def labels(self, label_set: str) -> tuple[str, ...]:
         """The labels of a label set, a built-in one or one of this study."""

@@ -157,7 +157,7 @@ def training_steps(study) -> list[tuple[tuple, tuple]]:
         for run, seed in study.runs("sft")
     ]
     rewarded = [
-        ((run.model, f"sft/{run.format}", seed), (run.model, f"grpo/{run.reward}{which}", seed))
+        ((run.model, f"sft/{run.format}", seed), (run.model, f"grpo/{run.variant}{which}", seed))
         for run, seed in study.runs("grpo")
         for which in ("", "-best")
     ]

@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -291,7 +291,9 @@ def predict(study: config.Study, model: str, checkpoint: str, seed: int) -> pd.D
     Columns: dataset, film, patient, text (the reply as it came), labels (what evaluation reads from it), failed,
     cut_off (whether it reached the token limit), refused, duplicates, unknown, reward (hard reward against the settled
     labels; NaN where a data set leaves labels unknown), protocol (the hash of the `Protocol`, which the record's origin
-    holds whole, under `protocols`).
+    holds whole, under `protocols`).  Of a GRPO run with another reward than the hard one, also own_reward: what its own
+    reward gives each reply, NaN where `reward` is.  `reward` is the hard reward for every model, as the comparison
+    needs one measure for all.
     The journal stays beside it: where the notebook is cut off after this record, nothing is asked again.
     """
     trained, place = adapter(study, model, checkpoint, seed), folder(study, model, checkpoint, seed)
@@ -299,7 +301,8 @@ def predict(study: config.Study, model: str, checkpoint: str, seed: int) -> pd.D
     for dataset, protocol in protocols(study, model, checkpoint).items():
         films = curate.dataset(study, dataset)
         given = replies(reader, films["image"], protocol, place / JOURNAL, f"{model} {checkpoint} on {dataset}")
-        tables.append(read(study, dataset, films, given, reader.processor, protocol))
+        run = _grpo_run(study, model, checkpoint)
+        tables.append(read(study, dataset, films, given, reader.processor, protocol, run))
     table = pd.concat(tables, ignore_index=True)
     made_of = [study.folder / curate.MANIFEST, *([trained / "adapter_model.safetensors"] if trained else [])]
     told = {protocol.hash: protocol.model_dump() for protocol in protocols(study, model, checkpoint).values()}
@@ -327,11 +330,18 @@ def try_prompts(study: config.Study) -> pd.DataFrame:
 
 
 def read(
-    study: config.Study, dataset: str, films: pd.DataFrame, given: list[Reply | str], processor, protocol: Protocol
+    study: config.Study,
+    dataset: str,
+    films: pd.DataFrame,
+    given: list[Reply | str],
+    processor,
+    protocol: Protocol,
+    run: config.GrpoRun | None = None,
 ) -> pd.DataFrame:
     """Read replies about `films`: labels, failure, and the hard reward where every label of the film is known.
 
-    Of a reply given as text alone it is not known whether it was cut off (NA).
+    Of a reply given as text alone it is not known whether it was cut off (NA).  With the `run` that made the
+    checkpoint, the column `own_reward` is added where its reward is not the hard one (`score_recorded`).
     """
     from chexreason.labels import CHEXPERT14
 
@@ -358,7 +368,43 @@ def read(
         ],
         protocol=protocol.hash,
     )
+    if run and run.reward != "hard":
+        made = rewards.make(run.reward, study.file.parent, run.reward_args, settings)
+        table["own_reward"] = score_recorded(made, run.variant, films, table, protocol.prompt, processor)
     return table[["dataset", *table.columns.drop("dataset")]]
+
+
+def score_recorded(
+    reward: Callable,
+    name: str,
+    films: pd.DataFrame,
+    table: pd.DataFrame,
+    prompt: str,
+    processor,
+    log_metric: Callable = lambda *_: None,
+) -> pd.Series:
+    """What a reward gives recorded replies to the text `prompt`, NaN where a label of the film is unknown.
+
+    `films` (`curate.dataset`) and `table` (columns text and cut_off) have one row per reply, in the same order.  The
+    reward is given the replies in this order, `rewards.BATCH` at once.  Raises RewardError where it fails.
+    """
+    from chexreason.labels import CHEXPERT14
+
+    known = films[list(CHEXPERT14)].notna().all(axis="columns").to_numpy()
+    replies = films[["film", "image", "credentialed"]].assign(
+        truth=films["labels"].to_numpy(), text=table["text"].to_numpy(), cut_off=table["cut_off"].eq(True).to_numpy()
+    )
+    replies["prompts"] = [[{"role": "user", "content": prompt}]] * len(replies)
+    if rewards.takes(reward, "completion_ids"):
+        replies["completion_ids"] = [processor.tokenizer(text).input_ids for text in replies["text"]]
+    values = pd.Series(float("nan"), table.index)
+    values[known] = rewards.score_replies(reward, name, replies[known].to_dict("records"), log_metric)
+    return values
+
+
+def _grpo_run(study: config.Study, model: str, checkpoint: str) -> config.GrpoRun | None:
+    stage, _, variant = checkpoint.partition("/")
+    return study.grpo_run(model, variant.removesuffix("-best")) if stage == "grpo" else None
 
 
 def format_protocols(study: config.Study, model: str, checkpoint: str) -> str:
@@ -378,7 +424,8 @@ def format_protocols(study: config.Study, model: str, checkpoint: str) -> str:
 
 
 def overview(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a data set: films, share without a readable label block, refusals, mean labels a film, mean hard reward.
+    """One row a data set: films, share without a readable label block, refusals, mean labels a film, mean hard reward,
+    and where the checkpoint's run has another, the mean of that.
 
     Refusals are among the unreadable answers, and counted apart.  `cut_off` is the share of answers that reached the
     token limit, and `malformed` the share that ended before it and yet cannot be read; NaN for a table that does not
@@ -396,6 +443,7 @@ def overview(table: pd.DataFrame) -> pd.DataFrame:
         "refusals": ("refused", "sum"),
         "labels_a_film": ("count", "mean"),
         "mean_reward": ("reward", "mean"),
+        **({"mean_own_reward": ("own_reward", "mean")} if "own_reward" in table else {}),
     }
     return counted.groupby("dataset", sort=False).agg(**columns).round(3)
 

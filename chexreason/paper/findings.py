@@ -92,7 +92,7 @@ def _rewards(study) -> list[pd.DataFrame]:
 
 
 def _reward_pairs(study) -> list[tuple[str, int]]:
-    trained = {(run.model, seed, run.format, run.reward): None for run, seed in study.runs("grpo")}
+    trained = {(run.model, seed, run.format, run.variant): None for run, seed in study.runs("grpo")}
     return [
         (model, seed)
         for model, seed, form, reward in trained

@@ -1,5 +1,6 @@
 """Group-relative policy optimisation from the SFT checkpoint: trl's GRPOTrainer as published (PROTOCOL: GRPO)."""
 
+import json
 import shutil
 import sys
 from collections import Counter
@@ -29,60 +30,86 @@ LOGGED = {
     "clip_ratio/low_mean": "clipped_low",
     "clip_ratio/high_mean": "clipped_high",
     "loss": "loss",
-    **{f"nuanced/{part}": f"nuanced_{part}" for part in rewards.Parts._fields},
 }
-"""trl's names and ours: lengths in tokens, KL and entropy in nats a token, nuanced parts in points, the rest shares or
-rewards.  `cut_off` replies ran into the token limit, `format_failures` ended before it and are out of form."""
+"""trl's names and ours: lengths in tokens, KL and entropy in nats a token, the rest shares or rewards.  `cut_off`
+replies ran into the token limit, `format_failures` ended before it and are out of form."""
+
+METRICS = "metrics/"
+"""What the names of a reward's own metrics begin with in the trainer's history."""
+
+TAKEN = {*LOGGED.values(), "collapse", "validation_f1", "run"}
+"""Columns of the log that a reward's own metric cannot be."""
 
 
 def folder(study: config.Study, model: str, reward: str, seed: int) -> Path:
-    """Where the adapter and the log of one GRPO run lie."""
+    """Where the adapter and the log of one GRPO run lie; `reward` is the run's name (`GrpoRun.variant`)."""
     return study.folder / "grpo" / model / reward / f"seed{seed}"
 
 
 def work(study: config.Study, model: str, format: str, reward: str, seed: int) -> Path:
-    """Where one GRPO run keeps what it resumes from."""
+    """Where one GRPO run keeps what it resumes from; the code of a reward of the user's own counts, too."""
+    run = study.grpo_run(model, reward)
+    own = [records.sha256(file) for file in rewards.code(run.reward, study.file.parent)] if run else []
     watched = curate.dataset(study, study.home).head(study.grpo.validation_films)
     films = common.content(curate.dataset(study, "rl"), "labels"), common.content(watched, "labels")
     start = records.sha256(sft.folder(study, model, format, seed) / "adapter" / models.ADAPTER[1])
     settings = study.grpo.model_dump(exclude={"runs", "collapse"}), Protocol.of(study, format, study.home).hash
     place = folder(study, model, reward, seed)
-    return common.work(place, "grpo", study.models[model], films, start, settings)
+    return common.work(place, "grpo", study.models[model], films, start, settings, own, run.reward_args if run else {})
 
 
 def _inputs(study: config.Study, model: str, format: str, seed: int) -> list[Path]:
     return [study.folder / curate.MANIFEST, sft.folder(study, model, format, seed) / "adapter" / models.ADAPTER[1]]
 
 
-def hard_reward(settings: config.Reward, opening: str = "", ends: Collection[int] = ()):
-    """trl's reward function for the hard reward: completions, truths and token ids in, one reward a completion out.
+def reward_function(reward: Callable, name: str, opening: str = "", ends: Collection[int] = ()) -> Callable:
+    """`reward` as trl calls it, by the name `name`: given whole replies, and with its metrics and ours logged.
 
     `opening` is what the chat template writes of each reply, and `ends` are the tokens that end one.
     """
+    metrics: dict[str, str] = {}
 
-    def hard(completions, truth, completion_ids, log_metric, **_):
-        texts = [opening + completion[0]["content"] for completion in completions]
-        written = [[token for token in ids if token not in ends] for ids in completion_ids]
-        scores = [
-            rewards.hard(text, labels, rewards.length(text, settings.length_unit, ids), settings)
-            for text, labels, ids in zip(texts, truth, written, strict=True)
-        ]
+    def score(completions, completion_ids, log_metric, **given) -> list[float]:
+        def log_own(metric: str, value: float) -> None:
+            column = metric.replace("/", "_")
+            if column in TAKEN or metrics.setdefault(column, metric) != metric:
+                raise rewards.RewardError(f"{name}: log_metric: the log has a column {column!r}; name {metric!r} anew")
+            log_metric(f"{METRICS}{metric}", float(value))
+
+        texts = [opening + text for text in rewards.texts(completions)]
+        values = rewards.scores(
+            reward,
+            name,
+            completions=[[{"role": "assistant", "content": text}] for text in texts],
+            completion_ids=[[token for token in ids if token not in ends] for ids in completion_ids],
+            cut_off=[bool(ends) and ids[-1] not in ends for ids in completion_ids],
+            log_metric=log_own,
+            **given,
+        )
         log_metric("format_failures", rewards.failures(texts, completion_ids, ends))
         log_metric("commonest_label", commonest(texts))
-        return scores
+        return values
 
-    return hard
+    score.__name__ = name
+    return score
 
 
-def nuanced_reward(settings: config.Reward, opening: str = "", ends: Collection[int] = ()) -> tuple[Callable, list]:
-    """trl's reward function for the nuanced reward, and the callback that keeps its window in every checkpoint."""
-    score = rewards.NuancedReward(settings.nuanced, opening, ends)
+def keeper(reward: Callable) -> list:
+    """Trainer callbacks by which every checkpoint keeps the state of a reward that has one, and a resumed run takes it.
 
-    def nuanced(completions, log_metric, **columns):
-        log_metric("commonest_label", commonest([opening + completion[0]["content"] for completion in completions]))
-        return score(completions=completions, log_metric=log_metric, **columns)
+    It is in `trainer_state.json`, which the trainer writes last and by which a checkpoint counts as whole: a file of
+    its own, written in `on_save`, would be missing after a kill between the two.
+    """
+    from transformers.trainer_callback import ExportableState, TrainerCallback
 
-    return nuanced, [score.keeper()]
+    class RewardState(TrainerCallback, ExportableState):
+        def state(self) -> dict:
+            return {"args": {}, "attributes": {"reward": json.dumps(reward.state())}}
+
+        def on_train_begin(self, args, state, control, **_):
+            reward.restore(json.loads(state.stateful_callbacks["RewardState"]["attributes"]["reward"]))
+
+    return [RewardState()] if hasattr(reward, "restore") else []
 
 
 def commonest(texts: Sequence[str]) -> float:
@@ -111,6 +138,7 @@ def trainer(study: config.Study, model: str, format: str, reward_name: str, seed
     runtime.steady_threads()
     set_seed(seed)
     settings, films = study.grpo, curate.dataset(study, "rl")
+    run = study.grpo_run(model, reward_name) or config.GrpoRun(model=model, format=format, reward=reward_name)
     if (rollout := settings.films_per_step * settings.updates_per_rollout) > len(films):
         raise config.ParamsError(
             f"grpo: a rollout takes {rollout} films (films_per_step x updates_per_rollout), and curation left "
@@ -118,8 +146,8 @@ def trainer(study: config.Study, model: str, format: str, reward_name: str, seed
         )
     processor = models.load_processor(study.models[model])
     starting = policy(study, model, format, seed, processor)
-    given = settings.reward, models.opened(processor), models.ends(starting, processor)
-    reward, keeping = nuanced_reward(*given) if reward_name == "nuanced" else (hard_reward(*given), [])
+    reward = rewards.make(run.reward, study.file.parent, run.reward_args, settings.reward)
+    scoring = reward_function(reward, reward_name, models.opened(processor), models.ends(starting, processor))
     arguments = GRPOConfig(
         output_dir=str(work(study, model, format, reward_name, seed)),
         max_steps=settings.steps,
@@ -156,14 +184,14 @@ def trainer(study: config.Study, model: str, format: str, reward_name: str, seed
             model=starting,
             processing_class=processor,
             args=arguments,
-            reward_funcs=reward,
-            train_dataset=common.examples(films, format, truth=list(films["labels"])),
+            reward_funcs=scoring,
+            train_dataset=common.examples(films, format, truth=list(films["labels"]), film=list(films["film"])),
             callbacks=[
                 common.progress(f"GRPO {model} {reward_name}"),
                 common.tensorboard(folder(study, model, reward_name, seed)),
                 watch(settings.collapse),
                 common.marking(),
-                *keeping,
+                *keeper(reward),
             ],
         )
     return common.quietly(runner)
@@ -172,9 +200,10 @@ def trainer(study: config.Study, model: str, format: str, reward_name: str, seed
 def train(study: config.Study, model: str, format: str, reward_name: str, seed: int) -> pd.DataFrame:
     """Run GRPO, or go on from its newest checkpoint; return its log, one row a step.
 
-    The log has the columns of `LOGGED`, `validation_f1` (macro-F1 of each checkpoint on some validation films) and
-    `collapse` (what has collapsed, in words; "" while nothing has).  Writes `adapter/` (of the last step) and `best/`
-    (of the best checkpoint), both peft, safetensors and a model card, and `log.parquet`.
+    The log has the columns of `LOGGED`, the reward's own metrics (`a/b` as `a_b`), `validation_f1` (macro-F1 of each
+    checkpoint on some validation films) and `collapse` (what has collapsed, in words; "" while nothing has).
+    Writes `adapter/` (of the last step) and `best/` (of the best checkpoint), both peft, safetensors and a model card,
+    and `log.parquet`.
     """
     going = work(study, model, format, reward_name, seed)
     if not common.finished(going):
@@ -213,13 +242,19 @@ def describe(
         f"grpo/{reward}, step {step} of {study.grpo.steps}, seed {seed}",
         data=f"Up to {films.rl:,} films of the source `{films.train}` ({source.kind}) with their labels, starting from "
         f"the adapter sft/{format}, seed {seed}, of the same study.",
-        settings={"seed": seed, "grpo": study.grpo.model_dump(exclude={"runs"})},
+        settings={"seed": seed, "grpo": study.grpo.model_dump(exclude={"runs"}), **_own_reward(study, model, reward)},
         scores=model_card.Scores(
             study.home,
             f"Greedy answers on {asked:,} films of validation, fourteen labels.{fallen}",
             {"macro_f1": float(row.validation_f1)},
         ),
     )
+
+
+def _own_reward(study: config.Study, model: str, name: str) -> dict:
+    """What a model card adds of a run whose reward is not one of this package, or is not its name."""
+    run = study.grpo_run(model, name)
+    return {"reward": run.reward, "reward_args": run.reward_args} if run and run.reward != name else {}
 
 
 def validate(study: config.Study, model: str, format: str, checkpoint: Path) -> float:
@@ -247,13 +282,15 @@ def best(f1: dict[int, float]) -> int:
 
 
 def log(history: list[dict], settings: config.Collapse) -> pd.DataFrame:
-    """The trainer's history under our names, one row a step, with `collapse` from `collapsed`.
+    """The trainer's history under our names, one row a step, with the reward's own metrics and `collapse`.
 
     What is measured on fresh completions (reward, length, failures) is NaN at steps that use a rollout again, and KL
     where `beta` is 0: trl measures none then.
     """
     steps = [entry for entry in history if "entropy" in entry]
-    table = pd.DataFrame(steps).reindex(columns=list(LOGGED)).rename(columns=LOGGED)
+    own = dict.fromkeys(name for entry in steps for name in entry if name.startswith(METRICS))
+    columns = LOGGED | {name: name.removeprefix(METRICS).replace("/", "_") for name in own}
+    table = pd.DataFrame(steps).reindex(columns=list(columns)).rename(columns=columns)
     return table.assign(collapse=collapsed(table, settings))
 
 
@@ -293,11 +330,11 @@ def watch(settings: config.Collapse):
 
 
 def logs(study: config.Study) -> pd.DataFrame:
-    """The logs of all GRPO runs of the study, one below the other, with `run` (reward and seed)."""
+    """The logs of all GRPO runs of the study, one below the other, with `run` (its name and seed)."""
     empty = pd.DataFrame(columns=["step", "reward", "kl", "validation_f1", "run"])
     tables = [
-        records.load(folder(study, run.model, run.reward, seed) / "log.parquet").assign(
-            run=f"{run.reward}, seed {seed}"
+        records.load(folder(study, run.model, run.variant, seed) / "log.parquet").assign(
+            run=f"{run.variant}, seed {seed}"
         )
         for run, seed in study.runs("grpo")
     ]

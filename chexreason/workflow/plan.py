@@ -106,7 +106,7 @@ def runs(study: config.Study) -> list[Run]:
     grid = [
         *(("prompts", study.prompts.model, name, name, study.seeds[0]) for name in tried),
         *(("sft", run.model, run.format, run.format, seed) for run, seed in study.runs("sft")),
-        *(("grpo", run.model, run.reward, run.format, seed) for run, seed in study.runs("grpo")),
+        *(("grpo", run.model, run.variant, run.format, seed) for run, seed in study.runs("grpo")),
         *(
             ("predict", model, checkpoint, study.prompt(model, checkpoint), seed)
             for model, checkpoint, seed in study.checkpoints()
