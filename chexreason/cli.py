@@ -1,4 +1,5 @@
-"""The command line: `chexreason plan`, `run`, `results`, `score`, `predict`, `films`, `review`, `notebook` and `book`.
+"""The command line: `chexreason plan`, `run`, `results`, `score`, `predict`, `reward`, `films`, `review`, `notebook`
+and `book`.
 
 Everything heavy is imported by the command that needs it, so that `chexreason --help` answers at once.
 """
@@ -32,6 +33,8 @@ Every other option after the params file goes to Snakemake; what follows -- goes
   chexreason run params/mini.yaml grpo --cores 4
   chexreason run params/mini.yaml -- --forcerun compare"""
 
+REWARD_USAGE = "chexreason reward NAME_OR_PATH [params] [--arg NAME VALUE ...] [--json]"
+
 COLLECTIONS = {
     "nih": "Data_Entry_2017_v2020.csv (or Data_Entry_2017.csv), train_val_list.txt and test_list.txt",
     "mimic": "mimic-cxr-2.0.0-split.csv, mimic-cxr-2.0.0-metadata.csv and the labels, mimic-cxr-2.0.0-chexpert.csv",
@@ -53,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     given, unknown = parser.parse_known_args(arguments)
     if unknown:
         hint = "; put Snakemake's options after the params file" if given.command is run else ""
+        hint = "; put options after the params file" if given.command is reward else hint
         parser.error(f"unknown arguments: {' '.join(unknown)}{hint}")
     try:
         return given.command(given) or 0
@@ -82,12 +86,23 @@ def _mendable() -> tuple[type[Exception], ...]:
     from chexreason.evaluation.csv_files import ScoreError
     from chexreason.models import ModelError
     from chexreason.records import DiskFullError, RecordError
+    from chexreason.rewards import RewardError
     from chexreason.teacher.clients import TeacherError
     from chexreason.teacher.review import ReviewError
     from chexreason.workflow.book import BookError
     from chexreason.workflow.notebook import NotebookError
 
-    ours = ParamsError, RecordError, SourceError, FilmError, ModelError, ReviewError, NotebookError, BookError
+    ours = (
+        ParamsError,
+        RewardError,
+        RecordError,
+        SourceError,
+        FilmError,
+        ModelError,
+        ReviewError,
+        NotebookError,
+        BookError,
+    )
     return RunError, DiskFullError, CurateError, TeacherError, ScoreError, *ours
 
 
@@ -240,6 +255,21 @@ def predict(given: argparse.Namespace) -> int:
     return 2 if len(faults) == len(rows) else int(bool(faults))
 
 
+def reward(given: argparse.Namespace) -> None:
+    """Print what a reward gives the replies that a study has recorded, as `reward_report.report` finds it."""
+    from chexreason.config import ParamsError, read_value
+    from chexreason.evaluation import reward_report
+
+    arguments = {}
+    for name, value in given.arguments:
+        try:
+            arguments[name] = read_value(value)
+        except ParamsError as error:
+            raise RunError(f"--arg {name}: {error}") from None
+    found = reward_report.report(_study(given.params), given.reward, arguments)
+    print(json.dumps(found, indent=1, allow_nan=False) if given.json else _printable(reward_report.text(found)))
+
+
 def films(given: argparse.Namespace) -> None:
     """Print what a folder of films holds."""
     from importlib import import_module
@@ -333,6 +363,17 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--csv", action="store_true", help="one row per film, with 1 or 0 for each label")
     command.add_argument("films", nargs="+", metavar="FILM", help="PNG, JPEG or DICOM files, or folders of them")
     command.set_defaults(command=predict)
+
+    command = commands.add_parser(
+        "reward", help="score recorded replies with a reward, before training", usage=REWARD_USAGE
+    )
+    command.add_argument("reward", help="hard, nuanced, a run's name, file.py:function or package.module:function")
+    command.add_argument("params", nargs="?", help=f"the study's params file ({DEFAULT})")
+    command.add_argument(
+        "--arg", dest="arguments", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a constant"
+    )
+    command.add_argument("--json", action="store_true", help="one JSON object")
+    command.set_defaults(command=reward)
 
     command = commands.add_parser("films", help="read a folder of films as it lies on disk, and tell what it holds")
     kinds = command.add_subparsers(required=True, dest="source", metavar="{nih,mimic,chexpert}")
