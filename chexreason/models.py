@@ -363,8 +363,8 @@ def lora_config(lora: config.Lora, model: config.Model | None = None):
 
     return LoraConfig(
         r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
         target_modules=(model and model.target_modules) or LANGUAGE_PROJECTIONS,
         exclude_modules=list(model.exclude_modules) if model and model.exclude_modules else None,
         task_type="CAUSAL_LM",

@@ -30,7 +30,7 @@ def test_params_data_and_settings_are_stated():
         "1,000 films.",
         "On 250 films.",
         "seed: 7",
-        "alpha: 32",
+        "lora_alpha: 32",
         "macro_f1: 0.4321",
         "no diagnosis",
     ):

@@ -363,14 +363,14 @@ def test_the_gradient_of_the_kl_term_by_hand(study):
         runner._get_per_token_logps_and_entropies = lambda *_, now=policy, **__: (now, torch.ones_like(old), None)
         runner.args.use_bias_correction_kl = corrected
         runner._compute_loss(runner.model, given).backward()
-        torch.testing.assert_close(policy.grad, study.grpo.beta * by_hand / study.grpo.max_completion_tokens)
+        torch.testing.assert_close(policy.grad, study.grpo.beta * by_hand / study.grpo.max_completion_length)
 
 
 # Legal and illegal values.
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("grpo.top_p", 0.0), ("lora.dropout", 1.0), ("models.medgemma.target_modules", "(")]
+    ("key", "value"), [("grpo.top_p", 0.0), ("lora.lora_dropout", 1.0), ("models.medgemma.target_modules", "(")]
 )
 def test_a_value_under_which_nothing_is_learned_is_refused(tmp_path, key, value):
     from conftest import changed_study

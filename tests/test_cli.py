@@ -80,9 +80,9 @@ def test_results_before_the_study_ran_say_what_to_do(tmp_path, monkeypatch, caps
 
 @pytest.mark.parametrize("name", ["run", "results"])
 def test_wrong_params_are_told_without_a_traceback(tmp_path, name):
-    said = command(study_folder(tmp_path, **{"epocs:": "epochs:"}), name, "params/smoke.yaml")
+    said = command(study_folder(tmp_path, **{"num_train_epocs:": "num_train_epochs:"}), name, "params/smoke.yaml")
     assert said.returncode == 2
-    assert "params/smoke.yaml: unknown key 'sft.epocs'; did you mean 'epochs'?" in said.stderr
+    assert "params/smoke.yaml: unknown key 'sft.num_train_epocs'; did you mean 'num_train_epochs'?" in said.stderr
     assert "Traceback" not in said.stderr
 
 

@@ -15,38 +15,38 @@ pytestmark = pytest.mark.soak
 GRPO = {
     "no KL": {"beta": 0.0},
     "a KL term of k3 alone": {"use_bias_correction_kl": False},
-    "one update a rollout": {"updates_per_rollout": 1, "save_every": 1},
-    "four updates a rollout": {"updates_per_rollout": 4, "save_every": 4, "films_per_step": 1},
+    "one update a rollout": {"steps_per_generation": 1, "save_steps": 1},
+    "four updates a rollout": {"steps_per_generation": 4, "save_steps": 4, "films_per_step": 1},
     "as many films a rollout as there are": {"films_per_step": 4},
     "one film a step": {"films_per_step": 1},
     "rewards scaled by group": {"scale_rewards": "group"},
-    "rewards scaled by batch": {"scale_rewards": "batch"},
-    "no warm-up": {"warmup": 0.0},
-    "warm-up alone": {"warmup": 1.0},
+    "rewards scaled by batch": {"scale_rewards": "per_device_train_batch_size"},
+    "no warm-up": {"warmup_steps": 0.0},
+    "warm-up alone": {"warmup_steps": 1000},
     "any token": {"top_p": 1.0},
     "one token": {"top_p": 1e-9},
     "a cold policy": {"temperature": 0.01},
     "a hot policy": {"temperature": 100.0},
-    "one checkpoint": {"save_every": 2},
-    "fewer steps than a checkpoint takes": {"save_every": 100},
-    "an odd last rollout": {"steps": 3},
-    "one step": {"steps": 1},
-    "a completion of one token": {"max_completion_tokens": 1},
-    "no clip of the ratio": {"clip_low": 5.0, "clip_high": 5.0},
-    "a ratio of one": {"clip_low": 0.0, "clip_high": 0.0},
-    "checkpointing": {"checkpointing": True},
+    "one checkpoint": {"save_steps": 2},
+    "fewer steps than a checkpoint takes": {"save_steps": 100},
+    "an odd last rollout": {"max_steps": 3},
+    "one step": {"max_steps": 1},
+    "a completion of one token": {"max_completion_length": 1},
+    "no clip of the ratio": {"epsilon": 5.0, "epsilon_high": 5.0},
+    "a ratio of one": {"epsilon": 0.0, "epsilon_high": 0.0},
+    "checkpointing": {"gradient_checkpointing": True},
     "more films to validate than there are": {"validation_films": 1000},
 }
 LENGTHS = ("characters", "words", "tokens")
 SFT = {
-    "no warm-up": {"warmup": 0.0},
-    "warm-up alone": {"warmup": 1.0},
+    "no warm-up": {"warmup_steps": 0.0},
+    "warm-up alone": {"warmup_steps": 1000},
     "no weight decay": {"weight_decay": 0.0},
-    "one film a step": {"batch": 1},
-    "a batch of more films than there are": {"batch": 64},
-    "more batches a step than there are": {"batch": 1, "accumulate": 64},
-    "more evaluations than steps": {"evaluations_per_epoch": 1000, "epochs": 2},
-    "checkpointing": {"checkpointing": True},
+    "one film a step": {"per_device_train_batch_size": 1},
+    "a batch of more films than there are": {"per_device_train_batch_size": 64},
+    "more batches a step than there are": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 64},
+    "more evaluations than steps": {"evaluations_per_epoch": 1000, "num_train_epochs": 2},
+    "checkpointing": {"gradient_checkpointing": True},
 }
 
 
@@ -70,10 +70,10 @@ def trained(study: config.Study, reward: str = "hard") -> None:
     """Train, and look at what is left."""
     log = grpo.train(study, "medgemma", "free_reasoning", reward, 0)
     settings = study.grpo
-    assert list(log["step"]) == list(range(1, settings.steps + 1))
+    assert list(log["step"]) == list(range(1, settings.max_steps + 1))
     assert log["kl"].isna().all() if settings.beta == 0 else log["kl"].notna().all()
     assert log[["loss", "entropy"]].notna().all().all() and log["reward"].notna().any()
-    assert log["validation_f1"].notna().sum() <= max(1, settings.steps // settings.save_every + 1)
+    assert log["validation_f1"].notna().sum() <= max(1, settings.max_steps // settings.save_steps + 1)
     assert grpo.summary(log)
     assert whole(grpo.folder(study, "medgemma", reward, 0), ("adapter", "best"))
     soak.row("GRPO under a legal extreme", 1, 1)
@@ -101,7 +101,7 @@ def test_sft_under_a_legal_extreme(study, values):
 
 
 def test_no_dropout_and_a_rank_of_one(study):
-    other = changed(study, lora={"r": 1, "alpha": 1, "dropout": 0.0})
+    other = changed(study, lora={"r": 1, "lora_alpha": 1, "lora_dropout": 0.0})
     assert len(sft.train(other, "medgemma", "only_label", 0))
 
 
@@ -114,19 +114,19 @@ def test_grpo_keeps_its_adapters_when_a_card_cannot_be_made(study, monkeypatch):
     assert all((place / name / "adapter_model.safetensors").is_file() for name in ("adapter", "best"))
     monkeypatch.undo()
     monkeypatch.setattr(grpo, "trainer", lambda *_: pytest.fail("trained again"))
-    assert len(grpo.train(other, "medgemma", "free_reasoning", "hard", 0)) == other.grpo.steps
+    assert len(grpo.train(other, "medgemma", "free_reasoning", "hard", 0)) == other.grpo.max_steps
 
 
 def test_early_stopping_counts_across_a_kill(study):
     """Nothing is learned; cut off after the first evaluation that is no better, it stops at the second all the same."""
     from transformers import TrainerCallback
 
-    values = {"epochs": 8, "patience": 2, "learning_rate": 1e-30, "warmup": 0.0}
+    values = {"num_train_epochs": 8, "early_stopping_patience": 2, "learning_rate": 1e-30, "warmup_steps": 0.0}
     other = changed(study, sft=values)
     straight = sft.train(other, "medgemma", "free_reasoning", 0)
     evaluations = straight[straight["split"] == "eval"].reset_index(drop=True)
     best = int(evaluations["loss"].idxmin())
-    assert len(evaluations) == best + 3 < values["epochs"]  # stopped early, after two that are no better
+    assert len(evaluations) == best + 3 < values["num_train_epochs"]  # stopped early, after two that are no better
     cut = int(evaluations.loc[best + 1, "step"])
 
     shutil.rmtree(sft.folder(other, "medgemma", "free_reasoning", 0))

@@ -29,7 +29,7 @@ def test_stand_ins_are_the_real_architectures(stand_in):
 def test_lora_trains_the_language_models_projections_and_nothing_else(stand_in):
     from peft import get_peft_model
 
-    model = get_peft_model(models.load_base(stand_in), models.lora_config(Lora(r=16, alpha=32, dropout=0.1)))
+    model = get_peft_model(models.load_base(stand_in), models.lora_config(Lora(r=16, lora_alpha=32, lora_dropout=0.1)))
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     projections = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     layers = model.config.text_config.num_hidden_layers
@@ -59,7 +59,7 @@ def test_the_frozen_vision_encoder_is_run_once_and_leaves_the_gradients_as_they_
     def step(base):
         """One step as trl makes it: the adapter's gradients, and how often the encoder's first projection was run."""
         torch.manual_seed(0)
-        model, runs = get_peft_model(base, models.lora_config(Lora(r=4, alpha=8, dropout=0.0))).train(), []
+        model, runs = get_peft_model(base, models.lora_config(Lora(r=4, lora_alpha=8, lora_dropout=0.0))).train(), []
         if checkpointing:
             model.enable_input_require_grads()
             model.activation_checkpointing_enable()

@@ -75,14 +75,14 @@ VALUES = {
     "no number": ("sft.learning_rate", float("nan"), "should be a finite number, got nan"),
     "infinity": ("grpo.beta", float("inf"), "should be a finite number, got inf"),
     "less than nothing": ("sft.learning_rate", -1.0, "greater than 0, got -1.0"),
-    "a count below zero": ("sft.epochs", -3, "greater than 0, got -3"),
-    "a count beyond any": ("sft.epochs", 10**30, "less than 2147483648"),
+    "a count below zero": ("sft.num_train_epochs", -3, "greater than 0, got -3"),
+    "a count beyond any": ("sft.num_train_epochs", 10**30, "less than 2147483648"),
     "a seed below zero": ("seeds", [-1], "greater than or equal to 0, got -1"),
     "a seed beyond any": ("curate.seed", 2**40, "less than 4294967296"),
     "a study that leaves its folder": ("study", "../../etc", "got '../../etc'"),
     "a model that leaves its folder": ("models", {"../x": {"name": "x", "path": "x", "dtype": "float32"}}, "'../x'"),
     "markup for a name": ("models.medgemma.name", "<script>", "got '<script>'"),
-    "a text of 100,000 letters": ("sft.epochs", "x" * 100_000, "got 'xxx"),
+    "a text of 100,000 letters": ("sft.num_train_epochs", "x" * 100_000, "got 'xxx"),
 }
 
 
@@ -345,7 +345,7 @@ def adapters(tmp_path_factory):
     from peft import get_peft_model
 
     folder = tmp_path_factory.mktemp("adapters")
-    lora = models.lora_config(config.Lora(r=4, alpha=8, dropout=0.0))
+    lora = models.lora_config(config.Lora(r=4, lora_alpha=8, lora_dropout=0.0))
     get_peft_model(models.load_base(MEDGEMMA), lora).save_pretrained(str(folder / "whole"))
     return folder
 

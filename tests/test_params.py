@@ -59,11 +59,11 @@ def rename(where: str, new: str):
         (rename("teacher", "techer"), ["techer", "did you mean 'teacher'?"]),
         (rename("sources.b.hospital", "hospitel"), ["hospitel", "did you mean 'hospital'?"]),
         (rename("grpo.reward.min_length", "min_lenght"), ["grpo.reward.min_lenght", "did you mean 'min_length'?"]),
-        (rename("sft.patience", "endurance"), ["the key 'sft.patience' is missing"]),
-        (put("sft.epochs", "three"), ["sft.epochs", "integer", "'three'"]),
-        (put("sft.epochs", 3.5), ["sft.epochs", "integer", "3.5"]),
-        (put("sft.epochs", 0), ["sft.epochs", "greater than 0"]),
-        (put("sft.checkpointing", "no"), ["sft.checkpointing", "boolean", "'no'"]),
+        (rename("sft.early_stopping_patience", "endurance"), ["the key 'sft.early_stopping_patience' is missing"]),
+        (put("sft.num_train_epochs", "three"), ["sft.num_train_epochs", "integer", "'three'"]),
+        (put("sft.num_train_epochs", 3.5), ["sft.num_train_epochs", "integer", "3.5"]),
+        (put("sft.num_train_epochs", 0), ["sft.num_train_epochs", "greater than 0"]),
+        (put("sft.gradient_checkpointing", "no"), ["sft.gradient_checkpointing", "boolean", "'no'"]),
         (put("curate.floor", 5), ["curate.floor", "less than or equal to 1", "5"]),
         (put("curate.floor", 0.9), ["curate", "floor (0.9) must not be above ceiling"]),
         (put("curate.shares.rl", 0.9), ["curate.shares", "must sum to 1"]),
@@ -86,7 +86,7 @@ def rename(where: str, new: str):
         (put("curate.label_sets", []), ["curate.label_sets", "at least 1 item"]),
         (put("tests.c-test.label_sets", []), ["tests.c-test.label_sets", "at least 1 item"]),
         (put("seeds", [0, 1]), ["more_seeds: 1 stands under seeds already"]),
-        (put("grpo.save_every", 25), ["grpo", "save_every (25)", "updates_per_rollout (2)"]),
+        (put("grpo.save_steps", 25), ["grpo", "save_steps (25)", "steps_per_generation (2)"]),
         (put("grpo.reward.nuanced.frequency", {"Oedema": 0.1}), ["frequency", "Oedema"]),
         (put("curate.label_sets", ["nih8"]), ["curate.label_sets", "'nih8'", "nih9"]),
         (put("sources.c", {"kind": "nih", "root": "x"}), ["the key 'sources.c.splits' is missing"]),
@@ -113,9 +113,9 @@ def test_a_wrong_key_or_value_is_refused_with_its_name_and_the_right_one(tmp_pat
 
 
 def test_every_mistake_is_told_at_once(tmp_path):
-    said = refusal(tmp_path, mini(rename("sft.epochs", "epocs")))
+    said = refusal(tmp_path, mini(rename("sft.num_train_epochs", "epocs")))
     assert "unknown key 'sft.epocs'" in said
-    assert "the key 'sft.epochs' is missing" in said
+    assert "the key 'sft.num_train_epochs' is missing" in said
 
 
 def test_grpo_from_a_checkpoint_that_no_sft_run_makes_is_refused(tmp_path):
@@ -266,7 +266,7 @@ LINES = {
     "rate": ("learning_rate: 2.0e-3", lambda study: study.sft.learning_rate),
     "count": ("sft: 2000", lambda study: study.curate.sft),
     "name": ("study: mini", lambda study: study.study),
-    "flag": ("  checkpointing: false         # ours: it", lambda study: study.sft.checkpointing),
+    "flag": ("  gradient_checkpointing: false # ours: it", lambda study: study.sft.gradient_checkpointing),
     "text": ("title: Three phantom hospitals", lambda study: study.title),
     "optional": ("lora: {r", lambda study: study.curate.frozen),
 }

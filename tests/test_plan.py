@@ -15,7 +15,7 @@ from chexreason.workflow import model_size, plan
 PAPER, SMOKE = ROOT / "params" / "paper.yaml", ROOT / "params" / "smoke.yaml"
 MEDGEMMA, QWEN, _ = model_size.PUBLISHED
 FILM = (734, 896)
-LORA = Lora(r=16, alpha=32, dropout=0.1)
+LORA = Lora(r=16, lora_alpha=32, lora_dropout=0.1)
 MODELS = {model.path: model for model in config.load(PAPER).models.values()}
 
 
@@ -246,7 +246,8 @@ def test_sft_by_hand():
 def test_more_work_costs_more():
     study = config.load(PAPER)
     cost = {(run.stage, run.model, run.variant): run for run in plan.runs(study)}
-    more = changed(changed(study, "sft", epochs=12, batch=4), "grpo", steps=500, completions=8)
+    more = changed(study, "sft", num_train_epochs=12, per_device_train_batch_size=4)
+    more = changed(more, "grpo", max_steps=500, num_generations=8)
     for run in plan.runs(more):
         before = cost[run.stage, run.model, run.variant]
         if run.stage not in ("sft", "grpo"):

@@ -111,7 +111,9 @@ def study(request, sources, tmp_path_factory) -> config.Study:
     place = tmp_path_factory.mktemp("model")
     tiny_gemma(sources[name], place, eos) if eos else tiny_qwen(sources[name], place)
     other = with_model(curated(tmp_path_factory.mktemp("study")), place)
-    other = changed(other, sft={"batch": 1})  # every token has as many logits as the vocabulary has tokens
+    other = changed(
+        other, sft={"per_device_train_batch_size": 1}
+    )  # every token has as many logits as the vocabulary has tokens
     untrained_adapter(other)
     return other
 
@@ -158,7 +160,7 @@ def test_grpo_scores_samples_as_a_plain_forward_pass_does(study):
 def test_the_whole_chain_runs_and_greedy_prediction_knows_no_sampling_default(study, tmp_path):
     log = sft.train(study, "medgemma", "free_reasoning", 0)
     assert log["loss"].notna().all()
-    assert len(grpo.train(study, "medgemma", "free_reasoning", "hard", 0)) == study.grpo.steps
+    assert len(grpo.train(study, "medgemma", "free_reasoning", "hard", 0)) == study.grpo.max_steps
     reader = predict.load(study.models["medgemma"], predict.adapter(study, "medgemma", "grpo/hard", 0), 2)
     images = list(curate.dataset(study, study.home)["image"])
     protocol = Protocol.of(study, "free_reasoning", study.home)
@@ -198,7 +200,7 @@ def test_replies_read_as_written_and_fit_the_limits_of_the_published_study(sourc
         text = answers.write(answers.Answer(trace, every), format)
         ids = words(text, add_special_tokens=False).input_ids
         assert words.decode(ids, skip_special_tokens=True) == text
-        limits = [PAPER.predict.max_new_tokens, *([PAPER.grpo.max_completion_tokens] if format in sampled else [])]
+        limits = [PAPER.predict.max_new_tokens, *([PAPER.grpo.max_completion_length] if format in sampled else [])]
         assert len(ids) + 1 < min(limits)
     asked = max(len(words(prompts.load(each), add_special_tokens=False).input_ids) for each in prompts.names())
     assert asked + 512 + PAPER.predict.max_new_tokens < words.model_max_length

@@ -10,7 +10,7 @@ from chexreason.config import Lora
 from chexreason.workflow import model_size
 
 MEDGEMMA, QWEN, NV_REASON = model_size.PUBLISHED
-LORA = Lora(r=16, alpha=32, dropout=0.1)
+LORA = Lora(r=16, lora_alpha=32, lora_dropout=0.1)
 MODELS = {model.path: model for model in config.load(ROOT / "params" / "paper.yaml").models.values()}
 
 

@@ -72,7 +72,10 @@ def test_training_that_runs_out_of_memory_names_the_param_to_lower(asked_for):
 
 
 def test_another_error_than_a_lack_of_memory_stays_what_it_is():
-    with pytest.raises(RuntimeError, match="inconsistent tensor size"), common.naming("sft.batch"):
+    with (
+        pytest.raises(RuntimeError, match="inconsistent tensor size"),
+        common.naming("sft.per_device_train_batch_size"),
+    ):
         torch.zeros(2) @ torch.zeros(3)
 
 

@@ -83,7 +83,9 @@ def rollout(smoke) -> tuple:
     runner = grpo.trainer(smoke, "medgemma", "free_reasoning", "hard", 0)
     runner.model.train()
     runner.current_gradient_accumulation_steps = 1  # the training loop sets it
-    films = [runner.train_dataset[number // smoke.grpo.completions] for number in range(2 * smoke.grpo.completions)]
+    films = [
+        runner.train_dataset[number // smoke.grpo.num_generations] for number in range(2 * smoke.grpo.num_generations)
+    ]
     return runner, runner._generate_and_score_completions(films)
 
 
@@ -137,7 +139,7 @@ def test_the_ratio_is_clipped_at_015_below_and_022_above_by_hand(smoke, rollout,
     old = inputs["old_per_token_logps"] - math.log(ratio)
     given = inputs | {"old_per_token_logps": old, "advantages": torch.full_like(inputs["advantages"], advantage)}
     loss = runner.compute_loss(runner.model, given).item()
-    most = len(inputs["completion_ids"]) * smoke.grpo.max_completion_tokens
+    most = len(inputs["completion_ids"]) * smoke.grpo.max_completion_length
     assert loss == pytest.approx(-surrogate * tokens.item() / most, rel=1e-4)
     for side in ("low", "high"):
         assert runner._metrics["train"][f"clip_ratio/{side}_mean"][-1] == float(side == clipped)
@@ -147,7 +149,8 @@ def test_the_ratio_is_clipped_at_015_below_and_022_above_by_hand(smoke, rollout,
 def test_only_a_second_update_on_a_rollout_leaves_the_ratio_of_1(smoke, tmp_path, updates, acts):
     from transformers.integrations import TensorBoardCallback
 
-    changes = {"steps": 2, "save_every": 2, "updates_per_rollout": updates, "learning_rate": 0.05, "warmup": 0.0}
+    changes = {"max_steps": 2, "save_steps": 2, "steps_per_generation": updates, "learning_rate": 0.05}
+    changes |= {"warmup_steps": 0.0}
     study = configured(smoke, grpo=changes)
     runner = grpo.trainer(study, "medgemma", "free_reasoning", "hard", 0)
     runner.args.output_dir = str(tmp_path)  # the smoke study's own folder stays as it is

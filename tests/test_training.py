@@ -42,7 +42,7 @@ def test_every_adapter_has_a_card_with_the_score_of_its_log(smoke):
     f1 = records.load(place / "log.parquet").set_index("step")["validation_f1"].dropna()
     for name, step in (("adapter", f1.index.max()), ("best", grpo.best(f1.to_dict()))):
         text = ModelCard.load(place / name / "README.md").text
-        assert f"step {step} of {smoke.grpo.steps}" in text and smoke.hash in text and "**Phantom**" in text
+        assert f"step {step} of {smoke.grpo.max_steps}" in text and smoke.hash in text and "**Phantom**" in text
         assert f"macro_f1: {f1[step]:.4f}" in text or f1[step] != f1[step]
 
 
@@ -59,7 +59,7 @@ def test_tensorboard_shows_the_losses_of_the_log(smoke):
 def test_grpo_starts_at_the_sft_checkpoint_with_no_divergence_from_it(smoke):
     log = records.load(grpo.folder(smoke, "medgemma", "hard", 0) / "log.parquet")
     assert log["kl"].iloc[0] == 0.0
-    assert len(log) == smoke.grpo.steps
+    assert len(log) == smoke.grpo.max_steps
 
 
 def test_the_reward_function_logs_malformed_answers_and_scores_the_rest(smoke):
@@ -146,7 +146,7 @@ def test_a_run_begins_anew_when_an_input_record_has_changed(copy):
 
 def test_a_run_that_was_stopped_early_is_not_trained_on(copy):
     """Killed after its last checkpoint: the trainer itself would forget that it had been stopped."""
-    copy = copy.model_copy(update={"sft": copy.sft.model_copy(update={"learning_rate": 1e-30, "epochs": 9})})
+    copy = copy.model_copy(update={"sft": copy.sft.model_copy(update={"learning_rate": 1e-30, "num_train_epochs": 9})})
     copy._file = config.find(str(copy.folder.parents[1] / "params" / "smoke.yaml"))
     going = sft.work(copy, "medgemma", "free_reasoning", 0)
     ended = common.resume(sft.trainer(copy, "medgemma", "free_reasoning", 0), going)
@@ -229,7 +229,7 @@ def test_the_best_checkpoint_is_the_earliest_of_the_highest_f1():
 def test_the_last_and_the_best_checkpoint_are_both_kept_and_the_f1_of_each_is_in_the_log(smoke):
     place = grpo.folder(smoke, "medgemma", "hard", 0)
     f1 = records.load(place / "log.parquet").set_index("step")["validation_f1"].dropna()
-    assert list(f1.index) == list(range(smoke.grpo.save_every, smoke.grpo.steps + 1, smoke.grpo.save_every))
+    assert list(f1.index) == list(range(smoke.grpo.save_steps, smoke.grpo.max_steps + 1, smoke.grpo.save_steps))
     files = [place / name / "adapter_model.safetensors" for name in ("adapter", "best")]
     same = files[0].read_bytes() == files[1].read_bytes()
-    assert same == (grpo.best(f1.to_dict()) == smoke.grpo.steps)
+    assert same == (grpo.best(f1.to_dict()) == smoke.grpo.max_steps)

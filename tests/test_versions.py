@@ -78,7 +78,7 @@ def test_an_adapter_of_another_commit_is_refused(hub, tmp_path):
     from peft import get_peft_model
 
     first, place = hub("a"), tmp_path / "adapter"
-    lora = models.lora_config(config.Lora(r=2, alpha=2, dropout=0.0), model())
+    lora = models.lora_config(config.Lora(r=2, lora_alpha=2, lora_dropout=0.0), model())
     get_peft_model(models.load_base(model()), lora).save_pretrained(str(place), save_embedding_layers=False)
     settings = json.loads((place / "adapter_config.json").read_text()) | {"revision": first}
     (place / "adapter_config.json").write_text(json.dumps(settings))
@@ -167,7 +167,7 @@ def test_excluded_modules_get_no_adapter():
     kept = model("stand-in:medgemma", exclude_modules=["o_proj"])
     base = models.load_base(kept)
     models.refuse_unreached(base, kept)
-    adapted = get_peft_model(base, models.lora_config(config.Lora(r=2, alpha=2, dropout=0.0), kept))
+    adapted = get_peft_model(base, models.lora_config(config.Lora(r=2, lora_alpha=2, lora_dropout=0.0), kept))
     trained = {name.split(".")[-4] for name, weight in adapted.named_parameters() if weight.requires_grad}
     assert trained == {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"}
 

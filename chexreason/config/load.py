@@ -82,6 +82,33 @@ for _tag, (_pattern, _make) in PLAIN.items():
         _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})\\Z"), None)
 
 
+RENAMED = {
+    "lora": {"alpha": "lora_alpha", "dropout": "lora_dropout"},
+    "sft": {
+        "epochs": "num_train_epochs",
+        "patience": "early_stopping_patience",
+        "warmup": "warmup_steps",
+        "clip": "max_grad_norm",
+        "batch": "per_device_train_batch_size",
+        "accumulate": "gradient_accumulation_steps",
+        "checkpointing": "gradient_checkpointing",
+    },
+    "grpo": {
+        "steps": "max_steps",
+        "completions": "num_generations",
+        "updates_per_rollout": "steps_per_generation",
+        "warmup": "warmup_steps",
+        "clip_low": "epsilon",
+        "clip_high": "epsilon_high",
+        "max_completion_tokens": "max_completion_length",
+        "clip": "max_grad_norm",
+        "save_every": "save_steps",
+        "checkpointing": "gradient_checkpointing",
+    },
+}
+"""Old keys of a section and what they are called now, after peft, transformers and trl; book/running.md lists them."""
+
+
 def _sections(annotation) -> list[type[Section]]:
     """The sections named in an annotation, however deep: `dict[str, Phantom | Nih]` has two."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
@@ -114,6 +141,8 @@ def _explain(error: dict) -> str:
     location = error["loc"] or ("",)
     where, _ = _locate(location)
     if error["type"] == "extra_forbidden":
+        if now := _renamed(location):
+            return f"{where} is now {now}"
         _, allowed = _locate(location[:-1])
         near = difflib.get_close_matches(str(location[-1]), allowed, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(allowed)}"
@@ -126,6 +155,17 @@ def _explain(error: dict) -> str:
     if advice := _advice(error):
         message += f"; {advice}"
     return f"{where}: {message}" if where else message
+
+
+def _renamed(location: tuple) -> str:
+    """What the key at a pydantic location is called now, or "" where it is no old name."""
+    return RENAMED.get(location[0], {}).get(location[-1], "") if len(location) > 1 else ""
+
+
+def _causes(errors: list[dict]) -> list[dict]:
+    """The errors without those of a new key that is missing because its old name is given."""
+    found = {(*error["loc"][:-1], _renamed(error["loc"])) for error in errors if error["type"] == "extra_forbidden"}
+    return [error for error in errors if error["type"] != "missing" or error["loc"] not in found]
 
 
 def _brief(value) -> str:
@@ -316,8 +356,9 @@ def _checked(values: dict, file: Path, place) -> Study:
     try:
         study = Study.model_validate(values)
     except ValidationError as error:
-        wheres = ["" if each["type"] == "missing" else _locate(each["loc"] or ("",))[0] for each in error.errors()]
-        told = [f"{place(where)}: {_explain(each)}" for where, each in zip(wheres, error.errors(), strict=True)]
+        errors = _causes(error.errors())
+        wheres = ["" if each["type"] == "missing" else _locate(each["loc"] or ("",))[0] for each in errors]
+        told = [f"{place(where)}: {_explain(each)}" for where, each in zip(wheres, errors, strict=True)]
         raise ParamsError("\n".join(told)) from None
     study._file = file
     study._refuse_other_owner()

@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from chexreason.answers import ONLY_LABEL
+from chexreason.config import trl_arguments
 from chexreason.labels import CHEXPERT14
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -26,6 +27,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes for one
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # names folders, too
 View = Literal["PA", "AP", "lateral", "unknown"]
 Label = Literal[CHEXPERT14]
+Agreement = Annotated[str, StringConstraints(strip_whitespace=True, min_length=10)]  # `no` names none
 
 
 class ParamsError(ValueError):
@@ -237,7 +239,7 @@ class Hosted(Asked):
     timeout: Count = 120
     price_in: NonNegativeFloat = 0.0
     price_out: NonNegativeFloat = 0.0
-    agreement: Annotated[str, StringConstraints(strip_whitespace=True, min_length=10)] | None = None  # `no` names none
+    agreement: Agreement | None = None
 
 
 class Endpoint(Hosted):
@@ -255,7 +257,7 @@ class Endpoint(Hosted):
     @property
     def local(self) -> bool:
         """Whether the address is this machine's own."""
-        return urlsplit(self.base_url).hostname in {"localhost", "127.0.0.1", "::1"}
+        return urlsplit(self.base_url).hostname in trl_arguments.THIS_MACHINE
 
 
 class Gemini(Hosted):
@@ -307,11 +309,11 @@ class Model(Section):
 
 
 class Lora(Section):
-    """LoRA on the language model's attention and feed-forward projections (PROTOCOL: SFT)."""
+    """LoRA on the language model's attention and feed-forward projections (PROTOCOL: SFT); keys as in LoraConfig."""
 
     r: Count
-    alpha: Count
-    dropout: Annotated[float, Field(ge=0, lt=1)]
+    lora_alpha: Count
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)]
 
 
 class Prompts(Section):
@@ -331,20 +333,52 @@ class SftRun(Section):
     full: bool = False
 
 
-class Sft(Section):
-    """Supervised fine-tuning (PROTOCOL: SFT)."""
+class Trained(Section):
+    """Base of the sections that a trl trainer reads.
 
-    runs: list[SftRun]
-    epochs: Count
-    patience: Count
-    evaluations_per_epoch: Count
+    `warmup_steps` below 1 is a share of all steps, from 1 on a number of steps, as transformers takes it.  `trl` holds
+    further arguments of the trainer's config class, which are checked against it (`config/trl_arguments.py`).
+    `agreement` is the user's statement that the agreement for credentialed films covers what `trl` sends elsewhere.
+    """
+
+    stage: ClassVar[str]
     learning_rate: PositiveFloat
-    warmup: Share
+    warmup_steps: Annotated[float, Field(ge=0, lt=2**31)]
+    max_grad_norm: PositiveFloat
+    gradient_checkpointing: bool
+    trl: dict[str, Any] = {}
+    agreement: Agreement | None = None
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _share_or_steps(cls, value):
+        if value > 1 and not value.is_integer():
+            raise ValueError(f"write a share below 1 or a whole number of steps, not {value}")
+        return value
+
+    @field_validator("trl")
+    @classmethod
+    def _trl_knows(cls, values):
+        if values:
+            trl_arguments.check(cls.stage, values, cls.model_fields)
+        return values
+
+
+class Sft(Trained):
+    """Supervised fine-tuning (PROTOCOL: SFT); the keys are SFTConfig's, but for `runs` and `evaluations_per_epoch`.
+
+    The trainer counts evaluations in steps, which depend on how many films have a trace; an epoch is what the paper
+    counts in.  `early_stopping_patience` is EarlyStoppingCallback's, in evaluations.
+    """
+
+    stage: ClassVar[str] = "sft"
+    runs: list[SftRun]
+    num_train_epochs: Count
+    early_stopping_patience: Count
+    evaluations_per_epoch: Count
     weight_decay: NonNegativeFloat
-    clip: PositiveFloat
-    batch: Count
-    accumulate: Count
-    checkpointing: bool
+    per_device_train_batch_size: Count
+    gradient_accumulation_steps: Count
 
 
 Frequency = Annotated[float, Field(gt=0, le=1)]
@@ -428,43 +462,48 @@ class GrpoRun(Section):
         return self
 
 
-class Grpo(Section):
-    """Group-relative policy optimisation (PROTOCOL: GRPO).
+class Grpo(Trained):
+    """Group-relative policy optimisation (PROTOCOL: GRPO); the keys are GRPOConfig's, but for those named here.
 
-    Every checkpoint is asked about `validation_films` films of validation, and the best is kept beside the last.
+    `films_per_step` is per_device_train_batch_size / num_generations, since trl counts a batch in completions and a
+    study in films.  trl has no `validation_films`: every checkpoint is asked about that many films of validation, and
+    the best is kept beside the last.  `reward` and `collapse` are sections of their own.
     `use_bias_correction_kl` multiplies the KL term by the ratio of new to old policy, by which its gradient is that of
     the reverse KL divergence; without it, the gradient is that of the k3 estimator alone.  Without `beta` there is no
     KL term.
     """
 
+    stage: ClassVar[str] = "grpo"
     runs: list[GrpoRun]
     reward: Reward
-    steps: Count
+    max_steps: Count
     films_per_step: Count
-    completions: Annotated[int, Field(ge=2)]
-    updates_per_rollout: Count
-    learning_rate: PositiveFloat
-    warmup: Share
+    num_generations: Annotated[int, Field(ge=2)]
+    steps_per_generation: Count
     temperature: PositiveFloat
     top_p: Annotated[float, Field(gt=0, le=1)]
     beta: NonNegativeFloat
     use_bias_correction_kl: bool = True
-    clip_low: NonNegativeFloat
-    clip_high: NonNegativeFloat
+    epsilon: NonNegativeFloat
+    epsilon_high: NonNegativeFloat
     scale_rewards: Literal["none", "group", "batch"]
-    max_completion_tokens: Count
-    clip: PositiveFloat
-    save_every: Count
+    max_completion_length: Count
+    save_steps: Count
     validation_films: Count
     collapse: Collapse
-    checkpointing: bool
+
+    @property
+    def num_iterations(self) -> int:
+        """How often every rollout is trained on; trl's default is once."""
+        return self.trl.get("num_iterations", 1)
 
     @model_validator(mode="after")
     def _whole_rollouts(self):
-        if self.save_every % self.updates_per_rollout:
+        if self.num_iterations < 1 or self.save_steps % (self.steps_per_generation * self.num_iterations):
+            times = f" x num_iterations ({self.num_iterations})" if "num_iterations" in self.trl else ""
             raise ValueError(
-                f"save_every ({self.save_every}) must be a multiple of updates_per_rollout "
-                f"({self.updates_per_rollout}): a run resumed within a rollout would draw other answers"
+                f"save_steps ({self.save_steps}) must be a multiple of steps_per_generation "
+                f"({self.steps_per_generation}){times}: a run resumed within a rollout would draw other answers"
             )
         names = {run.variant: run.reward for run in self.runs}
         for taken in ("hard", "nuanced"):  # the rewards of the paper, which the findings look for by name

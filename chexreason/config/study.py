@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from chexreason import prompts
+from chexreason.config import trl_arguments
 from chexreason.config.schema import (
     OWNER,
     Compare,
@@ -142,6 +143,9 @@ class Study(Section):
 
     def _keep_home(self) -> None:
         """A credentialed film is sent to nobody unless the file says why that is allowed."""
+        if self.sources[self.curate.train].credentialed:
+            for section in (self.sft, self.grpo):
+                trl_arguments.refuse_sending(section.stage, self.curate.train, section.trl, section.agreement)
         hosted = isinstance(self.teacher, Hosted) and not self.teacher.local
         if hosted and self.sources[self.curate.train].credentialed and not self.teacher.agreement:
             raise ValueError(

@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
@@ -52,9 +53,11 @@ def early_stopping(patience: int):
     return Patience(patience)
 
 
-def warmup_steps(share: float, steps: int) -> float:
-    """The trainer's `warmup_steps` for a share of `steps`: it takes 1 for one step, and less for a share."""
-    return share if share < 1 else steps
+def arguments(config_class: type, settings: config.Sft | config.Grpo, **owned):
+    """The trainer's arguments: those that the study owns, the section's keys that trl shares, then `settings.trl`."""
+    known = {field.name for field in fields(config_class)}
+    shared = {key: getattr(settings, key) for key in type(settings).model_fields if key in known}
+    return config_class(**{**owned, **shared, **settings.trl})
 
 
 def progress(what: str):

@@ -139,39 +139,25 @@ def trainer(study: config.Study, model: str, format: str, reward_name: str, seed
     set_seed(seed)
     settings, films = study.grpo, curate.dataset(study, "rl")
     run = study.grpo_run(model, reward_name) or config.GrpoRun(model=model, format=format, reward=reward_name)
-    if (rollout := settings.films_per_step * settings.updates_per_rollout) > len(films):
+    if (rollout := settings.films_per_step * settings.steps_per_generation) > len(films):
         raise config.ParamsError(
-            f"grpo: a rollout takes {rollout} films (films_per_step x updates_per_rollout), and curation left "
+            f"grpo: a rollout takes {rollout} films (films_per_step x steps_per_generation), and curation left "
             f"{len(films)} for rl; lower one of the two, or raise curate.rl"
         )
     processor = models.load_processor(study.models[model])
     starting = policy(study, model, format, seed, processor)
     reward = rewards.make(run.reward, study.file.parent, run.reward_args, settings.reward)
     scoring = reward_function(reward, reward_name, models.opened(processor), models.ends(starting, processor))
-    arguments = GRPOConfig(
+    arguments = common.arguments(
+        GRPOConfig,
+        settings,
         output_dir=str(work(study, model, format, reward_name, seed)),
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.films_per_step * settings.completions,
-        steps_per_generation=settings.updates_per_rollout,
-        num_generations=settings.completions,
-        max_completion_length=settings.max_completion_tokens,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
+        per_device_train_batch_size=settings.films_per_step * settings.num_generations,
         top_k=0,
-        learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=common.warmup_steps(settings.warmup, settings.steps),
-        max_grad_norm=settings.clip,
         loss_type="dr_grpo",
-        scale_rewards=settings.scale_rewards,
-        beta=settings.beta,
-        use_bias_correction_kl=settings.use_bias_correction_kl,
-        epsilon=settings.clip_low,
-        epsilon_high=settings.clip_high,
         importance_sampling_level="token",
         disable_dropout=True,
-        gradient_checkpointing=settings.checkpointing,
-        save_steps=settings.save_every,
         save_total_limit=None,  # the best is chosen among them
         logging_steps=1,
         seed=seed,
@@ -239,7 +225,7 @@ def describe(
     return model_card.text(
         study,
         model,
-        f"grpo/{reward}, step {step} of {study.grpo.steps}, seed {seed}",
+        f"grpo/{reward}, step {step} of {study.grpo.max_steps}, seed {seed}",
         data=f"Up to {films.rl:,} films of the source `{films.train}` ({source.kind}) with their labels, starting from "
         f"the adapter sft/{format}, seed {seed}, of the same study.",
         settings={"seed": seed, "grpo": study.grpo.model_dump(exclude={"runs"}), **_own_reward(study, model, reward)},

@@ -79,21 +79,15 @@ def trainer(study: config.Study, model: str, format: str, seed: int):
     for split, films in (("sft", train), ("sft-holdout", held_out)):
         if not len(films):
             raise config.ParamsError(f"curate: no film is left for {split}; change curate.sft or curate.holdout")
-    per_epoch = -(-len(train) // (settings.batch * settings.accumulate))
+    per_epoch = -(-len(train) // (settings.per_device_train_batch_size * settings.gradient_accumulation_steps))
     every = -(-per_epoch // settings.evaluations_per_epoch)
-    arguments = SFTConfig(
+    arguments = common.arguments(
+        SFTConfig,
+        settings,
         output_dir=str(work(study, model, format, seed)),
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch,
-        per_device_eval_batch_size=settings.batch * 4,
-        gradient_accumulation_steps=settings.accumulate,
-        learning_rate=settings.learning_rate,
+        per_device_eval_batch_size=settings.per_device_train_batch_size * 4,
         lr_scheduler_type="cosine",
-        warmup_steps=common.warmup_steps(settings.warmup, settings.epochs * per_epoch),
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.clip,
         max_length=None,
-        gradient_checkpointing=settings.checkpointing,
         eval_strategy="steps",
         save_strategy="steps",
         eval_steps=every,
@@ -118,7 +112,7 @@ def trainer(study: config.Study, model: str, format: str, seed: int):
             eval_dataset=held_out,
             peft_config=models.lora_config(study.lora, loaded),
             callbacks=[
-                common.early_stopping(settings.patience),
+                common.early_stopping(settings.early_stopping_patience),
                 common.progress(f"SFT {model} {format}"),
                 common.tensorboard(folder(study, model, format, seed)),
                 common.marking(),
@@ -166,7 +160,7 @@ def train(study: config.Study, model: str, format: str, seed: int) -> pd.DataFra
     """
     place, going = folder(study, model, format, seed), work(study, model, format, seed)
     if not common.finished(going):
-        with common.naming("sft.batch (and raise sft.accumulate as much, for the same steps)"):
+        with common.naming("sft.per_device_train_batch_size (and raise sft.gradient_accumulation_steps as much)"):
             state = common.resume(trainer(study, model, format, seed), going)
         best = going / Path(state.best_model_checkpoint).name
         common.finish(going, study.models[model], {"adapter": best}, {"log": state.log_history})

@@ -37,7 +37,8 @@ NOBODY = {"", "root", "user", "localhost"}
 
 
 LESS_MEMORY = (
-    "lower predict.batch, sft.batch (and raise sft.accumulate as much) or grpo.films_per_step, or run --cores 1"
+    "lower predict.batch, sft.per_device_train_batch_size (and raise sft.gradient_accumulation_steps as much) or "
+    "grpo.films_per_step, or run --cores 1"
 )
 """Which params to lower when memory runs out, said where the stage that needed it could not say so itself."""
 

@@ -10,10 +10,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from chexreason import answers, config, models, prompts
+from chexreason.config import trl_arguments
 from chexreason.display import markdown
 from chexreason.workflow import model_size
 
@@ -148,14 +150,15 @@ def _trained(study: config.Study) -> tuple[int, int]:
     """How often SFT looks at a film to learn from it, and to watch the loss of the held-out films."""
     held = round(study.curate.sft * study.curate.holdout)
     settings = study.sft
-    return settings.epochs * (study.curate.sft - held), settings.epochs * settings.evaluations_per_epoch * held
+    epochs = settings.num_train_epochs
+    return epochs * (study.curate.sft - held), epochs * settings.evaluations_per_epoch * held
 
 
 def _sampled(study: config.Study) -> tuple[int, int]:
     """How many completions GRPO samples and learns from, and how many answers choose the best checkpoint."""
     settings = study.grpo
-    validated = settings.steps // settings.save_every * min(settings.validation_films, study.curate.validation)
-    return settings.steps * settings.films_per_step * settings.completions, validated
+    validated = settings.max_steps // settings.save_steps * min(settings.validation_films, study.curate.validation)
+    return settings.max_steps * settings.films_per_step * settings.num_generations, validated
 
 
 def _answered(study: config.Study, stage: str, variant: str) -> int:
@@ -176,16 +179,17 @@ def _sft(study: config.Study, shape: model_size.Shape, model: config.Model, form
     operations = learnt * (_passes(settings) * forward + film) + watched * (forward + film)
     seconds = operations / (FLOPS * UTILISATION) + (learnt + watched) * FILM_SECONDS
     size = _weights(model, shape) + ADAPTER_BYTES * shape.lora
-    size += activations(shape, settings.batch, prompt + answer, settings.checkpointing)
+    size += activations(shape, settings.per_device_train_batch_size, prompt + answer, settings.gradient_checkpointing)
     how = f"{learnt:,} films learnt from, {prompt + answer:,} tokens each, {watched:,} watched: {operations:.1e} FLOP"
     return Cost(seconds / 3600, _peak(size), how)
 
 
 def _grpo(study: config.Study, shape: model_size.Shape, model: config.Model, format: str) -> Cost:
     settings, (sampled, validated) = study.grpo, _sampled(study)
-    rollouts, batch = math.ceil(settings.steps / settings.updates_per_rollout), sampled // settings.steps
-    prompt, answer = _prompt(shape, format), settings.max_completion_tokens
-    once_more = (settings.updates_per_rollout > 1) + (settings.beta > 0)  # under the old policy, under the reference
+    updates = settings.steps_per_generation * settings.num_iterations
+    rollouts, batch = math.ceil(settings.max_steps / updates), sampled // settings.max_steps
+    prompt, answer = _prompt(shape, format), settings.max_completion_length
+    once_more = (updates > 1) + (settings.beta > 0)  # under the old policy, under the reference
     forward, first, film = (
         language_flops(shape, prompt + answer, answer),
         language_flops(shape, prompt, 1),
@@ -193,11 +197,11 @@ def _grpo(study: config.Study, shape: model_size.Shape, model: config.Model, for
     )
     operations = sampled * ((_passes(settings) + once_more) * forward + first)
     operations += sampled * (once_more + 2) * film  # to learn from, and to sample
-    asked = batch * settings.updates_per_rollout
+    asked = batch * settings.steps_per_generation
     seconds = operations / (FLOPS * UTILISATION) + rollouts * writing(shape, asked, prompt, answer, ADAPTED)
     seconds += 2 * sampled * FILM_SECONDS + _answering(shape, study.predict, validated, prompt)  # trl prepares twice
     size = _weights(model, shape) + (ADAPTER_BYTES + 4) * shape.lora  # and the reference's adapter
-    working = activations(shape, batch, prompt + answer, settings.checkpointing)
+    working = activations(shape, batch, prompt + answer, settings.gradient_checkpointing)
     how = (
         f"{sampled:,} completions of {answer} tokens in {rollouts:,} rollouts, {operations:.1e} FLOP; "
         f"{validated:,} films validated"
@@ -286,7 +290,7 @@ def activations(shape: model_size.Shape, batch: int, tokens: int, checkpointing:
 
 def _passes(settings: config.Sft | config.Grpo) -> int:
     """Forward, back through the frozen weights to the adapters and, with checkpointing, forward again."""
-    return 3 if settings.checkpointing else 2
+    return 3 if settings.gradient_checkpointing else 2
 
 
 def _answering(shape: model_size.Shape, protocol: config.Predict, films: int, prompt: int) -> float:
@@ -329,6 +333,7 @@ def missing(study: config.Study, memory: float = 0.0) -> list[str]:
     return [
         *_data(study),
         *_teacher(study),
+        *_packages(study),
         *(
             f"models.{name}: {told}"
             for name, model in study.models.items()
@@ -377,6 +382,15 @@ def _teacher(study: config.Study) -> Iterator[str]:
         yield f"teacher.key: set the environment variable {key}"
     if isinstance(teacher, config.LocalTeacher) and (told := access(teacher.model)):
         yield f"teacher.model: {told}"
+
+
+def _packages(study: config.Study) -> Iterator[str]:
+    """What `trl` passes through needs further packages for."""
+    for section in (study.sft, study.grpo):
+        needed = [name for name in trl_arguments.reporters(section.trl) if name != "none"]
+        for name in needed + ["vllm"] * section.trl.get("use_vllm", False):
+            if find_spec({"azure_ml": "azureml", "flyte": "flytekit"}.get(name, name)) is None:
+                yield f"{section.stage}.trl: install the package {name} with .venv/bin/pip"
 
 
 def access(path: str, revision: str | None = None) -> str:
@@ -441,7 +455,7 @@ def needed(study: config.Study) -> float:
     size = (curated.sft + curated.rl + curated.validation) * study.sources[curated.train].size ** 2
     size += sum(test.films * study.sources[test.source].size ** 2 for test in study.tests.values())
     saved = [(run.model, 2) for run, _ in study.runs("sft")]
-    saved += [(run.model, study.grpo.steps // study.grpo.save_every) for run, _ in study.runs("grpo")]
+    saved += [(run.model, study.grpo.max_steps // study.grpo.save_steps) for run, _ in study.runs("grpo")]
     for model, checkpoints in saved:
         if _stand_in(study, model):
             continue
