@@ -4,7 +4,7 @@ import hashlib
 import re
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import MISSING, fields
 
 import pytest
 import yaml
@@ -71,6 +71,16 @@ def test_every_name_and_value_that_is_listed_is_known_to_trl(stage):
     for key, values in trl_arguments.CHOICES[stage].items():
         named = re.findall(r"[`'\"]+(\w+)[`'\"]+", known[key].metadata["help"])
         assert set(values) <= set(named), key
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_trls_own_defaults_are_values_it_takes(stage):
+    owned = " ".join(trl_arguments.OWNED.values()).split()
+    for field in fields(trl_arguments.config_class(stage)):
+        if field.name not in owned and field.default is not MISSING:
+            trl_arguments._check_value(
+                field.name, field.default, field.type, trl_arguments.CHOICES[stage].get(field.name)
+            )
 
 
 @pytest.mark.parametrize(

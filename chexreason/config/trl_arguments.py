@@ -30,7 +30,7 @@ OWNED = {
     "the model and its processor are loaded as models.<name> says": "model_init_kwargs trust_remote_code "
     "chat_template_path chat_template_kwargs eos_token pad_token",
     "models.<name>.dtype and the machine decide the precision": "bf16 fp16 bf16_full_eval fp16_full_eval use_cpu tf32",
-    "a run is one process on one device": "deepspeed fsdp fsdp_config parallelism_config local_rank",
+    "a run is one process on one device": "deepspeed fsdp fsdp_config parallelism_config local_rank accelerator_config",
     "the study prepares the examples, and the loss is on the whole answer and nothing else": "max_length packing "
     "truncation_mode packing_strategy padding_free eval_packing dataset_text_field dataset_kwargs completion_only_loss "
     "assistant_only_loss label_names",
@@ -126,15 +126,13 @@ def _check_together(stage: str, values: dict[str, Any]) -> None:
             names = ", ".join(sorted(set(INTEGRATION_TO_CALLBACK) - {"tensorboard"}))
             raise ValueError(f"report_to: transformers does not know {service!r}; name one of {names}")
     if values.get("sync_ref_model"):
-        raise ValueError(
-            "sync_ref_model: trl cannot update the reference of a LoRA run; lower grpo.beta for a looser hold"
-        )
+        raise ValueError("sync_ref_model: trl cannot update the reference of a LoRA run; leave it out")
     if values.get("push_to_hub") and not values.get("hub_model_id"):
         raise ValueError("push_to_hub: the repository would be named after a hash; name it under trl.hub_model_id")
     if values.get("log_completions_hub_repo") and not values.get("log_completions"):
         raise ValueError("log_completions_hub_repo: it needs trl.log_completions: true")
     if "@" in urlsplit(str(values.get("vllm_server_base_url", ""))).netloc:
-        raise ValueError("trl.vllm_server_base_url must hold no user or password")
+        raise ValueError("vllm_server_base_url: it must hold no user or password; leave them out")
     _check_schedule(stage, values)
 
 
