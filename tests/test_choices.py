@@ -118,6 +118,50 @@ def test_a_mark_holds_for_all_under_its_key_and_an_unmarked_key_is_told(tmp_path
     assert choices.unmarked(file) == ["d.f"]
 
 
+def extended(tmp_path, base: str, own: str):
+    """A params file that holds `own` and extends one that holds `base`."""
+    (tmp_path / "base.yaml").write_text(base, encoding="utf-8")
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"extends: base.yaml\n{own}", encoding="utf-8")
+    return file
+
+
+def test_a_value_is_shown_with_the_mark_of_the_file_that_states_it(tmp_path):
+    base = "a: {b: 1, c: [2]}  # ours: because\nd:\n  e: 3  # paper: SFT\n  f: 4  # ours: four\n  g: 5  # ours: five\n"
+    own = "d:  # ours: all of these\n  e: 30\n  f: 40  # ours: forty\na: {b: 10}\nh: {i: 6}  # ours: new\n"
+    file = extended(tmp_path, base, own)
+    assert choices.read(file) == [
+        choices.Choice("a", "{c: [2]}", "ours", "because"),
+        choices.Choice("d", "{e: 30}", "ours", "all of these"),
+        choices.Choice("d.f", "40", "ours", "forty"),
+        choices.Choice("d.g", "5", "ours", "five"),
+        choices.Choice("h", "{i: 6}", "ours", "new"),
+    ]
+    assert choices.unmarked(file) == ["a.b"]
+
+
+def test_the_paper_is_not_said_to_state_a_value_that_a_file_changes_without_a_mark(tmp_path):
+    file = extended(tmp_path, "beta: 0.15  # paper: GRPO\nsteps: 9  # paper: GRPO\n", "study: x\nbeta: 0.1\n")
+    tables = choices.tables(file)
+    assert cells(tables["paper"])[1:] == [["steps", "9", "GRPO"]]
+    assert cells(tables["ours"])[1:] == [["beta", "0.1", "mine.yaml states this value and gives no reason"]]
+
+
+def leaves(values, key: str = "") -> list[tuple[str, object]]:
+    """Every value that is no mapping, with its dotted key."""
+    if not isinstance(values, dict) or not values:
+        return [(key, values)]
+    return [found for name, part in values.items() for found in leaves(part, f"{key}.{name}" if key else name)]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_value_of_a_study_is_shown_once(file):
+    shown = [found for each in choices.read(file) for found in leaves(yaml.safe_load(each.value), each.key)]
+    unmarked = choices.unmarked(file)
+    wanted = [(key, value) for key, value in leaves(config.read(file)) if key not in unmarked]
+    assert sorted(shown, key=str) == sorted(wanted, key=str)
+
+
 def cells(text: str) -> list[list[str]]:
     """The text of every cell of a table of the page as a reader sees it, by an independent Markdown reader."""
     assert text.startswith("```{table}\n:class: choices\n\n") and text.endswith("\n```")
