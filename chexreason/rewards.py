@@ -295,9 +295,12 @@ def check(path: str, beside: Path, arguments: dict) -> None:
             near = difflib.get_close_matches(name, own, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(own) or 'none'}"
             raise RewardError(f"{path}: reward_args: no argument {name!r}; {hint}")
+    called = _call(reward) if inspect.isclass(reward) else reward
+    if not takes(called, "completions") and not takes(called, "completion_ids"):
+        raise RewardError(f"{path}: takes no completions; a reward is called with {', '.join(GIVEN)}, by name")
     if inspect.isclass(reward):
         _refuse_lacking(path, constants, {*arguments, "settings"})
-        _refuse_lacking(path, _parameters(path, _call(reward)), {*GIVEN})
+        _refuse_lacking(path, _parameters(path, called), {*GIVEN})
     else:
         _refuse_lacking(path, constants, {*arguments, "settings", *GIVEN})
 
@@ -355,10 +358,9 @@ def scores(reward: Callable, name: str, **given) -> list[float]:
     Raises RewardError for anything but one finite number per completion.
     """
     values = reward(**{key: value for key, value in given.items() if takes(reward, key)})
-    try:
-        values = list(values)
-    except TypeError:
-        raise RewardError(f"{name}: returned a {type(values).__name__}, not a list of numbers") from None
+    if not isinstance(values, Iterable) or isinstance(values, str | bytes | dict | set | frozenset):
+        raise RewardError(f"{name}: returned a {type(values).__name__}, not a list of numbers")
+    values = list(values)
     if len(values) != (count := len(given["completions"])):
         raise RewardError(f"{name}: returned {len(values)} rewards for {count} replies; return one for each")
     return [_finite(value, name) for value in values]
@@ -391,7 +393,8 @@ def score_replies(reward: Callable, name: str, replies: Sequence[dict], log_metr
         try:
             values += scores(reward, name, **_columns(reward, batch), log_metric=log_metric)
         except Exception as error:
-            raise RewardError(_where(reward, name, batch, error)) from error
+            secret = any(reply["credentialed"] for reply in batch)  # a traceback may hold text of a reply
+            raise RewardError(_where(reward, name, batch, error)) from (None if secret else error)
     return values
 
 

@@ -1,5 +1,6 @@
 """A reward judged on the replies that a study has recorded, before anything is trained with it."""
 
+import math
 from collections import defaultdict
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def report(study: config.Study, reward: str, arguments: dict) -> dict:
             "none": float((spread == 0).mean()) if len(spread) else None,
         },
         "rank_correlation": _rank_correlation(table),
-        "metrics": {name: sum(values) / len(values) for name, values in metrics.items()},
+        "metrics": {name: _mean(values) for name, values in metrics.items()},
         "checkpoints": [
             dict(zip(("model", "checkpoint", "seed"), key, strict=True))
             | {"replies": len(rows), **_summary(rows["value"]), "hard_reward": float(rows["reward"].mean())}
@@ -86,7 +87,13 @@ def _scored(study: config.Study, path: str, beside: Path, arguments: dict, metri
             films = films.loc[answers["film"]].reset_index(drop=True)
             made, answers = rewards.make(path, beside, arguments, study.grpo.reward), answers.reset_index(drop=True)
             values = predict.score_recorded(
-                made, path, films, answers, prompt, processors[model], lambda name, value: metrics[name].append(value)
+                made,
+                path,
+                films,
+                answers,
+                prompt,
+                processors[model],
+                lambda name, value: metrics[name].append(float(value)),
             )
             which = {"model": model, "checkpoint": checkpoint, "seed": seed, "value": values}
             tables.append(answers.assign(**which, **films[["credentialed", "labels"]].add_prefix("film_")))
@@ -96,6 +103,11 @@ def _scored(study: config.Study, path: str, beside: Path, arguments: dict, metri
             f"{study.file.name}: no replies are recorded; `chexreason run ... predict` makes them"
         )
     return table
+
+
+def _mean(values: list) -> float | None:
+    mean = pd.Series(values, dtype="float64").mean()
+    return float(mean) if math.isfinite(mean) else None
 
 
 def _summary(values: pd.Series) -> dict:
@@ -140,7 +152,10 @@ def text(found: dict) -> str:
         f"rank correlation with the hard reward: {correlation:.3f}"
         if correlation is not None
         else "rank correlation with the hard reward: undefined, as one of the two is constant",
-        *(f"{name}: {value:.3f} (logged by the reward)" for name, value in found["metrics"].items()),
+        *(
+            f"{name}: {'undefined' if value is None else f'{value:.3f}'} (logged by the reward)"
+            for name, value in found["metrics"].items()
+        ),
         "",
         pd.DataFrame(found["checkpoints"]).to_string(index=False, float_format="{:.3f}".format),
     ]
