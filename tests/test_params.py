@@ -463,6 +463,7 @@ def test_a_section_of_another_kind_takes_nothing_of_the_first(tmp_path):
         ("extends: mini.yaml\nsft: {epochs: three}", r"mine\.yaml: sft\.epochs: .*'three'"),
         ("extends: broken.yaml", r"broken\.yaml: sft\.epochs: .*'three'"),
         ("extends: broken.yaml\nsft: {epochs: 0}", r"mine\.yaml: sft\.epochs: .*greater than 0"),
+        ("extends: mini.yaml", r"mine\.yaml: study: give this study a name of its own; 'mini' is"),
         ("extends: gone.yaml", r"mine\.yaml: extends: gone\.yaml: no such params file"),
         ("extends: mine.yaml", r"mine\.yaml: extends: a file cannot extend itself: .*mine\.yaml extends .*mine\.yaml"),
         ("extends: back.yaml", r"back\.yaml: extends: a file cannot extend itself: .*mine.* extends .*back.* extends"),
@@ -567,13 +568,14 @@ def test_changes_are_checked_like_the_file_and_lead_to_the_same_study(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"grpo.bta": 0.1}, r"changes: unknown key 'grpo\.bta'; did you mean 'beta'\?"),
-        ({"gpro.beta": 0.1}, r"changes: unknown key 'gpro'; did you mean 'grpo'\?"),
-        ({"grpo.beta": "0.1"}, r"changes: grpo\.beta: .*got '0\.1'"),
-        ({"sources.b.films": 0}, r"changes: sources\.b\.films: .*greater than 0"),
+        ({"grpo.bta": 0.1}, r"changes of .*mini\.yaml: unknown key 'grpo\.bta'; did you mean 'beta'\?"),
+        ({"gpro.beta": 0.1}, r"changes of .*mini\.yaml: unknown key 'gpro'; did you mean 'grpo'\?"),
+        ({"grpo.beta": "0.1"}, r"changes of .*mini\.yaml: grpo\.beta: .*got '0\.1'"),
+        ({"sources.b.films": 0}, r"changes of .*mini\.yaml: sources\.b\.films: .*greater than 0"),
         ({"seeds.0": 3}, r"changes: seeds\.0: seeds holds \[0\], no keys; change it as a whole"),
-        ({"study": "other"}, r"changes: study: this cannot be changed here"),
-        ({"grpo.save_every": 25}, r"changes: grpo: save_every \(25\) must be a multiple"),
+        ({"curate.train": "z"}, r"changes of .*mini\.yaml: curate\.train: 'z' is not defined"),
+        ({"study": "other"}, r"changes: study cannot be changed here"),
+        ({"grpo.save_every": 25}, r"changes of .*mini\.yaml: grpo: save_every \(25\) must be a multiple"),
     ],
 )
 def test_a_change_that_is_wrong_is_refused_with_the_right_key(tmp_path, changes, told):
@@ -581,6 +583,8 @@ def test_a_change_that_is_wrong_is_refused_with_the_right_key(tmp_path, changes,
     with pytest.raises(ParamsError, match=told):
         load(file, changes)
     assert not (tmp_path / "runs" / "mini" / "scratch").exists()
+    with pytest.raises(TypeError, match="give a dict of values by dotted key, not False"):
+        load(file, False)
 
 
 # Label sets of one's own.

@@ -338,13 +338,17 @@ def load(path: str | Path, changes: Mapping[str, object] | None = None, *, full:
     missing key, a wrong type, a name that nothing defines, a reward that cannot be imported, or the study name of
     another file whose folder is there.
     """
+    if not isinstance(changes, Mapping | None):
+        raise TypeError(f"changes: give a dict of values by dotted key, not {changes!r}")
     node, file = merged(path), Path(os.path.abspath(find(path)))
-    study = _checked(_construct(node), file, lambda where: _file_of(node, where) or str(path))
+    study = _checked(_construct(node), file, lambda where: _file_of(node, where))
+    if _file_of(node, "study") != str(path):
+        raise ParamsError(f"{path}: study: give this study a name of its own; {study.study!r} is the file's it extends")
     if changes:
         values = _construct(node)
         for key, value in changes.items():
             _put(values, key, value)
-        changed = _checked(values, file, lambda where: _change_of(changes, where) or str(path))
+        changed = _checked(values, file, lambda where: f"changes of {path}")
         changed._scratch = True
         scratch.share(study, changed)
         study = changed
@@ -366,7 +370,7 @@ def _checked(values: dict, file: Path, place) -> Study:
     return study
 
 
-def _file_of(node: yaml.Node, where: str) -> str | None:
+def _file_of(node: yaml.Node, where: str) -> str:
     """The name of the file that states the value at a dotted key or, where it is missing, the mapping it belongs in."""
     while where:
         inside = list(_pairs(node))
@@ -379,16 +383,10 @@ def _file_of(node: yaml.Node, where: str) -> str | None:
     return node.start_mark.name
 
 
-def _change_of(changes: Mapping[str, object], where: str) -> str | None:
-    """What to call the place of a wrong value: `changes` where one of them has put it there."""
-    near = [key for key in changes if f"{where}.".startswith(f"{key}.") or f"{key}.".startswith(f"{where}.")]
-    return "changes" if where and near else None
-
-
 def _put(values: dict, key: str, value) -> None:
     """Put `value` at a dotted key; the schema refuses the keys that it does not know."""
     if key in ("study", EXTENDS, WITHOUT):
-        raise ParamsError(f"changes: {key}: this cannot be changed here; write a params file with `{EXTENDS}:`")
+        raise ParamsError(f"changes: {key} cannot be changed here; write a params file with `{EXTENDS}:`")
     inside, rest = values, key
     while True:
         part = next((each for each in inside if rest.startswith(f"{each}.")), rest.partition(".")[0])
