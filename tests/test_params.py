@@ -459,10 +459,13 @@ def test_a_section_of_another_kind_takes_nothing_of_the_first(tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("extends: mini.yaml\nsft: {epocs: 3}", r"mine\.yaml: unknown key 'sft\.epocs'; did you mean 'epochs'\?"),
-        ("extends: mini.yaml\nsft: {epochs: three}", r"mine\.yaml: sft\.epochs: .*'three'"),
-        ("extends: broken.yaml", r"broken\.yaml: sft\.epochs: .*'three'"),
-        ("extends: broken.yaml\nsft: {epochs: 0}", r"mine\.yaml: sft\.epochs: .*greater than 0"),
+        (
+            "extends: mini.yaml\nsft: {num_train_epocs: 3}",
+            r"mine\.yaml: unknown key 'sft\.num_train_epocs'; did you mean 'num_train_epochs'\?",
+        ),
+        ("extends: mini.yaml\nsft: {num_train_epochs: three}", r"mine\.yaml: sft\.num_train_epochs: .*'three'"),
+        ("extends: broken.yaml", r"broken\.yaml: sft\.num_train_epochs: .*'three'"),
+        ("extends: broken.yaml\nsft: {num_train_epochs: 0}", r"mine\.yaml: sft\.num_train_epochs: .*greater than 0"),
         ("extends: mini.yaml", r"mine\.yaml: study: give this study a name of its own; 'mini' is"),
         ("extends: gone.yaml", r"mine\.yaml: extends: gone\.yaml: no such params file"),
         ("extends: mine.yaml", r"mine\.yaml: extends: a file cannot extend itself: .*mine\.yaml extends .*mine\.yaml"),
@@ -471,17 +474,20 @@ def test_a_section_of_another_kind_takes_nothing_of_the_first(tmp_path):
         ("extends: list.yaml", r"list\.yaml: not a params file: it must hold"),
         ("extends: twice.yaml", r"twice\.yaml: not a YAML file: the key 'a' is given twice"),
         (
-            "extends: mini.yaml\nwithout: [sft.epocs]",
-            r"mine\.yaml: without: .*no key 'sft\.epocs'; did you mean 'sft\.epo",
+            "extends: mini.yaml\nwithout: [sft.num_train_epocs]",
+            r"mine\.yaml: without: .*no key 'sft\.num_train_epocs'; did you mean 'sft\.num_train_epo",
         ),
         ("extends: mini.yaml\nwithout: tests", r"mine\.yaml: without: give a list of keys"),
-        ("extends: mini.yaml\nwithout: [sft.epochs]", r"mine\.yaml: the key 'sft\.epochs' is missing"),
+        (
+            "extends: mini.yaml\nwithout: [sft.num_train_epochs]",
+            r"mine\.yaml: the key 'sft\.num_train_epochs' is missing",
+        ),
         ("without: [tests]", r"mine\.yaml: without: this file extends no other"),
         ("extends: mini.yaml\nsft: 3", r"mine\.yaml: sft: .*got 3"),
     ],
 )
 def test_what_is_wrong_with_an_extended_study_names_the_file_in_which_it_stands(tmp_path, text, told):
-    broken = MINI.replace("  epochs: 1 ", "  epochs: three ")
+    broken = MINI.replace("  num_train_epochs: 1 ", "  num_train_epochs: three ")
     others = {"broken": broken, "back": "extends: mine.yaml\n", "list": "[a]\n", "twice": "a: 1\na: 2\n"}
     with pytest.raises(ParamsError, match=told):
         load(extending(tmp_path, "", mine=text + "\n", **others))
@@ -529,8 +535,8 @@ def shared(study) -> set[str]:
     [
         ({"grpo.beta": 0.1}, {"curate", "sft"}),
         ({"compare.draws": 50, "title": "x"}, {"curate", "sft", "grpo"}),
-        ({"sft.epochs": 2, "grpo.beta": 0.1}, {"curate"}),
-        ({"lora": {"r": 2, "alpha": 4, "dropout": 0.0}}, {"curate"}),
+        ({"sft.num_train_epochs": 2, "grpo.beta": 0.1}, {"curate"}),
+        ({"lora": {"r": 2, "lora_alpha": 4, "lora_dropout": 0.0}}, {"curate"}),
         ({"curate.rl": 20}, set()),
         ({"sft.runs": [{"model": "medgemma", "format": "only_label"}], "grpo.runs": []}, set()),  # other traces
     ],
@@ -575,7 +581,7 @@ def test_changes_are_checked_like_the_file_and_lead_to_the_same_study(tmp_path):
         ({"seeds.0": 3}, r"changes: seeds\.0: seeds holds \[0\], no keys; change it as a whole"),
         ({"curate.train": "z"}, r"changes of .*mini\.yaml: curate\.train: 'z' is not defined"),
         ({"study": "other"}, r"changes: study cannot be changed here"),
-        ({"grpo.save_every": 25}, r"changes of .*mini\.yaml: grpo: save_every \(25\) must be a multiple"),
+        ({"grpo.save_steps": 25}, r"changes of .*mini\.yaml: grpo: save_steps \(25\) must be a multiple"),
     ],
 )
 def test_a_change_that_is_wrong_is_refused_with_the_right_key(tmp_path, changes, told):
