@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = "params/mini.yaml"
 
 RUN_HELP = """\
-Targets are the stages curate, prompts, sft, grpo, predict, compare, variants, findings and book (the default), a single
-run such as sft_medgemma_free_reasoning_seed0, and files.
+Targets are the stages curate, prompts, sft, grpo, predict, compare, variants, findings and book (the default), and
+files, such as runs/mini/sft/medgemma/free_reasoning/seed0/log.parquet for a single run.
 
 Every other option after the params file goes to Snakemake; what follows -- goes there as it is:
   chexreason run params/mini.yaml grpo --cores 4
