@@ -137,7 +137,7 @@ def test_a_dotted_path_to_an_installed_package_is_a_reward(tmp_path):
 def trained(tmp_path_factory):
     """A small study after two real steps under a reward by dotted path, and its log."""
     folder = tmp_path_factory.mktemp("own")
-    settings = {"grpo.runs": [run("mine.py:recall", reward_args={"weight": 2.0})], "grpo.save_every": 2}
+    settings = {"grpo.runs": [run("mine.py:recall", reward_args={"weight": 2.0})], "grpo.save_steps": 2}
     (folder / "params").mkdir()
     (folder / "params" / "mine.py").write_text(FILE, encoding="utf-8")
     study = curated(folder, settings)
