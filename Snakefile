@@ -46,7 +46,7 @@ GPU = int(config.get("gpus", 0) > 0)  # each stage that computes on a GPU has on
 manifest, traces = f"{runs}/curate/manifest.parquet", f"{runs}/curate/traces.parquet"
 compared = [f"{runs}/compare/{name}.parquet" for name in COMPARED]
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-RUN = "chexreason notebook {params.notebook:q} {output.notebook:q} {params.given} 2>&1 | tee {log:q}"
+RUN = "chexreason notebook {params.notebook:q} {output.notebook:q} {params.given} 2> >(tee {log:q} >&2)"
 
 
 def among(names):
@@ -191,7 +191,7 @@ rule book:
     log:
         f"{runs}/logs/book.log",
     shell:
-        "chexreason book {params.file} {input.chapters:q} 2>&1 | tee {log:q}"
+        "chexreason book {params.file} {input.chapters:q} 2> >(tee {log:q} >&2)"
 
 
 checkpoint curate:
