@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import psutil
 
-LOGS = {"tensorboard", "checkpoints", "asked", ".doctrees", "jupyter_execute"}
+LOGS = {"tensorboard", "benchmarks", "checkpoints", "asked", ".doctrees", "jupyter_execute"}
 """Folders of logs with times in them, and of what a run goes on from: no results."""
 
 

@@ -390,11 +390,3 @@ def test_the_hard_reward_of_a_format_without_a_thought_is_refused(tmp_path):
 def test_a_rollout_of_more_films_than_there_are_is_refused_before_training(study):
     with pytest.raises(config.ParamsError, match=r"a rollout takes 10 films .* left 8 for rl"):
         grpo.trainer(changed(study, grpo={"films_per_step": 5}), "medgemma", "free_reasoning", "hard", 0)
-
-
-@pytest.mark.parametrize(("share", "steps", "warm"), [(0.0, 40, 0), (0.05, 40, 2), (1.0, 40, 40), (0.9, 1, 1)])
-def test_warm_up_is_a_share_of_the_steps_up_to_all_of_them(tmp_path, share, steps, warm):
-    from transformers import TrainingArguments
-
-    arguments = TrainingArguments(output_dir=str(tmp_path), warmup_steps=common.warmup_steps(share, steps))
-    assert arguments.get_warmup_steps(steps) == warm

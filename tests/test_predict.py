@@ -230,7 +230,7 @@ def test_csv_of_predictions_can_be_scored(unmade, answering, capsys):
     Path("pred.csv").write_text(capsys.readouterr().out)
     truth = pd.DataFrame({"id": FOUND, **dict.fromkeys(CHEXPERT14, 1)})
     truth.to_csv("truth.csv", index=False)
-    scored = csv_files.score_files("truth.csv", "pred.csv", "chexpert14", None, draws=10, seed=0)
+    scored = csv_files.score_files("truth.csv", "pred.csv", "chexpert14", None, draws=40, seed=0)
     assert scored["left_out"] == {"truth": 0, "predictions": 4 * 14}
     recall = {row["label"]: row["recall"] for row in scored["labels"]}
     assert {label for label, share in recall.items() if share == 1} == {"Cardiomegaly", "Edema"}

@@ -60,7 +60,7 @@ def test_a_label_the_table_lacks_is_refused():
 
 def test_every_table_names_its_source():
     for file in (*published.TABLES.values(), *published.VALIDATION.values(), "claims.csv"):
-        assert "2512.23090v2" in files(published).joinpath(file).read_text(encoding="utf-8").splitlines()[0]
+        assert "2512.23090v2" in files("chexreason.paper").joinpath(file).read_text(encoding="utf-8").splitlines()[0]
 
 
 def test_the_overview_sets_the_printed_means_beside_the_shared_ones():
@@ -87,7 +87,7 @@ def test_printed_micro_f1_follows_from_printed_precision_and_recall(number):
 def test_prevalences_are_those_that_the_phantom_hospitals_are_made_from():
     shares = published.prevalence()
     assert list(shares.index) == list(CHEXPERT14) and shares.stack().dropna().between(0, 1).all()
-    hospitals = json.loads(files("chexreason").joinpath("sources/hospitals.json").read_text(encoding="utf-8"))
+    hospitals = json.loads(files("chexreason").joinpath("data/phantom/hospitals.json").read_text(encoding="utf-8"))
     cases = hospitals["hospitals"]["C"]["cases"]  # NIH's official test list
     known = shares["NIH official test"].dropna()
     assert set(known.index) == set(NIH10) and known["No Finding"] == cases["no_finding"]

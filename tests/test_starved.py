@@ -83,7 +83,7 @@ def test_a_notebook_killed_for_its_memory_says_which_params_to_lower(tmp_path):
     notebook = write(
         tmp_path, "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
     )  # as the kernel's own killer does
-    with pytest.raises(NotebookError, match=r"when memory runs out: lower predict\.batch, sft\.batch"):
+    with pytest.raises(NotebookError, match=r"lower predict\.batch, sft\.per_device_train_batch_size"):
         execute(notebook, tmp_path / "out.ipynb", {})
 
 

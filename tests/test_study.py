@@ -65,7 +65,7 @@ def test_sft_and_grpo_log_what_they_did(smoke):
     assert set(sft["split"]) == {"train", "eval"}
     assert sft["loss"].gt(0).all()
     assert sft["token_accuracy"].dropna().between(0, 1).all()
-    assert list(grpo["step"]) == list(range(1, smoke.grpo.steps + 1))
+    assert list(grpo["step"]) == list(range(1, smoke.grpo.max_steps + 1))
     assert grpo["kl"].iloc[0] == pytest.approx(0, abs=1e-3)  # the reference is the SFT checkpoint it starts from
 
 
