@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-NO_MEMORY = ("can't allocate memory", "not enough memory", "could not create a primitive")
-"""What torch says on a CPU whose memory is used up; the last are the words of oneDNN, which convolves there."""
+NO_MEMORY = ("can't allocate memory", "not enough memory", "could not create a primitive", "out of memory when reading")
+"""What libraries say when memory is used up: torch, torch, oneDNN, which convolves on a CPU, and Pillow."""
 
 
 def has_gpu() -> bool:
@@ -31,7 +31,7 @@ def out_of_memory(error: BaseException | None) -> bool:
     if error is None:
         return False
     lacking = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    lacking |= isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+    lacking |= isinstance(error, (RuntimeError, OSError)) and any(words in str(error) for words in NO_MEMORY)
     return lacking or out_of_memory(error.__cause__ or error.__context__)
 
 

@@ -49,12 +49,13 @@ print(said.getvalue())
 def test_a_batch_that_does_not_fit_in_memory_is_asked_in_halves_with_the_same_replies(tmp_path):
     """The address space of the process is limited; the allocator that then fails is torch's own."""
     noise = np.random.default_rng(0)
-    for number in range(96):
-        Image.fromarray(noise.integers(0, 256, (128, 104), np.uint8)).save(tmp_path / f"{number:02}.png")
-    call = [sys.executable, "-c", SCARCE, str(tmp_path), "4"]
-    said = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
+    for number in range(256):
+        Image.fromarray(noise.integers(0, 256, (128, 104), np.uint8)).save(tmp_path / f"{number:03}.png")
+    call = [sys.executable, "-c", SCARCE, str(tmp_path), "48"]
+    one_arena = {**os.environ, "MALLOC_ARENA_MAX": "1"}  # others reserve address space that the limit does not see
+    said = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False, env=one_arena)
     assert said.returncode == 0, said.stderr[-2000:]
-    assert "no memory is left for 96 films at once; trying 48" in said.stdout
+    assert "no memory is left for 256 films at once; trying 128" in said.stdout
 
 
 def too_much_of_a_gpu():
