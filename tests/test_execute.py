@@ -10,7 +10,7 @@ from conftest import ROOT
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from chexreason.fingerprint import PACKAGE, modules
-from chexreason.workflow.notebook import NotebookError, Relay, _kernel_manager, execute
+from chexreason.workflow.notebook import NotebookError, Relay, _kernel_manager, _scrub, execute
 
 BODY = """import os, sys, time
 print("a bar", end="", file=sys.stderr)
@@ -141,6 +141,17 @@ def test_a_kernel_sees_one_gpu(monkeypatch, visible, used):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert _kernel_manager(None).kernel_spec.env["CUDA_VISIBLE_DEVICES"] == used
+
+
+def test_what_a_cell_prints_is_one_output_however_often_the_kernel_flushes(tmp_path):
+    pieces = [("stdout", "one\n"), ("stderr", "a bar"), ("stdout", "two\n"), ("stdout", "three\n")]
+    outputs = [nbformat.v4.new_output("stream", name=name, text=text) for name, text in pieces]
+    outputs.append(nbformat.v4.new_output("display_data", {"text/plain": "a figure"}))
+    cell = nbformat.v4.new_code_cell("print()", outputs=outputs)
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "part.ipynb")
+    _scrub(tmp_path / "part.ipynb", tmp_path / "whole.ipynb", str)
+    text, figure = nbformat.read(tmp_path / "whole.ipynb", 4).cells[0].outputs
+    assert text.text == "one\ntwo\nthree\n" and figure.data["text/plain"] == "a figure"
 
 
 def test_a_bar_that_redraws_itself_is_shown_now_and_then():

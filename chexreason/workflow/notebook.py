@@ -218,7 +218,8 @@ def _scrub(path: Path, to: Path, hide: Callable[[str], str]) -> None:
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
         if cell.cell_type == "code":
-            cell.outputs = [_stable(output, hide) for output in cell.outputs if not _progress(output)]
+            kept = _joined(output for output in cell.outputs if not _progress(output))
+            cell.outputs = [_stable(output, hide) for output in kept]
         if "parameters" in cell.metadata.get("tags", []):
             tags = [tag for tag in cell.metadata.tags if tag != "parameters"]
         if "injected-parameters" in cell.metadata.get("tags", []):  # shown or hidden like the cell it overrides
@@ -230,6 +231,17 @@ def _scrub(path: Path, to: Path, hide: Callable[[str], str]) -> None:
 def _progress(output) -> bool:
     """Whether an output is progress or chatter: standard error, or a widget's bar, which needs a live kernel."""
     return output.get("name") == "stderr" or "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+
+
+def _joined(outputs: Iterable) -> list:
+    """The outputs, with neighboring texts of standard output as one: how often a kernel flushes depends on the load."""
+    joined = []
+    for output in outputs:
+        if joined and output.output_type == joined[-1].output_type == "stream":
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def _stable(output, hide: Callable[[str], str]):
