@@ -22,7 +22,8 @@ from pathlib import Path
 from snakemake.utils import min_version
 
 from chexreason import fingerprint, models, records, rewards
-from chexreason.config import load
+from chexreason.config import BEST, UNTUNED, Checkpoint, Paths, load
+from chexreason.data.curate import rl_split
 from chexreason.inference.protocol import Protocol, protocols
 from chexreason.prompts import load as load_prompt
 from chexreason.prompts import names as prompt_names
@@ -39,12 +40,12 @@ values = study.model_dump()
 if config.get("dry") and not os.path.exists(".snakemake"):  # a dry run leaves nothing, as Snakemake's own notes are
     atexit.register(shutil.rmtree, ".snakemake", ignore_errors=True)
 
-SFT = [(run.model, run.format, seed) for run, seed in study.runs("sft")]
-GRPO = {(run.model, run.variant, seed): run.format for run, seed in study.runs("grpo")}
+SFT, GRPO = study.runs("sft"), study.runs("grpo")
+paths = Paths(Path(runs))
 GPU = int(config.get("gpus", 0) > 0)  # each stage that computes on a GPU has one to itself
 
 manifest, traces = f"{runs}/curate/manifest.parquet", f"{runs}/curate/traces.parquet"
-compared = [f"{runs}/compare/{name}.parquet" for name in COMPARED]
+compared = [str(paths.compared(name)) for name in COMPARED]
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 RUN = "chexreason notebook {params.notebook:q} {output.notebook:q} {params.given} 2> >(tee {log:q} >&2)"
 
@@ -55,10 +56,8 @@ def among(names):
 
 wildcard_constraints:
     model=among(study.models),
-    format=among({form for _, form, _ in SFT} | set(GRPO.values())),
-    reward=among({reward for _, reward, _ in GRPO}),
     stage="sft|grpo",
-    run=among([form for _, form, _ in SFT] + [reward + best for _, reward, _ in GRPO for best in ("", "-best")]),
+    run=among([*study.sft.runs, *(name + best for name in study.grpo.runs for best in ("", BEST))]),
     seed=r"\d+",
 
 
@@ -108,34 +107,25 @@ def loaded(model):
     return entry | {"version": models.version(study.models[model])}
 
 
-def folder(model, checkpoint, seed):
-    """Where a checkpoint's adapter and log lie."""
-    stage, _, variant = checkpoint.partition("/")
-    return f"{runs}/{stage}/{model}/{variant.removesuffix('-best')}/seed{seed}"
+def adapter(checkpoint):
+    """The files of the trained weights of a checkpoint; the untuned model has none."""
+    weights = paths.adapter(checkpoint)
+    return [f"{weights}/{name}" for name in ADAPTER] if weights else []
 
 
-def adapter(model, checkpoint, seed):
-    """The trained weights of a checkpoint; the untuned model has none."""
-    if checkpoint == "untuned":
-        return []
-    which = f"{folder(model, checkpoint, seed)}/{'best' if checkpoint.endswith('-best') else 'adapter'}"
-    return [f"{which}/{name}" for name in ADAPTER]
+def trained(stage, wildcards):
+    """The run of a training job."""
+    return Checkpoint(wildcards.model, stage, wildcards.run, "last", int(wildcards.seed))
 
 
-def reward(model, checkpoint):
-    """Of a GRPO checkpoint: the digests of the code of a reward of the user's own, and the arguments of its run."""
-    stage, _, variant = checkpoint.partition("/")
-    run = study.grpo_run(model, variant.removesuffix("-best")) if stage == "grpo" else None
-    return run and {"code": [records.sha256(path) for path in rewards.code(run.reward, study.file.parent)], "args": run.reward_args}
-
-
-def answers(model, checkpoint, seed):
-    return f"{runs}/predict/{model}/{checkpoint}/seed{seed}/answers.parquet"
-
-
-def executed(notebook, *run):
-    """The executed notebook, named after its run: `3_sft-medgemma-free_reasoning-seed0.ipynb`."""
-    return f"{runs}/notebooks/{'-'.join([notebook, *run]).replace('/', '-')}.ipynb"
+def reward(checkpoint):
+    """Of a GRPO checkpoint: the digests of the code of a reward of the user's own, its arguments and its constants."""
+    if checkpoint.stage != "grpo":
+        return None
+    run = study.grpo.runs[checkpoint.run]
+    code = [records.sha256(path) for path in rewards.code(run.reward, study.file.parent)]
+    constants = study.grpo.of(checkpoint.run).reward.model_dump()
+    return {"reward": run.reward, "code": code, "args": run.reward_args, "constants": constants}
 
 
 def whole(wildcards):
@@ -143,21 +133,21 @@ def whole(wildcards):
     return {"full": FULL, "study": study.hash}
 
 
-ASKED = [answers(*checkpoint) for checkpoint in study.checkpoints()]
-SFT_LOGS = [f"{folder(model, f'sft/{form}', seed)}/log.parquet" for model, form, seed in SFT]
-GRPO_LOGS = [f"{folder(model, f'grpo/{reward}', seed)}/log.parquet" for model, reward, seed in GRPO]
+ASKED = [str(paths.answers(each)) for each in study.checkpoints()]
+SFT_LOGS = [str(paths.log(each)) for each in SFT]
+GRPO_LOGS = [str(paths.log(each)) for each in GRPO]
 tried = study.prompts.variants if study.prompts else []
 chapters = [
-    executed("index"),
-    executed("1_curate"),
-    *([executed("2_prompts")] if study.prompts else []),
-    *(executed("3_sft", model, form, f"seed{seed}") for model, form, seed in SFT),
-    *(executed("4_grpo", model, reward, f"seed{seed}") for model, reward, seed in GRPO),
-    *(executed("5_predict", model, checkpoint, f"seed{seed}") for model, checkpoint, seed in study.checkpoints()),
-    executed("6_compare"),
-    *([executed("7_variants")] if study.sft.runs else []),
-    executed("8_reread"),
-    executed("9_findings"),
+    paths.notebook("index"),
+    paths.notebook("1_curate"),
+    *([paths.notebook("2_prompts")] if study.prompts else []),
+    *(paths.notebook("3_sft", each) for each in SFT),
+    *(paths.notebook("4_grpo", each) for each in GRPO),
+    *(paths.notebook("5_predict", each) for each in study.checkpoints()),
+    paths.notebook("6_compare"),
+    *([paths.notebook("7_variants")] if study.sft.runs else []),
+    paths.notebook("8_reread"),
+    paths.notebook("9_findings"),
 ]
 
 
@@ -174,7 +164,7 @@ pages = [path for path in sorted((ROOT / "book").rglob("*")) if path.is_file() a
 rule book:
     input:
         manifest,
-        chapters=chapters,
+        chapters=[str(path) for path in chapters],
     output:
         f"{runs}/book/_build/html/index.html",
     params:
@@ -200,7 +190,8 @@ checkpoint curate:
         update(traces),
         update(f"{runs}/curate/aside.parquet"),
         update(f"{runs}/curate/prevalence.parquet"),
-        notebook=executed("1_curate"),
+        update(f"{runs}/curate/relabeled.parquet"),
+        notebook=str(paths.notebook("1_curate")),
     params:
         notebook=source("notebooks/1_curate.ipynb"),
         given=given(),
@@ -208,7 +199,7 @@ checkpoint curate:
             {
                 "code": fingerprint.notebook(ROOT / "notebooks/1_curate.ipynb"),
                 **{name: values[name] for name in ("sources", "curate", "tests", "teacher")},
-                "formats": load(study.file).formats,
+                **{name: getattr(load(study.file), name) for name in ("formats", "rl_sources", "relabelings")},
                 "teacher prompts": teacher_prompts(),
                 "files": {path.name: records.sha256(path) for path in study.files()},
             },
@@ -227,7 +218,7 @@ rule prompts:
         manifest,
     output:
         f"{runs}/prompts/answers.parquet",
-        notebook=executed("2_prompts"),
+        notebook=str(paths.notebook("2_prompts")),
     params:
         notebook=source("notebooks/2_prompts.ipynb"),
         given=given(),
@@ -256,27 +247,27 @@ rule sft_run:
         manifest,
         traces,
     output:
-        expand(f"{runs}/sft/{{{{model}}}}/{{{{format}}}}/seed{{{{seed}}}}/adapter/{{name}}", name=ADAPTER),
-        f"{runs}/sft/{{model}}/{{format}}/seed{{seed}}/log.parquet",
-        notebook=f"{runs}/notebooks/3_sft-{{model}}-{{format}}-seed{{seed}}.ipynb",
+        expand(f"{runs}/sft/{{{{model}}}}/{{{{run}}}}/seed{{{{seed}}}}/adapter/{{name}}", name=ADAPTER),
+        f"{runs}/sft/{{model}}/{{run}}/seed{{seed}}/log.parquet",
+        notebook=f"{runs}/notebooks/3_sft-{{model}}-{{run}}-seed{{seed}}.ipynb",
     params:
         notebook=source("notebooks/3_sft.ipynb"),
-        given=given("model", "format", "seed"),
+        given=given("run", "seed"),
         key=key(
             "notebooks/3_sft.ipynb",
             lambda wildcards: {
                 "films": chosen("sft", "sft-holdout"),
-                "traces": written(wildcards.format),
-                "prompt": load_prompt(wildcards.format),
+                "traces": written(study.sft.runs[wildcards.run].format),
+                "prompt": load_prompt(study.sft.runs[wildcards.run].format),
                 "lora": values["lora"],
-                "sft": {**values["sft"], "runs": None},
+                "sft": study.sft.of(wildcards.run).model_dump(),
                 "model": loaded(wildcards.model),
             },
         ),
     log:
-        f"{runs}/logs/3_sft-{{model}}-{{format}}-seed{{seed}}.log",
+        f"{runs}/logs/3_sft-{{model}}-{{run}}-seed{{seed}}.log",
     benchmark:
-        f"{runs}/benchmarks/3_sft-{{model}}-{{format}}-seed{{seed}}.tsv"
+        f"{runs}/benchmarks/3_sft-{{model}}-{{run}}-seed{{seed}}.tsv"
     priority: 2
     resources:
         gpu=GPU,
@@ -287,42 +278,38 @@ rule sft_run:
 rule grpo_run:
     input:
         manifest,
-        lambda wildcards: adapter(wildcards.model, f"sft/{start(wildcards)}", wildcards.seed),
+        f"{runs}/curate/relabeled.parquet",
+        lambda wildcards: adapter(study.start(trained("grpo", wildcards))),
     output:
         expand(
-            f"{runs}/grpo/{{{{model}}}}/{{{{reward}}}}/seed{{{{seed}}}}/{{which}}/{{name}}",
+            f"{runs}/grpo/{{{{model}}}}/{{{{run}}}}/seed{{{{seed}}}}/{{which}}/{{name}}",
             which=("adapter", "best"),
             name=ADAPTER,
         ),
-        f"{runs}/grpo/{{model}}/{{reward}}/seed{{seed}}/log.parquet",
-        notebook=f"{runs}/notebooks/4_grpo-{{model}}-{{reward}}-seed{{seed}}.ipynb",
+        f"{runs}/grpo/{{model}}/{{run}}/seed{{seed}}/log.parquet",
+        notebook=f"{runs}/notebooks/4_grpo-{{model}}-{{run}}-seed{{seed}}.ipynb",
     params:
         notebook=source("notebooks/4_grpo.ipynb"),
-        given=given("model", "reward", "seed", format=lambda wildcards: start(wildcards)),
+        given=given("run", "seed"),
         key=key(
             "notebooks/4_grpo.ipynb",
             lambda wildcards: {
-                "films": chosen("rl", study.home),
-                "protocol": Protocol.of(study, start(wildcards), study.home).hash,
-                "grpo": {**values["grpo"], "runs": None},
-                "reward": reward(wildcards.model, f"grpo/{wildcards.reward}"),
+                "films": [rewarded(wildcards.run), chosen(study.home)],
+                "protocol": Protocol.of(study, study.prompt(trained("grpo", wildcards)), study.home).hash,
+                "grpo": study.grpo.of(wildcards.run).model_dump(),
+                "reward": reward(trained("grpo", wildcards)),
                 "model": loaded(wildcards.model),
             },
         ),
     log:
-        f"{runs}/logs/4_grpo-{{model}}-{{reward}}-seed{{seed}}.log",
+        f"{runs}/logs/4_grpo-{{model}}-{{run}}-seed{{seed}}.log",
     benchmark:
-        f"{runs}/benchmarks/4_grpo-{{model}}-{{reward}}-seed{{seed}}.tsv"
+        f"{runs}/benchmarks/4_grpo-{{model}}-{{run}}-seed{{seed}}.tsv"
     priority: 2
     resources:
         gpu=GPU,
     shell:
         RUN
-
-
-def start(wildcards):
-    """The SFT format from which a GRPO run starts."""
-    return GRPO[wildcards.model, wildcards.reward, int(wildcards.seed)]
 
 
 @cache
@@ -332,30 +319,42 @@ def written(format):
     return fingerprint.rows(table.loc[table["format"] == format, ["film", "text"]])
 
 
-def asked(model, checkpoint):
+@cache
+def rewarded(run):
+    """The digest of the films that a GRPO run trains on, with the labels it is rewarded for."""
+    sources, other = study.grpo.runs[run].films or [study.curate.train], study.grpo.runs[run].labels
+    labels = records.load(f"{runs}/curate/relabeled.parquet")
+    films = [[chosen(rl_split(study, name)), other.get(name)] for name in sources]
+    return [films, fingerprint.rows(labels[labels["labels"].isin(other.values())])]
+
+
+def asked(checkpoint):
     """What the answers of a checkpoint depend on, but for its adapter, whose run triggers them."""
     return {
         "films": {name: chosen(name) for name in study.datasets(checkpoint)},
-        "protocols": {name: each.hash for name, each in protocols(study, model, checkpoint).items()},
-        "reward": [values["grpo"]["reward"], reward(model, checkpoint)],
-        "model": {**values["models"][model], **loaded(model)},
+        "protocols": {name: each.hash for name, each in protocols(study, checkpoint).items()},
+        "reward": [values["grpo"]["reward"], reward(checkpoint)],
+        "model": {**values["models"][checkpoint.model], **loaded(checkpoint.model)},
     }
+
+
+def named(wildcards):
+    """The checkpoint of a prediction job."""
+    name = f"{wildcards.stage}/{wildcards.run}" if "stage" in wildcards.keys() else UNTUNED
+    return Checkpoint.parse(wildcards.model, name, int(wildcards.seed))
 
 
 rule predict_run:
     input:
         manifest,
-        lambda wildcards: adapter(wildcards.model, f"{wildcards.stage}/{wildcards.run}", wildcards.seed),
+        lambda wildcards: adapter(named(wildcards)),
     output:
         f"{runs}/predict/{{model}}/{{stage}}/{{run}}/seed{{seed}}/answers.parquet",
         notebook=f"{runs}/notebooks/5_predict-{{model}}-{{stage}}-{{run}}-seed{{seed}}.ipynb",
     params:
         notebook=source("notebooks/5_predict.ipynb"),
-        given=given("model", "seed", checkpoint=lambda wildcards: f"{wildcards.stage}/{wildcards.run}"),
-        key=key(
-            "notebooks/5_predict.ipynb",
-            lambda wildcards: asked(wildcards.model, f"{wildcards.stage}/{wildcards.run}"),
-        ),
+        given=given("model", "seed", checkpoint=lambda wildcards: named(wildcards).name),
+        key=key("notebooks/5_predict.ipynb", lambda wildcards: asked(named(wildcards))),
     log:
         f"{runs}/logs/5_predict-{{model}}-{{stage}}-{{run}}-seed{{seed}}.log",
     benchmark:
@@ -367,15 +366,9 @@ rule predict_run:
 
 
 use rule predict_run as predict_untuned with:
-    input:
-        manifest,
     output:
         f"{runs}/predict/{{model}}/untuned/seed{{seed}}/answers.parquet",
         notebook=f"{runs}/notebooks/5_predict-{{model}}-untuned-seed{{seed}}.ipynb",
-    params:
-        notebook=source("notebooks/5_predict.ipynb"),
-        given=given("model", "seed", checkpoint="untuned"),
-        key=key("notebooks/5_predict.ipynb", lambda wildcards: asked(wildcards.model, "untuned")),
     log:
         f"{runs}/logs/5_predict-{{model}}-untuned-seed{{seed}}.log",
     benchmark:
@@ -388,7 +381,7 @@ rule compare:
         ASKED,
     output:
         compared,
-        notebook=executed("6_compare"),
+        notebook=str(paths.notebook("6_compare")),
     params:
         notebook=source("notebooks/6_compare.ipynb"),
         given=given(full=FULL),
@@ -408,7 +401,7 @@ rule variants:
         SFT_LOGS,
         GRPO_LOGS,
     output:
-        notebook=executed("7_variants"),
+        notebook=str(paths.notebook("7_variants")),
     params:
         notebook=source("notebooks/7_variants.ipynb"),
         given=given(full=FULL),
@@ -421,7 +414,7 @@ rule variants:
 
 rule reread:
     output:
-        notebook=executed("8_reread"),
+        notebook=str(paths.notebook("8_reread")),
     params:
         notebook=source("notebooks/8_reread.ipynb"),
         given="",  # it reads nothing of a study
@@ -438,7 +431,7 @@ rule findings:
         compared,
         ASKED,
     output:
-        notebook=executed("9_findings"),
+        notebook=str(paths.notebook("9_findings")),
     params:
         notebook=source("notebooks/9_findings.ipynb"),
         given=given(full=FULL),
@@ -454,7 +447,7 @@ rule index:
         manifest,
         compared,
     output:
-        notebook=executed("index"),
+        notebook=str(paths.notebook("index")),
     params:
         notebook=source("book/index.ipynb"),
         given=given(full=FULL),
@@ -467,12 +460,12 @@ rule index:
 
 rule sft:
     input:
-        [adapter(model, f"sft/{form}", seed) for model, form, seed in SFT],
+        [adapter(each) for each in SFT],
 
 
 rule grpo:
     input:
-        [adapter(model, f"grpo/{reward}", seed) for model, reward, seed in GRPO],
+        [adapter(each) for each in GRPO],
 
 
 rule predict:

@@ -231,11 +231,11 @@ def predict(given: argparse.Namespace) -> int:
     study = _study(given.params)
     asked = predict.choose_checkpoint(study, given.model, given.checkpoint, given.seed)
     paths = predict.find_films(given.films)
-    replies = predict.own(study, *asked, paths)
+    replies = predict.own(study, asked, paths)
     rows = [predict.answer_row(path, reply) for path, reply in zip(paths, replies, strict=True)]
-    caution = predict.caution(study, asked[0])
+    caution = predict.caution(study, asked.model)
     if given.json:
-        about = dict(zip(("model", "checkpoint", "seed"), asked, strict=True))
+        about = {"model": asked.model, "checkpoint": asked.name, "seed": asked.seed}
         about = {"study": study.study, "params_hash": study.hash, **about, "caution": caution, "films": rows}
         print(json.dumps(about, indent=1))
     elif given.csv:
@@ -354,9 +354,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("predict", help="ask a checkpoint of a study about your own films")
     command.add_argument("--params", help=f"the study's params file ({DEFAULT})")
     command.add_argument("--model", help="a model of the params file (its first)")
-    command.add_argument(
-        "--checkpoint", help="untuned, sft/FORMAT, grpo/REWARD or grpo/REWARD-best (the last that `run` makes)"
-    )
+    command.add_argument("--checkpoint", help="untuned, sft/RUN, grpo/RUN or grpo/RUN-best (the last that `run` makes)")
     command.add_argument("--seed", type=int, help="the run's seed (the study's first)")
     form = command.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object, with a list of the films")

@@ -66,6 +66,20 @@ def study_folder(folder: Path, **changes: str) -> Path:
     return folder
 
 
+def at(name: str, model: str = "medgemma", seed: int = 0) -> config.Checkpoint:
+    """The checkpoint of a name such as `grpo/hard-best`."""
+    return config.Checkpoint.parse(model, name, seed)
+
+
+def with_run(study: config.Study, stage: str, name: str, **keys) -> config.Study:
+    """The study with one more run, or another of this name."""
+    section = getattr(study, stage)
+    made = {"sft": config.SftRun, "grpo": config.GrpoRun}[stage](**keys)
+    other = study.model_copy(update={stage: section.model_copy(update={"runs": section.runs | {name: made}})})
+    other._file = study.file
+    return other
+
+
 def changed_study(folder: Path, name: str, changes: dict) -> config.Study:
     """The study of `params/<name>.yaml` with its records under `folder`; `changes` are "section.key": value."""
     values = config.read(ROOT / "params" / f"{name}.yaml")

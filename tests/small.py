@@ -5,12 +5,11 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
-from conftest import changed_study
+from conftest import at, changed_study
 
 from chexreason import config, models, records
 from chexreason.data import curate
 from chexreason.teacher import check, generate
-from chexreason.training import sft
 
 SMALL = {
     "sources.a.films": 300,
@@ -21,7 +20,8 @@ SMALL = {
     "curate.floor": 0.0,
     "tests": {"b-test": {"source": "b", "films": 3, "label_sets": ["chexpert14"]}},
     "prompts": None,
-    "sft.runs": [{"model": "medgemma", "format": form} for form in ("free_reasoning", "only_label")],
+    "sft.runs": {form: {"model": "medgemma", "format": form} for form in ("free_reasoning", "only_label")},
+    "grpo.runs": {reward: {"start": "free_reasoning", "reward": reward} for reward in ("hard", "nuanced")},
     "sft.num_train_epochs": 1,
     "sft.per_device_train_batch_size": 5,
     "grpo.films_per_step": 2,
@@ -96,4 +96,4 @@ def untrained_adapter(study: config.Study, format: str = "free_reasoning") -> No
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.02)
     adapted.peft_config["default"].base_model_name_or_path = model.path
-    adapted.save_pretrained(str(sft.folder(study, "medgemma", format, 0) / "adapter"), save_embedding_layers=False)
+    adapted.save_pretrained(str(study.paths.adapter(at(f"sft/{format}"))), save_embedding_layers=False)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import at
 from small import adds, changed, curated, stand_in, untrained_adapter, with_model
 
 from chexreason import answers, config, models, rewards
@@ -72,7 +73,7 @@ def test_a_tokenizer_that_adds_bos_gives_the_prompt_one_bos_everywhere(doubled, 
 
 
 def test_sft_marks_the_image_and_the_answer_where_they_are(doubled):
-    runner = sft.trainer(doubled, "medgemma", "free_reasoning", 0)
+    runner = sft.trainer(doubled, "free_reasoning", 0)
     first = runner.train_dataset[0]
     written = first["completion"][0]["content"]
     batch = runner.data_collator([first])
@@ -83,7 +84,7 @@ def test_sft_marks_the_image_and_the_answer_where_they_are(doubled):
 
 def test_grpo_scores_samples_as_a_plain_forward_pass_of_the_same_model_does(doubled):
     untrained_adapter(doubled)
-    runner = grpo.trainer(doubled, "medgemma", "free_reasoning", "hard", 0)
+    runner = grpo.trainer(doubled, "hard", 0)
     runner.model.train()
     runner.current_gradient_accumulation_steps = 1
     given = runner._generate_and_score_completions([runner.train_dataset[number // 2] for number in range(4)])
@@ -245,7 +246,7 @@ def test_a_perfect_completion_after_an_opened_thought_earns_what_a_whole_one_doe
 
 @pytest.mark.parametrize("format", ["free_reasoning", "only_label"])
 def test_sft_goes_on_where_the_template_stops(thinking, format):
-    runner = sft.trainer(thinking, "medgemma", format, 0)
+    runner = sft.trainer(thinking, format, 0)
     plain = sft.data(thinking, "sft", format)[0]["completion"][0]["content"]
     first = runner.train_dataset[0]
     prompt, image = first["prompt"][0]["content"], first["image"]
@@ -303,13 +304,13 @@ def test_a_template_with_which_sft_would_teach_something_else_is_refused(study, 
 def test_a_card_that_cannot_be_made_costs_no_training(study, monkeypatch):
     monkeypatch.setattr(sft, "describe", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError) as failed:
-        sft.train(study, "medgemma", "only_label", 0)
+        sft.train(study, "only_label", 0)
     assert "adapters are kept in" in failed.value.__notes__[0]
-    place = sft.folder(study, "medgemma", "only_label", 0)
+    place = study.paths.run(at("sft/only_label"))
     assert (place / "adapter" / "adapter_model.safetensors").is_file()
     monkeypatch.undo()
     monkeypatch.setattr(sft, "trainer", lambda *_: pytest.fail("trained again"))
-    log = sft.train(study, "medgemma", "only_label", 0)
+    log = sft.train(study, "only_label", 0)
     assert len(log) and (place / "adapter" / "README.md").is_file()
 
 
@@ -349,7 +350,7 @@ def test_the_gradient_of_the_kl_term_by_hand(study):
     """
     untrained_adapter(study)
     other = changed(study, grpo={"use_bias_correction_kl": False})
-    runner = grpo.trainer(other, "medgemma", "free_reasoning", "hard", 0)
+    runner = grpo.trainer(other, "hard", 0)
     assert runner.args.use_bias_correction_kl is False and study.grpo.use_bias_correction_kl is True
     reference, old = torch.tensor([[-1.5, -1.0, -0.5]]), torch.tensor([[-1.1, -2.0, -0.4]])
     p, r = torch.tensor([[-1.0, -2.0, -0.5]]), reference
@@ -382,11 +383,13 @@ def test_a_value_under_which_nothing_is_learned_is_refused(tmp_path, key, value)
 def test_the_hard_reward_of_a_format_without_a_thought_is_refused(tmp_path):
     from conftest import changed_study
 
-    run = {"model": "medgemma", "format": "only_label"}
+    runs = {"short": {"model": "medgemma", "format": "only_label"}}
     with pytest.raises(config.ParamsError, match="is 0 for every answer of the format only_label"):
-        changed_study(tmp_path, "smoke", {"sft.runs": [run], "grpo.runs": [run | {"reward": "hard"}]})
+        changed_study(
+            tmp_path, "smoke", {"sft.runs": runs, "grpo.runs": {"hard": {"start": "short", "reward": "hard"}}}
+        )
 
 
 def test_a_rollout_of_more_films_than_there_are_is_refused_before_training(study):
     with pytest.raises(config.ParamsError, match=r"a rollout takes 10 films .* left 8 for rl"):
-        grpo.trainer(changed(study, grpo={"films_per_step": 5}), "medgemma", "free_reasoning", "hard", 0)
+        grpo.trainer(changed(study, grpo={"films_per_step": 5}), "hard", 0)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from conftest import at
 
 from chexreason import config, records
 from chexreason.display import tables
@@ -83,8 +84,8 @@ def made_up(folder):
     values |= {"seeds": [0, 1], "more_seeds": [], "compare": {"draws": 200, "seed": 0}}
     values["models"] = {"medgemma": values["models"]["medgemma"]}
     values["tests"] = {name: values["tests"][name] for name in ("b-test", "c-test")}
-    values["sft"]["runs"] = [{"model": "medgemma", "format": "free_reasoning"}]
-    values["grpo"]["runs"] = [{"model": "medgemma", "format": "free_reasoning", "reward": "hard"}]
+    values["sft"]["runs"] = {"free_reasoning": {"model": "medgemma", "format": "free_reasoning"}}
+    values["grpo"]["runs"] = {"hard": {"start": "free_reasoning", "reward": "hard"}}
     file = folder / "params" / "made_up.yaml"
     file.parent.mkdir()
     file.write_text(yaml.safe_dump(values))
@@ -96,12 +97,11 @@ def made_up(folder):
 def make_up(study):
     manifest = pd.concat([films(name) for name in compare.datasets(study)] + [films("sft")], ignore_index=True)
     records.save(manifest, study.folder / "curate" / "manifest.parquet", records.origin(study))
-    for model, checkpoint, seed in study.checkpoints():
+    for checkpoint in study.checkpoints():
         answers = pd.concat(
-            [replies(manifest, name, checkpoint) for name in compare.datasets(study)], ignore_index=True
+            [replies(manifest, name, checkpoint.stage) for name in compare.datasets(study)], ignore_index=True
         )
-        path = study.folder / "predict" / model / checkpoint / f"seed{seed}" / "answers.parquet"
-        records.save(answers, path, records.origin(study, seed))
+        records.save(answers, study.paths.answers(checkpoint), records.origin(study, checkpoint.seed))
 
 
 def films(split):
@@ -117,11 +117,10 @@ def films(split):
     )
 
 
-def replies(manifest, dataset, checkpoint):
+def replies(manifest, dataset, stage):
     rows = manifest[manifest["split"] == dataset]
     known = [[name for name in CHEXPERT14 if film[name] == 1] for _, film in rows.iterrows()]
     labels = {"untuned": [[] for _ in known], "sft": known, "grpo": [names[:1] for names in known]}
-    stage = checkpoint.split("/")[0]
     judged = {"untuned": 0.0, "sft": 1.0, "grpo": 0.5}[stage] if dataset[0] != "c" else np.nan
     return rows[["film", "patient"]].assign(
         dataset=dataset,
@@ -150,7 +149,7 @@ def test_compare_scores_every_checkpoint_seed_data_set_and_label_set(compared):
 
 
 def test_a_failed_reply_counts_as_an_empty_answer_even_if_labels_stand_in_it(study):
-    path = compare.answers_path(study, "medgemma", "untuned", 0)
+    path = study.paths.answers(at("untuned"))
     answers = records.load(path)
     answers["labels"] = [list(CHEXPERT14)] * len(answers)
     records.save(answers, path, records.origin(study))
@@ -172,7 +171,7 @@ def test_a_label_the_hospital_does_not_have_is_in_no_score(compared):
 def test_specificity_and_false_alarms_stand_beside_f1(study):
     from sklearn.metrics import recall_score
 
-    path = compare.answers_path(study, "medgemma", "untuned", 0)
+    path = study.paths.answers(at("untuned"))
     answers = records.load(path).query("dataset == 'b-test'").assign(failed=False)
     answers["labels"] = [["No Finding"] if k % 3 else ["Edema", "Cardiomegaly"] for k in range(len(answers))]
     films = compare.labeled_films(study)
@@ -260,7 +259,7 @@ def test_every_row_names_the_protocol_its_answers_were_given_under(compared):
 
 
 def test_answers_under_two_protocols_are_refused(study):
-    path = compare.answers_path(study, "medgemma", "untuned", 0)
+    path = study.paths.answers(at("untuned"))
     answers = records.load(path)
     answers.loc[0, "protocol"] = "another"
     records.save(answers, path, records.origin(study))
@@ -273,7 +272,7 @@ def test_answers_under_two_protocols_are_refused(study):
 
 def test_failures_are_empty_answers_in_the_score_and_left_out_beside_it(study):
     """Every second reply to SFT fails, all others are right: half the labels are found, or all of those asked for."""
-    path = compare.answers_path(study, "medgemma", "sft/free_reasoning", 0)
+    path = study.paths.answers(at("sft/free_reasoning"))
     answers = records.load(path)
     answers["failed"] = np.arange(len(answers)) % 2 == 0
     answers["refused"] = np.arange(len(answers)) % 4 == 0
@@ -444,7 +443,7 @@ def test_sensitivity_settles_by_every_policy_and_closes_where_that_can_change_a_
 
 
 def test_closing_changes_truth_and_answers_alike(study):
-    answers = records.load(compare.answers_path(study, "medgemma", "sft/free_reasoning", 0))
+    answers = records.load(study.paths.answers(at("sft/free_reasoning")))
     judged = compare.align_predictions(study, compare.labeled_films(study), answers, "b-test")
     closed = compare.with_parent_labels(judged)
     assert (closed.truth == closed.given).all(axis=None) and (judged.truth == judged.given).all(axis=None)
@@ -455,8 +454,8 @@ def test_a_study_without_a_step_of_training_or_a_far_hospital_has_empty_records(
     alone = study.model_copy(
         update={
             "tests": {"b-test": study.tests["b-test"]},
-            "sft": study.sft.model_copy(update={"runs": []}),
-            "grpo": study.grpo.model_copy(update={"runs": []}),
+            "sft": study.sft.model_copy(update={"runs": {}}),
+            "grpo": study.grpo.model_copy(update={"runs": {}}),
         }
     )
     tables = compare.compare(alone)
@@ -528,14 +527,14 @@ def test_films_without_a_single_positive_are_compared_without_a_score(study):
 
 
 def test_answers_about_other_films_are_refused(study):
-    path = compare.answers_path(study, "medgemma", "untuned", 0)
+    path = study.paths.answers(at("untuned"))
     records.save(records.load(path).iloc[1:], path, records.origin(study))
     with pytest.raises(ValueError, match="a-validation: 59 films are answered and the manifest has 60"):
         compare.compare(study)
 
 
 def test_a_checkpoint_not_asked_yet_is_named(study):
-    compare.answers_path(study, "medgemma", "grpo/hard", 1).unlink()
+    study.paths.answers(at("grpo/hard", seed=1)).unlink()
     with pytest.raises(records.RecordError, match=r"grpo/hard/seed1/answers\.parquet: no such record"):
         compare.compare(study)
 
@@ -563,7 +562,7 @@ def test_results_before_comparing_say_what_to_run(study):
 
 
 def test_predictions_are_closed_upwards_where_a_test_set_asks_for_it(study):
-    path = compare.answers_path(study, "medgemma", "untuned", 0)
+    path = study.paths.answers(at("untuned"))
     answers = records.load(path)
     answers["labels"], answers["failed"] = [["Edema", "Cardiomegaly"]] * len(answers), False
     records.save(answers, path, records.origin(study))

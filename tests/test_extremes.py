@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import soak
+from conftest import at
 from small import changed, curated, untrained_adapter
 
 from chexreason import config, records
@@ -68,14 +69,14 @@ def whole(folder, names) -> bool:
 
 def trained(study: config.Study, reward: str = "hard") -> None:
     """Train, and look at what is left."""
-    log = grpo.train(study, "medgemma", "free_reasoning", reward, 0)
+    log = grpo.train(study, reward, 0)
     settings = study.grpo
     assert list(log["step"]) == list(range(1, settings.max_steps + 1))
     assert log["kl"].isna().all() if settings.beta == 0 else log["kl"].notna().all()
     assert log[["loss", "entropy"]].notna().all().all() and log["reward"].notna().any()
     assert log["validation_f1"].notna().sum() <= max(1, settings.max_steps // settings.save_steps + 1)
     assert grpo.summary(log)
-    assert whole(grpo.folder(study, "medgemma", reward, 0), ("adapter", "best"))
+    assert whole(study.paths.run(at(f"grpo/{reward}")), ("adapter", "best"))
     soak.row("GRPO under a legal extreme", 1, 1)
 
 
@@ -93,28 +94,28 @@ def test_grpo_under_each_unit_of_length_and_each_reward(study, unit, reward):
 @pytest.mark.parametrize("values", SFT.values(), ids=SFT)
 def test_sft_under_a_legal_extreme(study, values):
     other = changed(study, sft=values)
-    log = sft.train(other, "medgemma", "only_label", 0)
+    log = sft.train(other, "only_label", 0)
     assert log["loss"].map(math.isfinite).all() and (log["split"] == "eval").any()
     assert sft.summary(log)
-    assert whole(sft.folder(other, "medgemma", "only_label", 0), ("adapter",))
+    assert whole(other.paths.run(at("sft/only_label")), ("adapter",))
     soak.row("SFT under a legal extreme", 1, 1)
 
 
 def test_no_dropout_and_a_rank_of_one(study):
     other = changed(study, lora={"r": 1, "lora_alpha": 1, "lora_dropout": 0.0})
-    assert len(sft.train(other, "medgemma", "only_label", 0))
+    assert len(sft.train(other, "only_label", 0))
 
 
 def test_grpo_keeps_its_adapters_when_a_card_cannot_be_made(study, monkeypatch):
     other = changed(study, grpo={"beta": 0.0, "learning_rate": 1e-9})
     monkeypatch.setattr(model_card, "text", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        grpo.train(other, "medgemma", "free_reasoning", "hard", 0)
-    place = grpo.folder(other, "medgemma", "hard", 0)
+        grpo.train(other, "hard", 0)
+    place = other.paths.run(at("grpo/hard"))
     assert all((place / name / "adapter_model.safetensors").is_file() for name in ("adapter", "best"))
     monkeypatch.undo()
     monkeypatch.setattr(grpo, "trainer", lambda *_: pytest.fail("trained again"))
-    assert len(grpo.train(other, "medgemma", "free_reasoning", "hard", 0)) == other.grpo.max_steps
+    assert len(grpo.train(other, "hard", 0)) == other.grpo.max_steps
 
 
 def test_early_stopping_counts_across_a_kill(study):
@@ -123,22 +124,22 @@ def test_early_stopping_counts_across_a_kill(study):
 
     values = {"num_train_epochs": 8, "early_stopping_patience": 2, "learning_rate": 1e-30, "warmup_steps": 0.0}
     other = changed(study, sft=values)
-    straight = sft.train(other, "medgemma", "free_reasoning", 0)
+    straight = sft.train(other, "free_reasoning", 0)
     evaluations = straight[straight["split"] == "eval"].reset_index(drop=True)
     best = int(evaluations["loss"].idxmin())
     assert len(evaluations) == best + 3 < values["num_train_epochs"]  # stopped early, after two that are no better
     cut = int(evaluations.loc[best + 1, "step"])
 
-    shutil.rmtree(sft.folder(other, "medgemma", "free_reasoning", 0))
+    shutil.rmtree(other.paths.run(at("sft/free_reasoning")))
 
     class CutOff(TrainerCallback):
         def on_step_begin(self, args, state, control, **_):
             if state.global_step == cut:
                 raise KeyboardInterrupt
 
-    runner = sft.trainer(other, "medgemma", "free_reasoning", 0)
+    runner = sft.trainer(other, "free_reasoning", 0)
     runner.add_callback(CutOff())
     with pytest.raises(KeyboardInterrupt):
-        common.resume(runner, sft.work(other, "medgemma", "free_reasoning", 0))
-    resumed = sft.train(other, "medgemma", "free_reasoning", 0)
+        common.resume(runner, sft.work(other, at("sft/free_reasoning")))
+    resumed = sft.train(other, "free_reasoning", 0)
     assert resumed.equals(straight)

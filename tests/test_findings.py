@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 import yaml
+from conftest import at
 from test_compare import make_up
 
 from chexreason import config, records
@@ -17,19 +18,23 @@ def study_of(folder, sft, grpo):
     values |= {"seeds": [0], "more_seeds": [], "compare": {"draws": 100, "seed": 0}}
     values["tests"] = {name: values["tests"][name] for name in ("b-test", "c-test")}
     values["models"]["qwen"]["full"] = False
-    values["sft"]["runs"] = [{"model": model, "format": form} for model, form in sft]
-    values["grpo"]["runs"] = [{"model": model, "format": form, "reward": reward} for model, form, reward in grpo]
+    values["sft"]["runs"] = {named(model, form): {"model": model, "format": form} for model, form in sft}
+    values["grpo"]["runs"] = {reward: {"start": named(model, form), "reward": reward} for model, form, reward in grpo}
     file = folder / "params" / "made_up.yaml"
     file.parent.mkdir()
-    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     study = config.load(file)
     make_up(study)
     return study
 
 
+def named(model, form):
+    return form if model == "medgemma" else f"{model}-{form}"
+
+
 def silence(study, model, checkpoint):
     """Let a checkpoint have answered nothing."""
-    path = compare.answers_path(study, model, checkpoint, 0)
+    path = study.paths.answers(at(checkpoint, model))
     answers = records.load(path)
     answers["labels"] = [[] for _ in range(len(answers))]
     records.save(answers, path, records.origin(study))
@@ -42,7 +47,7 @@ def whole(tmp_path_factory):
     sft = [(model, form) for model in ("medgemma", "qwen") for form in formats]
     grpo = [("medgemma", "free_reasoning", reward) for reward in ("hard", "nuanced")]
     study = study_of(tmp_path_factory.mktemp("study"), sft, grpo)
-    silence(study, "qwen", "sft/free_reasoning")
+    silence(study, "qwen", "sft/qwen-free_reasoning")
     silence(study, "medgemma", "sft/reasoning_a")
     return study, findings.comparisons(study, compare.compare(study)["paired"])
 
@@ -57,7 +62,7 @@ def test_each_finding_has_its_comparisons(whole):
     assert [2, name("sft/free_reasoning"), "c-test", "gained"] in keys
     assert [key for key in keys if key[0] >= 3] == [
         [3, name("sft/reasoning_a"), "a-validation", "not gained"],
-        [3, "stand-in-qwen/sft/reasoning_a", "a-validation", "gained"],
+        [3, "stand-in-qwen/sft/qwen-reasoning_a", "a-validation", "gained"],
         [4, name("grpo/hard"), "a-validation", "level"],
         [4, name("grpo/hard-best"), "a-validation", "level"],
     ]

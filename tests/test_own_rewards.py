@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import changed_study
+from conftest import at, changed_study
 from small import SMALL, curated, untrained_adapter
 
 from chexreason import config, models, records, rewards
@@ -64,13 +64,13 @@ NUMBER = 3
 
 
 def run(reward: str, **keys) -> dict:
-    return {"model": "medgemma", "format": "free_reasoning", "reward": reward, **keys}
+    return {"start": "free_reasoning", "reward": reward, **keys}
 
 
-def study_with(folder, *runs: dict, **changes) -> config.Study:
+def study_with(folder, changes: dict | None = None, **runs: dict) -> config.Study:
     (folder / "params").mkdir(exist_ok=True)
     (folder / "params" / "mine.py").write_text(FILE, encoding="utf-8")
-    return changed_study(folder, "smoke", SMALL | {"grpo.runs": list(runs)} | changes)
+    return changed_study(folder, "smoke", SMALL | {"grpo.runs": runs} | (changes or {}))
 
 
 @pytest.mark.parametrize(
@@ -99,32 +99,14 @@ def test_a_reward_that_cannot_be_called_is_refused_when_the_params_file_is_loade
     (tmp_path / "params" / "broken.py").write_text("import math\n1 / 0\n", encoding="utf-8")
     (tmp_path / "params" / "syntax.py").write_text("def recall(:\n", encoding="utf-8")
     with pytest.raises(config.ParamsError) as raised:
-        study_with(tmp_path, run("hard", name="first"), run(reward, reward_args=arguments))
-    assert "smoke.yaml: grpo.runs.1.reward: " in str(raised.value)
+        study_with(tmp_path, first=run("hard"), second=run(reward, reward_args=arguments))
+    assert "smoke.yaml: grpo.runs.second.reward: " in str(raised.value)
     assert all(part in str(raised.value) for part in parts), raised.value
 
 
-def test_two_runs_never_share_a_folder(tmp_path):
-    mine = run("mine.py:recall")
-    study = study_with(tmp_path, run("hard"), mine, {**mine, "name": "twice", "reward_args": {"weight": 2.0}})
-    assert [each.variant for each in study.grpo.runs] == ["hard", "mine.recall", "twice"]
-    assert ("medgemma", "grpo/mine.recall-best", 0) in study.checkpoints()
-    for runs, part in (
-        ([mine, {**mine}], "'mine.recall') is listed twice"),
-        ([mine, {**mine, "name": "Mine.Recall"}], "give one of the runs another name"),
-        ([{**mine, "name": "hard"}], "'hard' is a reward"),
-        ([{**mine, "name": "a-best"}], "must not end with -best"),
-        ([{**mine, "name": "a/b"}], "a name is made of letters"),
-    ):
-        with pytest.raises(config.ParamsError, match="grpo") as raised:
-            study_with(tmp_path, *runs)
-        assert part in str(raised.value)
-
-
 def test_a_dotted_path_to_an_installed_package_is_a_reward(tmp_path):
-    study = study_with(tmp_path, run("chexreason.rewards:hard_reward"))
-    assert study.grpo.runs[0].variant == "chexreason.rewards.hard_reward"
-    made = rewards.make(study.grpo.runs[0].reward, study.file.parent, {}, study.grpo.reward)
+    study = study_with(tmp_path, own=run("chexreason.rewards:hard_reward"))
+    made = rewards.make(study.grpo.runs["own"].reward, study.file.parent, {}, study.grpo.reward)
     completions = [[{"role": "assistant", "content": REPLY}]]
     assert made(completions=completions, truth=[["Cardiomegaly"]], completion_ids=[[1]]) == [
         0.9
@@ -137,12 +119,12 @@ def test_a_dotted_path_to_an_installed_package_is_a_reward(tmp_path):
 def trained(tmp_path_factory):
     """A small study after two real steps under a reward by dotted path, and its log."""
     folder = tmp_path_factory.mktemp("own")
-    settings = {"grpo.runs": [run("mine.py:recall", reward_args={"weight": 2.0})], "grpo.save_steps": 2}
+    settings = {"grpo.runs": {"own": run("mine.py:recall", reward_args={"weight": 2.0})}, "grpo.save_steps": 2}
     (folder / "params").mkdir()
     (folder / "params" / "mine.py").write_text(FILE, encoding="utf-8")
     study = curated(folder, settings)
     untrained_adapter(study)
-    return study, grpo.train(study, "medgemma", "free_reasoning", "mine.recall", 0)
+    return study, grpo.train(study, "own", 0)
 
 
 def test_a_reward_by_dotted_path_trains_and_its_metrics_are_in_the_log(trained):
@@ -150,8 +132,8 @@ def test_a_reward_by_dotted_path_trains_and_its_metrics_are_in_the_log(trained):
     assert list(log["step"]) == [1, 2]
     assert log["recall_labels"].notna().sum() == log["reward"].notna().sum() > 0
     assert log["format_failures"].notna().any() and log["commonest_label"].notna().any()
-    place = grpo.folder(study, "medgemma", "mine.recall", 0)
-    assert place.name == "seed0" and place.parent.name == "mine.recall"
+    place = study.paths.run(at("grpo/own"))
+    assert place.name == "seed0" and place.parent.name == "own"
     assert (place / "adapter" / models.ADAPTER[1]).is_file()
     card = (place / "best" / "README.md").read_text(encoding="utf-8")
     assert "reward: mine.py:recall" in card and "weight: 2.0" in card
@@ -160,21 +142,21 @@ def test_a_reward_by_dotted_path_trains_and_its_metrics_are_in_the_log(trained):
 
 def test_an_edited_reward_is_trained_again(trained):
     study, _ = trained
-    before = grpo.work(study, "medgemma", "free_reasoning", "mine.recall", 0)
+    before = grpo.work(study, at("grpo/own"))
     assert common.finished(before)
     file = study.file.parent / "mine.py"
     file.write_text(FILE.replace("weight=1.0", "weight=1.5"), encoding="utf-8")
-    assert grpo.work(study, "medgemma", "free_reasoning", "mine.recall", 0) != before
+    assert grpo.work(study, at("grpo/own")) != before
     file.write_text(FILE, encoding="utf-8")
-    assert grpo.work(study, "medgemma", "free_reasoning", "mine.recall", 0) == before
+    assert grpo.work(study, at("grpo/own")) == before
 
 
 def test_predictions_keep_the_hard_reward_and_record_that_of_their_own_run(trained):
     study, _ = trained
     films = predict.curate.dataset(study, study.home)
     texts, processor = [REPLY] * len(films), models.load_processor(study.models["medgemma"])
-    protocol, own = Protocol.of(study, "free_reasoning", study.home), study.grpo.runs[0]
-    table = predict.read(study, study.home, films, texts, processor, protocol, own)
+    protocol = Protocol.of(study, "free_reasoning", study.home)
+    table = predict.read(study, study.home, films, texts, processor, protocol, "own")
     hits = ["Cardiomegaly" in truth for truth in films["labels"]]
     assert list(table["own_reward"]) == [
         2.0 / len(truth) if hit else 0.0 for truth, hit in zip(films["labels"], hits, strict=True)
@@ -186,7 +168,7 @@ def test_predictions_keep_the_hard_reward_and_record_that_of_their_own_run(train
 def test_the_state_of_an_own_reward_is_in_every_checkpoint(tmp_path):
     from transformers import TrainerState
 
-    study = study_with(tmp_path, run("mine.py:Novelty"))
+    study = study_with(tmp_path, own=run("mine.py:Novelty"))
     before, after = (rewards.make("mine.py:Novelty", study.file.parent, {}, study.grpo.reward) for _ in range(2))
     assert before(completions=[1, 2]) == [2.0, 2.0]
     TrainerState(stateful_callbacks=grpo.keeper(before)).save_to_json(str(tmp_path / "trainer_state.json"))

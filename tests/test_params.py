@@ -4,7 +4,7 @@ import os
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, at
 
 from chexreason.config import ParamsError, load, read
 
@@ -71,14 +71,14 @@ def rename(where: str, new: str):
         (put("curate.policy", "zeros"), ["curate.policy", "'u_zeros'", "'zeros'"]),
         (put("curate.train", "z"), ["curate.train", "'z'", "choose one of a, b, c"]),
         (put("tests.c-test.label_sets", ["nih8"]), ["tests.c-test.label_sets", "'nih8'", "nih9"]),
-        (put("sft.runs.0.model", "medgema"), ["model", "'medgema'", "medgemma"]),
+        (put("sft.runs.free_reasoning.model", "medgema"), ["sft.runs.free_reasoning.model", "'medgema'", "medgemma"]),
         (put("prompts.variants", ["reasoning_z"]), ["'reasoning_z'", "reasoning_a"]),
         (put("prompts.model", "gemma"), ["prompts.model", "'gemma'", "medgemma"]),
         (
-            put("sft.runs.0.full", True),
-            ["grpo.runs: medgemma, hard reward", "sft.runs: medgemma, free_reasoning", "mark both or neither"],
+            put("sft.runs.free_reasoning.full", True),
+            ["grpo.runs.hard is not marked full", "(sft.runs.free_reasoning)", "mark both or neither"],
         ),
-        (put("models.medgemma.full", True), ["sft.runs", "medgemma", "models.medgemma", "mark both"]),
+        (put("models.medgemma.full", True), ["sft.runs.free_reasoning", "models.medgemma", "mark both"]),
         (put("models.qwen.visual_tokens", [512, 256]), ["models.qwen", "[fewest, most]"]),
         (put("models.qwen.visual_tokens", [256]), ["models.qwen.visual_tokens"]),
         (put("seeds", []), ["seeds", "at least 1 item"]),
@@ -119,8 +119,8 @@ def test_every_mistake_is_told_at_once(tmp_path):
 
 
 def test_grpo_from_a_checkpoint_that_no_sft_run_makes_is_refused(tmp_path):
-    said = refusal(tmp_path, mini(put("grpo.runs.0.format", "narrative")))
-    assert "narrative" in said
+    said = refusal(tmp_path, mini(put("grpo.runs.hard.start", "narrative")))
+    assert "grpo.runs.hard.start: 'narrative' is not defined in this file; choose one of free_reasoning" in said
 
 
 def test_a_file_that_is_not_there_is_refused_by_name(tmp_path, monkeypatch):
@@ -156,21 +156,22 @@ def test_the_hash_follows_values_and_not_comments(tmp_path):
 
 def test_formats_are_those_that_sft_trains_each_once_in_order(tmp_path):
     def formats(*runs, full=True):
-        values = mini(put("sft.runs", [{"model": "medgemma", "format": each, "full": more} for each, more in runs]))
-        values["grpo"]["runs"] = []
+        named = {f"run{number}": {"model": "medgemma", "format": each, "full": more} for number, (each, more) in runs}
+        values = mini(put("sft.runs", named))
+        values["grpo"]["runs"] = {}
         file = tmp_path / "mine.yaml"
         file.write_text(yaml.safe_dump(values), encoding="utf-8")
         return load(file, full=full).formats
 
     runs = [("reasoning_a", False), ("only_label", True), ("reasoning_a", True), ("free_reasoning", False)]
-    assert formats(*runs) == ["reasoning_a", "only_label", "free_reasoning"]
-    assert formats(*runs, full=False) == ["reasoning_a", "free_reasoning"]
+    assert formats(*enumerate(runs)) == ["reasoning_a", "only_label", "free_reasoning"]
+    assert formats(*enumerate(runs), full=False) == ["reasoning_a", "free_reasoning"]
     assert formats() == ["free_reasoning"]
 
 
 def test_checkpoints_are_listed_in_reading_order():
     study = load(ROOT / "params" / "mini.yaml", full=False)
-    assert [checkpoint for _, checkpoint, _ in study.checkpoints()] == [
+    assert [each.name for each in study.checkpoints()] == [
         "untuned",
         "sft/free_reasoning",
         "grpo/hard",
@@ -185,7 +186,7 @@ def test_a_short_study_leaves_out_what_is_marked_full_and_says_so():
     left = 1 + 7 + 2  # untuned Qwen, seven formats, one reward
     assert len(whole.checkpoints()) - len(short.checkpoints()) == left + further
     assert short.prompts is None and len(whole.prompts.variants) == 9
-    assert whole.left_out == [] and "GRPO of medgemma, nuanced reward" in short.left_out
+    assert whole.left_out == [] and "GRPO run nuanced" in short.left_out
 
 
 def test_further_seeds_are_of_the_runs_not_marked_full_and_left_to_a_full_study(tmp_path):
@@ -196,31 +197,30 @@ def test_further_seeds_are_of_the_runs_not_marked_full_and_left_to_a_full_study(
         return load(file, full=True), load(file, full=False)
 
     whole, short = studies([3, 4], [5])
-    assert [(run.reward, seed) for run, seed in whole.runs("grpo")] == [
+    assert [(each.run, each.seed) for each in whole.runs("grpo")] == [
         *(("hard", seed) for seed in (3, 4, 5)),
         *(("nuanced", seed) for seed in (3, 4)),
     ]
-    assert [(run.format, seed) for run, seed in short.runs("sft")] == [("free_reasoning", 3), ("free_reasoning", 4)]
-    assert {seed for _, checkpoint, seed in whole.checkpoints() if checkpoint == "untuned"} == {3}
-    assert {seed for _, checkpoint, seed in whole.checkpoints() if checkpoint == "sft/free_reasoning"} == {3, 4, 5}
+    assert [(each.run, each.seed) for each in short.runs("sft")] == [("free_reasoning", 3), ("free_reasoning", 4)]
+    assert {each.seed for each in whole.checkpoints() if each.name == "untuned"} == {3}
+    assert {each.seed for each in whole.checkpoints() if each.name == "sft/free_reasoning"} == {3, 4, 5}
     assert short.left_out[-1] == "seed 5" and "seed 5" not in whole.left_out
-    trained = {(run.model, run.format, seed) for run, seed in whole.runs("sft")}
-    assert {(run.model, run.format, seed) for run, seed in whole.runs("grpo")} <= trained  # each has where it starts
+    assert {whole.start(each) for each in whole.runs("grpo")} <= set(whole.runs("sft"))  # each has where it starts
     assert studies([3, 4], [])[1].left_out == short.left_out[:-1]
 
 
 def test_only_the_format_that_goes_on_to_grpo_is_asked_about_the_test_sets():
     study = load(ROOT / "params" / "mini.yaml")
-    assert study.datasets("sft/reasoning_a") == ["a-validation"]
-    for checkpoint in ("untuned", "sft/free_reasoning", "grpo/hard-best"):
-        assert study.datasets(checkpoint) == ["a-validation", "b-test", "c-test", "b-large", "c-large"]
-    asked = {checkpoint: study.prompt("medgemma", checkpoint) for checkpoint in ("sft/only_label", "grpo/nuanced-best")}
+    assert study.datasets(at("sft/reasoning_a")) == ["a-validation"]
+    for name in ("untuned", "sft/free_reasoning", "grpo/hard-best"):
+        assert study.datasets(at(name)) == ["a-validation", "b-test", "c-test", "b-large", "c-large"]
+    asked = {name: study.prompt(at(name)) for name in ("sft/only_label", "grpo/nuanced-best")}
     assert asked == {"sft/only_label": "only_label", "grpo/nuanced-best": "free_reasoning"}
 
 
 def keys(values) -> object:
-    """The structure of a params file: its keys, without its values."""
-    return {key: keys(value) for key, value in values.items()} if isinstance(values, dict) else None
+    """The structure of a params file: its keys but for the names of runs, without its values."""
+    return {key: key == "runs" or keys(value) for key, value in values.items()} if isinstance(values, dict) else None
 
 
 def test_the_scales_differ_in_values_only():
@@ -349,11 +349,6 @@ def test_resamples_are_enough_for_an_interval_and_fit_in_memory(tmp_path, draws,
     assert f"compare.draws: Input should be {right}" in refusal(tmp_path, mini(put("compare.draws", draws)))
 
 
-def again(stage: str):
-    """A change that lists the first run of a stage once more."""
-    return lambda values: values[stage]["runs"].append(dict(values[stage]["runs"][0]))
-
-
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -362,8 +357,8 @@ def again(stage: str):
         (put("curate.views", ["PA", "PA"]), "curate.views: 'PA' is listed twice"),
         (put("tests.c-test.label_sets", ["nih9", "nih9"]), "tests.c-test.label_sets: 'nih9' is listed twice"),
         (put("models.qwen.name", "stand-in-medgemma"), "models: name: 'stand-in-medgemma' is listed twice"),
-        (again("sft"), "sft.runs: model and format: ('medgemma', 'free_reasoning') is listed twice"),
-        (put("grpo.runs.1.reward", "hard"), "grpo.runs: model and reward: ('medgemma', 'hard') is listed twice"),
+        (put("sft.runs.free_reasoning.seeds", [0, 0]), "sft.runs.free_reasoning.seeds: 0 is listed twice"),
+        (put("grpo.runs.hard.films", ["a", "a"]), "grpo.runs.hard.films: 'a' is listed twice"),
     ],
 )
 def test_what_is_listed_twice_is_refused(tmp_path, change, told):
@@ -513,15 +508,18 @@ def test_paths_are_seen_from_the_file_that_states_them(tmp_path):
 # Values to try, in a notebook.
 
 
+SFT, GRPO = "sft/medgemma/free_reasoning/seed0", "grpo/medgemma/hard/seed0"
+
+
 def project(tmp_path):
     """mini.yaml in a folder of its own, with records of a finished curation, SFT and GRPO."""
     (tmp_path / "params").mkdir()
     (tmp_path / "params" / "mini.yaml").write_text(MINI, encoding="utf-8")
     study = load(tmp_path / "params" / "mini.yaml")
-    for name in ("curate/manifest.parquet", "curate/films/a.png", "sft/m/f/seed0/adapter/weights", "grpo/m/hard/log"):
+    for name in ("curate/manifest.parquet", "curate/films/a.png", f"{SFT}/adapter/weights", f"{GRPO}/log"):
         (study.folder / name).parent.mkdir(parents=True, exist_ok=True)
         (study.folder / name).write_text("the graph's")
-    (study.folder / "sft/m/f/seed0/checkpoints").mkdir()
+    (study.folder / SFT / "checkpoints").mkdir()
     return study
 
 
@@ -534,11 +532,18 @@ def shared(study) -> set[str]:
     ("changes", "stages"),
     [
         ({"grpo.beta": 0.1}, {"curate", "sft"}),
+        ({"grpo.runs.hard.beta": 0.1}, {"curate", "sft"}),
+        ({"grpo.runs.nuanced.beta": 0.1}, {"curate", "sft", "grpo"}),
+        ({"sft.runs.only_label.num_train_epochs": 2}, {"curate", "sft", "grpo"}),
+        ({"sft.runs.free_reasoning.num_train_epochs": 2}, {"curate"}),
         ({"compare.draws": 50, "title": "x"}, {"curate", "sft", "grpo"}),
         ({"sft.num_train_epochs": 2, "grpo.beta": 0.1}, {"curate"}),
         ({"lora": {"r": 2, "lora_alpha": 4, "lora_dropout": 0.0}}, {"curate"}),
         ({"curate.rl": 20}, set()),
-        ({"sft.runs": [{"model": "medgemma", "format": "only_label"}], "grpo.runs": []}, set()),  # other traces
+        (
+            {"sft.runs": {"short": {"model": "medgemma", "format": "only_label"}}, "grpo.runs": {}},
+            set(),
+        ),  # other traces
     ],
 )
 def test_changed_values_are_tried_in_a_scratch_folder_with_the_stages_they_do_not_concern(tmp_path, changes, stages):
@@ -558,8 +563,8 @@ def test_changed_values_are_tried_in_a_scratch_folder_with_the_stages_they_do_no
 def test_a_copied_record_can_be_written_without_the_graphs_own_being_changed(tmp_path):
     study = project(tmp_path)
     tried = load(study.file, {"grpo.beta": 0.1})
-    (tried.folder / "sft/m/f/seed0/adapter/weights").write_text("in place")
-    assert (study.folder / "sft/m/f/seed0/adapter/weights").read_text() == "the graph's"
+    (tried.folder / f"{SFT}/adapter/weights").write_text("in place")
+    assert (study.folder / f"{SFT}/adapter/weights").read_text() == "the graph's"
 
 
 def test_changes_are_checked_like_the_file_and_lead_to_the_same_study(tmp_path):
@@ -581,6 +586,10 @@ def test_changes_are_checked_like_the_file_and_lead_to_the_same_study(tmp_path):
         ({"seeds.0": 3}, r"changes: seeds\.0: seeds holds \[0\], no keys; change it as a whole"),
         ({"curate.train": "z"}, r"changes of .*mini\.yaml: curate\.train: 'z' is not defined"),
         ({"study": "other"}, r"changes: study cannot be changed here"),
+        (
+            {"grpo.runs.hard.bta": 0.1},
+            r"changes of .*mini\.yaml: grpo: runs\.hard\.set: unknown key 'bta'; did you mean",
+        ),
         ({"grpo.save_steps": 25}, r"changes of .*mini\.yaml: grpo: save_steps \(25\) must be a multiple"),
     ],
 )

@@ -47,13 +47,14 @@ def changed(study: config.Study, section: str, **values) -> config.Study:
 def test_every_run_of_the_grid_is_there_once_for_each_seed(file):
     study = config.load(file).model_copy(update={"seeds": [3, 4]})
     runs = plan.runs(study)
-    assert [(run.model, run.variant, run.seed) for run in runs if run.stage == "predict"] == study.checkpoints()
-    assert [run.variant for run in runs if run.stage == "prompts"] == study.prompts.variants
-    for stage, name in (("sft", "format"), ("grpo", "reward")):
-        grid = {(run.model, getattr(run, name), seed) for run, seed in study.runs(stage)}
-        found = [(run.model, run.variant, run.seed) for run in runs if run.stage == stage]
-        assert set(found) == grid
-        assert len(found) == len(grid)
+    asked = [(each.model, each.name, each.seed) for each in study.checkpoints()]
+    assert [(run.model, run.run, run.seed) for run in runs if run.stage == "predict"] == asked
+    assert [run.run for run in runs if run.stage == "prompts"] == study.prompts.variants
+    for stage in ("sft", "grpo"):
+        found = [(run.run, run.seed) for run in runs if run.stage == stage]
+        seeds = [3, 4, *study.more_seeds]
+        named = getattr(study, stage).runs.items()
+        assert found == [(name, seed) for name, run in named for seed in (seeds[:2] if run.full else seeds)]
     assert all(run.hours > 0 and run.memory > 0 and run.how for run in runs)
 
 
@@ -222,7 +223,7 @@ def test_the_books_page_has_every_run_and_every_assumption(paper):
     page = plan.page(paper).replace("\\", "")
     assert page.count("\n| ") == len(paper["runs"]) + 2  # and the head, and the line under it
     for run in paper["runs"]:
-        assert f"| {run['stage']} | {run['model']} | {run['variant']} | {run['seed']} |" in page
+        assert f"| {run['stage']} | {run['model']} | {run['run']} | {run['seed']} |" in page
         assert run["how"] in page
     assert all(told in page for told in paper["assumptions"])
     hours = {stage: sum(run["hours"] for run in paper["runs"] if run["stage"] == stage) for stage in ("sft", "grpo")}
@@ -233,7 +234,7 @@ def test_the_books_page_has_every_run_and_every_assumption(paper):
 def test_sft_by_hand():
     study = config.load(PAPER)
     (run,) = [
-        run for run in plan.runs(study) if (run.stage, run.model, run.variant) == ("sft", "medgemma", "free_reasoning")
+        run for run in plan.runs(study) if (run.stage, run.model, run.run) == ("sft", "medgemma", "free_reasoning")
     ]
     tokens = 256 + round(len((ROOT / "chexreason/prompts/free_reasoning.txt").read_text().strip()) / 4) + 80 + 525
     body, head, vision = 3_880_263_168 - 262_208 * 2560, 262_208 * 2560, 419_816_304
@@ -245,11 +246,11 @@ def test_sft_by_hand():
 
 def test_more_work_costs_more():
     study = config.load(PAPER)
-    cost = {(run.stage, run.model, run.variant): run for run in plan.runs(study)}
+    cost = {(run.stage, run.model, run.run): run for run in plan.runs(study)}
     more = changed(study, "sft", num_train_epochs=12, per_device_train_batch_size=4)
     more = changed(more, "grpo", max_steps=500, num_generations=8)
     for run in plan.runs(more):
-        before = cost[run.stage, run.model, run.variant]
+        before = cost[run.stage, run.model, run.run]
         if run.stage not in ("sft", "grpo"):
             assert run == before
         else:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, study_folder
+from conftest import ROOT, at, study_folder
 from PIL import Image
 from test_films import dicom, kept
 
@@ -26,7 +26,7 @@ from chexreason.labels import CHEXPERT14
 @pytest.fixture(scope="module")
 def asked(smoke):
     """The SFT model's answers in the smoke study."""
-    return records.load(predict.folder(smoke, "medgemma", "sft/free_reasoning", 0) / "answers.parquet")
+    return records.load(smoke.paths.answers(at("sft/free_reasoning")))
 
 
 def test_every_film_of_every_data_set_is_answered_once(smoke, asked):
@@ -51,14 +51,14 @@ def test_rewards_are_the_hard_reward_and_missing_where_labels_are_unknown(smoke,
 
 
 def test_answers_do_not_depend_on_the_batch(smoke, asked, tmp_path):
-    alone = predict.load(smoke.models["medgemma"], predict.adapter(smoke, "medgemma", "sft/free_reasoning", 0), 1)
+    alone = predict.load(smoke.models["medgemma"], smoke.paths.adapter(at("sft/free_reasoning")), 1)
     films = curate.dataset(smoke, "a-validation").head(4)
     texts = predict.ask(alone, films["image"], Protocol.of(smoke, "free_reasoning", smoke.home), tmp_path)
     assert texts == list(asked.loc[asked["dataset"] == "a-validation", "text"].head(4))
 
 
 def test_every_row_bears_the_hash_of_the_protocol_that_the_record_holds(smoke, asked):
-    told = {each.hash: each.model_dump() for each in protocols(smoke, "medgemma", "sft/free_reasoning").values()}
+    told = {each.hash: each.model_dump() for each in protocols(smoke, at("sft/free_reasoning")).values()}
     assert asked.attrs["origin"]["protocols"] == told
     assert set(asked["protocol"]) == set(told)
 
@@ -276,10 +276,11 @@ def test_a_folder_without_films_is_refused(unmade, capsys):
 @pytest.mark.parametrize(
     ("file", "given", "chosen"),
     [
-        ("mini", (None, None, None), ("medgemma", "grpo/hard-best", 0)),
-        ("paper", ("qwen", "untuned", None), ("qwen", "untuned", 0)),
-        ("mini", (None, "untuned", 2), ("medgemma", "untuned", 2)),
-        ("nih_sample", (None, None, None), ("medgemma", "untuned", 0)),
+        ("mini", (None, None, None), at("grpo/hard-best")),
+        ("paper", ("qwen", "untuned", None), at("untuned", "qwen")),
+        ("mini", (None, "sft/only_label", None), at("sft/only_label")),
+        ("mini", (None, "grpo/hard", 2), at("grpo/hard", seed=2)),
+        ("nih_sample", (None, None, None), at("untuned")),
     ],
 )
 def test_without_a_name_the_last_checkpoint_of_the_first_model_is_asked(file, given, chosen):
@@ -288,7 +289,7 @@ def test_without_a_name_the_last_checkpoint_of_the_first_model_is_asked(file, gi
 
 def test_of_several_formats_one_is_to_be_named():
     with pytest.raises(
-        config.ParamsError, match=r"qwen: --checkpoint: choose one of untuned, sft/only_label, sft/free"
+        config.ParamsError, match=r"qwen: --checkpoint: choose one of untuned, sft/qwen-only_label, sft/qwen-free"
     ):
         predict.choose_checkpoint(config.load(ROOT / "params" / "mini.yaml"), "qwen", None, None)
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import changed_study
+from conftest import at, changed_study
 from PIL import Image
 
 from chexreason import answers, config, models, prompts, records
@@ -78,23 +78,23 @@ def test_a_protocol_is_never_changed():
 
 
 def test_models_and_data_sets_are_asked_alike_unless_the_params_file_says_otherwise(study):
-    asked = protocols(study, "medgemma", "untuned")
+    asked = protocols(study, at("untuned"))
     assert list(asked) == ["a-validation", "b-test"]
     assert len({each.hash for each in asked.values()}) == 1
-    assert protocols(study, "medgemma", "sft/free_reasoning") == asked  # its format is the untuned model's prompt
-    assert protocols(study, "external", "untuned")["b-test"].prompt == "Find abnormalities and support devices."
+    assert protocols(study, at("sft/free_reasoning")) == asked  # its format is the untuned model's prompt
+    assert protocols(study, at("untuned", "external"))["b-test"].prompt == "Find abnormalities and support devices."
 
 
 def test_films_of_another_size_are_asked_under_another_protocol(tmp_path):
     study = changed_study(tmp_path, "smoke", {"sources.b.size": 64})
-    asked = protocols(study, "medgemma", "untuned")
+    asked = protocols(study, at("untuned"))
     assert asked["b-test"].image_size == 64
     assert asked["b-test"].hash != asked["c-test"].hash == asked["a-validation"].hash
 
 
 def test_the_protocol_is_shown_whole(study):
-    told = predict.format_protocols(study, "external", "untuned")
-    asked = protocols(study, "external", "untuned")["b-test"]
+    told = predict.format_protocols(study, at("untuned", "external"))
+    asked = protocols(study, at("untuned", "external"))["b-test"]
     assert told.startswith(f"Protocol {asked.hash}, for a-validation, b-test\n")
     assert all(str(value) in told for value in asked.model_dump().values())
 
@@ -114,11 +114,11 @@ def test_a_prompt_that_is_not_there_is_refused_before_anything_is_asked(tmp_path
 
 def test_the_published_study_asks_the_external_baseline_in_its_own_words_and_warns_of_its_scores():
     study = config.load("params/paper.yaml")
-    asked = protocols(study, "nv_reason", "untuned")
+    asked = protocols(study, at("untuned", "nv_reason"))
     assert {each.prompt for each in asked.values()} == {"Find abnormalities and support devices."}
     assert list(asked) == ["mimic-validation", "chexpert-test", "nih-test"]
     assert "CheXpert" in study.models["nv_reason"].note
-    assert {checkpoint for model, checkpoint, _ in study.checkpoints() if model == "nv_reason"} == {"untuned"}
+    assert {each.name for each in study.checkpoints() if each.model == "nv_reason"} == {"untuned"}
 
 
 # Batches.
@@ -195,13 +195,13 @@ PREDICT = """
 import sys
 from chexreason import config
 from chexreason.inference import predict
-predict.predict(config.load(sys.argv[1]), "medgemma", "untuned", 0)
+predict.predict(config.load(sys.argv[1]), config.Checkpoint.parse("medgemma", "untuned", 0))
 """
 
 
 def test_a_killed_prediction_goes_on_and_ends_as_one_that_was_never_killed(study, monkeypatch):
-    place = predict.folder(study, "medgemma", "untuned", 0)
-    predict.predict(study, "medgemma", "untuned", 0)
+    place = study.paths.asked(at("untuned"))
+    predict.predict(study, at("untuned"))
     whole = (place / "answers.parquet").read_bytes()
     shutil.rmtree(place)
 
@@ -217,7 +217,7 @@ def test_a_killed_prediction_goes_on_and_ends_as_one_that_was_never_killed(study
     assert not (place / "answers.parquet").exists()
 
     done, again = len(list(place.glob("asked/*.json"))), count_batches(monkeypatch)
-    predict.predict(study, "medgemma", "untuned", 0)
+    predict.predict(study, at("untuned"))
     assert done >= 3 and len(again) == 8 - done  # 20 films and 12, four at once
     assert (place / "answers.parquet").read_bytes() == whole
 
@@ -236,7 +236,7 @@ def test_another_projects_model_is_asked_in_its_own_words_and_read_by_the_same_r
         return asked
 
     monkeypatch.setattr(predict, "load", listening)
-    table = predict.predict(study, "external", "untuned", 0)
+    table = predict.predict(study, at("untuned", "external"))
     tokenizer = models.load_processor(study.models["external"]).tokenizer
     questions = {tokenizer.decode(question, skip_special_tokens=True) for question in said}
     assert len(said) == len(table) == 32
@@ -247,8 +247,8 @@ def test_another_projects_model_is_asked_in_its_own_words_and_read_by_the_same_r
     assert list(table["refused"]) == [reading.refused for reading in readings]
     assert list(table["failed"]) == [reading.failed for reading in readings]
     assert [tuple(labels) for labels in table["labels"]] == [reading.labels for reading in readings]
-    kept = records.load(predict.folder(study, "external", "untuned", 0) / "answers.parquet")
-    asked = protocols(study, "external", "untuned")["b-test"]
+    kept = records.load(study.paths.answers(at("untuned", "external")))
+    asked = protocols(study, at("untuned", "external"))["b-test"]
     assert set(kept["protocol"]) == {asked.hash}
     assert kept.attrs["origin"]["protocols"] == {asked.hash: asked.model_dump()}
     assert "\n\nIt has seen b" in predict.summary(table, study.models["external"].note)

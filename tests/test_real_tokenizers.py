@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import soak
 import torch
-from conftest import ROOT
+from conftest import ROOT, at
 from small import changed, curated, untrained_adapter, with_model
 
 from chexreason import answers, config, models, prompts
@@ -124,7 +124,7 @@ def kind(study: config.Study) -> str:
 
 def test_sft_trains_every_token_of_the_answer_and_its_end(study):
     for format in ("free_reasoning", "only_label"):
-        runner = sft.trainer(study, "medgemma", format, 0)
+        runner = sft.trainer(study, format, 0)
         first = runner.train_dataset[0]
         answer = first["completion"][0]["content"]
         batch, words = runner.data_collator([first]), runner.processing_class.tokenizer
@@ -137,7 +137,7 @@ def test_sft_trains_every_token_of_the_answer_and_its_end(study):
 
 
 def test_grpo_scores_samples_as_a_plain_forward_pass_does(study):
-    runner = grpo.trainer(study, "medgemma", "free_reasoning", "hard", 0)
+    runner = grpo.trainer(study, "hard", 0)
     runner.model.train()
     runner.current_gradient_accumulation_steps = 1
     given = runner._generate_and_score_completions([runner.train_dataset[number // 2] for number in range(4)])
@@ -158,10 +158,10 @@ def test_grpo_scores_samples_as_a_plain_forward_pass_does(study):
 
 
 def test_the_whole_chain_runs_and_greedy_prediction_knows_no_sampling_default(study, tmp_path):
-    log = sft.train(study, "medgemma", "free_reasoning", 0)
+    log = sft.train(study, "free_reasoning", 0)
     assert log["loss"].notna().all()
-    assert len(grpo.train(study, "medgemma", "free_reasoning", "hard", 0)) == study.grpo.max_steps
-    reader = predict.load(study.models["medgemma"], predict.adapter(study, "medgemma", "grpo/hard", 0), 2)
+    assert len(grpo.train(study, "hard", 0)) == study.grpo.max_steps
+    reader = predict.load(study.models["medgemma"], study.paths.adapter(at("grpo/hard")), 2)
     images = list(curate.dataset(study, study.home)["image"])
     protocol = Protocol.of(study, "free_reasoning", study.home)
     together = predict.replies(reader, images, protocol, tmp_path / "together")
@@ -193,7 +193,7 @@ def test_replies_read_as_written_and_fit_the_limits_of_the_published_study(sourc
 
     words = AutoTokenizer.from_pretrained(sources[name])
     every = tuple(label for label in answers.CHEXPERT14 if label != "No Finding")
-    sampled = {run.format for run in PAPER.grpo.runs}
+    sampled = {PAPER.sft_run("grpo", name).format for name in PAPER.grpo.runs}
     for format in check.FORMATS:
         traces = [rules.write_trace(("Edema", "Fracture"), [], "AP", default_rng(seed), format) for seed in range(12)]
         trace = " ".join(" ".join(traces).split()[: PAPER.teacher.max_words])

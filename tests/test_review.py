@@ -93,7 +93,7 @@ def of_formats(study, *formats: str) -> config.Study:
         written.assign(format=format, reasoning=f"In {format}.", text=format + written["text"]) for format in formats
     ]
     save(study, pd.concat(each, ignore_index=True))
-    runs = [config.SftRun(model="medgemma", format=format) for format in formats]
+    runs = {format: config.SftRun(model="medgemma", format=format) for format in formats}
     return study.model_copy(update={"sft": study.sft.model_copy(update={"runs": runs})})
 
 

@@ -4,6 +4,7 @@ import json
 
 import pandas as pd
 import pytest
+from conftest import at
 from scipy.stats import spearmanr
 from small import curated
 from test_own_rewards import FILE, run
@@ -11,7 +12,6 @@ from test_own_rewards import FILE, run
 from chexreason import config, models, records
 from chexreason.cli import main
 from chexreason.data import curate
-from chexreason.evaluation import compare
 from chexreason.inference import predict
 from chexreason.inference.protocol import Protocol
 
@@ -45,13 +45,13 @@ def study(tmp_path_factory) -> config.Study:
     (folder / "params").mkdir()
     (folder / "params" / "mine.py").write_text(FILE, encoding="utf-8")
     (folder / "params" / "faulty.py").write_text(FAULTY, encoding="utf-8")
-    study = curated(folder, {"grpo.runs": [run("mine.py:recall", name="own", reward_args={"weight": 2.0})]})
+    study = curated(folder, {"grpo.runs": {"own": run("mine.py:recall", reward_args={"weight": 2.0})}})
     films, processor = curate.dataset(study, study.home), models.load_processor(study.models["medgemma"])
-    asked = [("medgemma", name, 0) for name in ("untuned", "sft/free_reasoning", "grpo/own")]
+    asked = [at(name) for name in ("untuned", "sft/free_reasoning", "grpo/own")]
     for checkpoint, names in zip(asked, WRITTEN, strict=True):
-        protocol = Protocol.of(study, study.prompt(*checkpoint[:2]), study.home)
+        protocol = Protocol.of(study, study.prompt(checkpoint), study.home)
         table = predict.read(study, study.home, films, [reply(names)] * len(films), processor, protocol)
-        records.save(table, compare.answers_path(study, *checkpoint), records.origin(study))
+        records.save(table, study.paths.answers(checkpoint), records.origin(study))
     return study
 
 
@@ -75,12 +75,7 @@ def test_a_rewards_distribution_contrast_and_agreement_by_hand(study, capsys):
     assert found["quantiles"]["0.5"] == pytest.approx(pd.Series(every).median())
     assert found["contrast"]["mean_std"] == pytest.approx(values.std().mean())
     assert found["contrast"]["none"] == pytest.approx((values.std() == 0).mean())
-    ranked = pd.concat(
-        [
-            records.load(compare.answers_path(study, each["model"], each["checkpoint"], 0))
-            for each in found["checkpoints"]
-        ]
-    )
+    ranked = pd.concat([records.load(study.paths.answers(at(each["checkpoint"]))) for each in found["checkpoints"]])
     assert found["rank_correlation"] == pytest.approx(spearmanr(every, ranked["reward"]).statistic)
     assert [each["checkpoint"] for each in found["checkpoints"]] == ["untuned", "sft/free_reasoning", "grpo/own"]
     assert found["best"][0]["value"] == every.max() and found["worst"][0]["value"] == every.min()

@@ -22,7 +22,7 @@ import pandas as pd
 import pytest
 import soak
 import yaml
-from conftest import ROOT, changed_study, command
+from conftest import ROOT, at, changed_study, command
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 from test_book import CHROMIUM, FLAGS, Quiet
@@ -30,7 +30,6 @@ from test_book import CHROMIUM, FLAGS, Quiet
 from chexreason import records
 from chexreason.data import curate
 from chexreason.data.phantom import hospitals
-from chexreason.inference import predict
 from chexreason.labels import CHEXPERT14
 from chexreason.teacher import check
 from chexreason.workflow import book
@@ -197,7 +196,7 @@ def shown(study) -> list[str]:
     found = [f"{path.name}: canary" for path, content in parts if CANARY in content.lower()]
     found += [f"{path.name}: film" for path, content in parts if stamped(content)]
     words = [text for text in records.load(study.folder / check.TRACES)["reasoning"] if len(text) > 50]
-    answers = records.load(predict.folder(study, "medgemma", "untuned", 0) / "answers.parquet")
+    answers = records.load(study.paths.answers(at("untuned")))
     words += [text for text in answers["text"] if len(text) > 50]
     pages = b" ".join(files.values())
     return found + [text for text in words if text[:50].encode() in pages]

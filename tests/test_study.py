@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import command, study_folder
+from conftest import at, command, study_folder
 
 from chexreason import answers, labels, records
 from chexreason.evaluation import compare
@@ -81,7 +81,7 @@ def test_every_checkpoint_answers_every_film_and_the_text_is_what_was_parsed(smo
     manifest = record(smoke, "curate/manifest")
     asked = manifest[manifest["split"].isin(compare.datasets(smoke))]
     for checkpoint in smoke.checkpoints():
-        given = records.load(compare.answers_path(smoke, *checkpoint))
+        given = records.load(smoke.paths.answers(checkpoint))
         assert set(zip(given["dataset"], given["film"], strict=True)) == set(
             zip(asked["split"], asked["film"], strict=True)
         )
@@ -101,7 +101,7 @@ def test_the_command_line_prints_one_result_per_model_data_set_and_label_set(smo
     said = command(smoke.folder.parents[1], "results", "params/smoke.yaml", "--json")
     rows = json.loads(said.stdout)
     sets = [(dataset, name) for dataset, names in compare.datasets(smoke).items() for name in names]
-    models = [compare.model_name(smoke, model, checkpoint) for model, checkpoint, _ in smoke.checkpoints()]
+    models = [compare.model_name(smoke, each) for each in smoke.checkpoints()]
     assert [(row["model"], row["dataset"], row["label_set"]) for row in rows] == [
         (model, *where) for model in models for where in sets
     ]
@@ -151,7 +151,7 @@ def test_a_changed_value_runs_again_just_what_depends_on_it(smoke, new, old, sta
 
 
 def test_the_same_params_give_the_same_answers_byte_for_byte(smoke):
-    answered = compare.answers_path(smoke, "medgemma", "grpo/hard", 0)
+    answered = smoke.paths.answers(at("grpo/hard"))
     before = answered.read_bytes()
     shutil.rmtree(answered.parent)  # with the journal, from which it would be made again without a question
     folder = smoke.folder.parents[1]

@@ -50,7 +50,7 @@ def study(folder, url=NOWHERE, formats=("free_reasoning",), **settings) -> confi
 def taught(folder, teacher: dict, formats=("free_reasoning",)) -> config.Study:
     """The smoke study with SFT of `formats` and this teacher."""
     values = config.read(ROOT / "params" / "smoke.yaml") | {"teacher": teacher}
-    values["sft"]["runs"] = [{"model": "medgemma", "format": format} for format in formats]
+    values["sft"]["runs"] = {format: {"model": "medgemma", "format": format} for format in formats}
     values["grpo"]["runs"] = []
     file = folder / "params" / "smoke.yaml"
     file.parent.mkdir(exist_ok=True)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, at, with_run
 
 from chexreason import config, models
 from chexreason.training import grpo, sft
@@ -28,7 +28,7 @@ def values(section: config.Section) -> dict:
 def test_sft_is_trained_as_published(smoke):
     from transformers import EarlyStoppingCallback
 
-    runner = sft.trainer(configured(smoke, sft=values(PAPER.sft)), "medgemma", "free_reasoning", 0)
+    runner = sft.trainer(configured(smoke, sft=values(PAPER.sft)), "free_reasoning", 0)
     arguments = runner.args
     assert (arguments.num_train_epochs, arguments.learning_rate, arguments.weight_decay) == (6, 5e-5, 0.01)
     assert arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == 8
@@ -40,7 +40,7 @@ def test_sft_is_trained_as_published(smoke):
 
 
 def test_sfts_learning_rate_warms_up_over_5_percent_and_falls_as_a_cosine(smoke):
-    runner = sft.trainer(configured(smoke, sft=values(PAPER.sft)), "medgemma", "free_reasoning", 0)
+    runner = sft.trainer(configured(smoke, sft=values(PAPER.sft)), "free_reasoning", 0)
     runner.create_optimizer_and_scheduler(num_training_steps=200)
     assert isinstance(runner.optimizer, torch.optim.AdamW)
     rates = []
@@ -57,7 +57,8 @@ def test_sfts_learning_rate_warms_up_over_5_percent_and_falls_as_a_cosine(smoke)
 def test_sft_learns_from_every_token_of_the_answer_and_no_other(smoke, model):
     study = smoke.model_copy(update={"models": config.load(smoke.file).models})
     study._file = smoke.file
-    runner = sft.trainer(study, model, "free_reasoning", 0)
+    study = with_run(study, "sft", "free_reasoning", model=model, format="free_reasoning")
+    runner = sft.trainer(study, "free_reasoning", 0)
     examples = [runner.train_dataset[number] for number in range(3)]
     written = [example["completion"][0]["content"] for example in examples]  # the collator rewrites the messages
     batch = runner.data_collator(examples)
@@ -69,8 +70,9 @@ def test_sft_learns_from_every_token_of_the_answer_and_no_other(smoke, model):
 
 
 def test_grpo_is_trained_as_published(smoke):
-    study = configured(smoke, grpo=values(PAPER.grpo))
-    arguments = grpo.trainer(study, "medgemma", "free_reasoning", "nuanced", 0).args
+    study = with_run(smoke, "grpo", "nuanced", start="free_reasoning", reward="nuanced")
+    study = configured(study, grpo=values(PAPER.grpo))
+    arguments = grpo.trainer(study, "nuanced", 0).args
     assert (arguments.beta, arguments.epsilon, arguments.epsilon_high) == (0.15, 0.15, 0.22)
     assert (arguments.num_generations, arguments.temperature, arguments.top_p) == (4, 0.8, 0.95)
     assert (arguments.loss_type, arguments.importance_sampling_level) == ("dr_grpo", "token")
@@ -80,7 +82,7 @@ def test_grpo_is_trained_as_published(smoke):
 @pytest.fixture(scope="module")
 def rollout(smoke) -> tuple:
     """A trainer before its first step, and what it samples, scores and takes as reference for its first films."""
-    runner = grpo.trainer(smoke, "medgemma", "free_reasoning", "hard", 0)
+    runner = grpo.trainer(smoke, "hard", 0)
     runner.model.train()
     runner.current_gradient_accumulation_steps = 1  # the training loop sets it
     films = [
@@ -103,7 +105,7 @@ def log_probabilities(model, inputs: dict, temperature: float):
 
 def test_the_reference_is_the_sft_checkpoint_and_not_the_untuned_model(smoke, rollout):
     runner, inputs = rollout
-    adapter = sft.folder(smoke, "medgemma", "free_reasoning", 0) / "adapter"
+    adapter = smoke.paths.run(at("sft/free_reasoning")) / "adapter"
     tuned = models.load_trained(smoke.models["medgemma"], adapter)
     untuned = models.load_base(smoke.models["medgemma"])
     asked = inputs["completion_mask"].bool()
@@ -152,7 +154,7 @@ def test_only_a_second_update_on_a_rollout_leaves_the_ratio_of_1(smoke, tmp_path
     changes = {"max_steps": 2, "save_steps": 2, "steps_per_generation": updates, "learning_rate": 0.05}
     changes |= {"warmup_steps": 0.0}
     study = configured(smoke, grpo=changes)
-    runner = grpo.trainer(study, "medgemma", "free_reasoning", "hard", 0)
+    runner = grpo.trainer(study, "hard", 0)
     runner.args.output_dir = str(tmp_path)  # the smoke study's own folder stays as it is
     runner.remove_callback(TensorBoardCallback)
     runner.train()

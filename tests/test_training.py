@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import at, with_run
 
 from chexreason import config, records, rewards
 from chexreason.config import load
@@ -21,11 +22,12 @@ def copy(smoke, tmp_path) -> config.Study:
     shutil.copytree(smoke.file.parent, tmp_path / "params")
     for stage in ("curate", "sft"):
         shutil.copytree(smoke.folder / stage, tmp_path / "runs" / smoke.study / stage)
-    return load(tmp_path / "params" / smoke.file.name)
+    study = load(tmp_path / "params" / smoke.file.name)
+    return with_run(study, "grpo", "nuanced", start="free_reasoning", reward="nuanced")
 
 
 def test_sft_leaves_every_weight_outside_the_adapter_alone(smoke):
-    saved = sft.folder(smoke, "medgemma", "free_reasoning", 0) / "adapter" / "adapter_model.safetensors"
+    saved = smoke.paths.run(at("sft/free_reasoning")) / "adapter" / "adapter_model.safetensors"
     from safetensors import safe_open
 
     with safe_open(saved, "pt") as file:
@@ -35,10 +37,10 @@ def test_sft_leaves_every_weight_outside_the_adapter_alone(smoke):
 def test_every_adapter_has_a_card_with_the_score_of_its_log(smoke):
     from huggingface_hub import ModelCard
 
-    log = records.load(sft.folder(smoke, "medgemma", "free_reasoning", 0) / "log.parquet")
-    card = ModelCard.load(sft.folder(smoke, "medgemma", "free_reasoning", 0) / "adapter" / "README.md")
+    log = records.load(smoke.paths.run(at("sft/free_reasoning")) / "log.parquet")
+    card = ModelCard.load(smoke.paths.run(at("sft/free_reasoning")) / "adapter" / "README.md")
     assert card.data.eval_results[0].metric_value == log.loc[log["split"] == "eval", "loss"].min()
-    place = grpo.folder(smoke, "medgemma", "hard", 0)
+    place = smoke.paths.run(at("grpo/hard"))
     f1 = records.load(place / "log.parquet").set_index("step")["validation_f1"].dropna()
     for name, step in (("adapter", f1.index.max()), ("best", grpo.best(f1.to_dict()))):
         text = ModelCard.load(place / name / "README.md").text
@@ -49,7 +51,7 @@ def test_every_adapter_has_a_card_with_the_score_of_its_log(smoke):
 def test_tensorboard_shows_the_losses_of_the_log(smoke):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    place = sft.folder(smoke, "medgemma", "free_reasoning", 0)
+    place = smoke.paths.run(at("sft/free_reasoning"))
     log = records.load(place / "log.parquet").query("split == 'eval'")
     events = EventAccumulator(str(place / "tensorboard")).Reload().Scalars("eval/loss")
     assert [event.step for event in events] == list(log["step"])
@@ -57,7 +59,7 @@ def test_tensorboard_shows_the_losses_of_the_log(smoke):
 
 
 def test_grpo_starts_at_the_sft_checkpoint_with_no_divergence_from_it(smoke):
-    log = records.load(grpo.folder(smoke, "medgemma", "hard", 0) / "log.parquet")
+    log = records.load(smoke.paths.run(at("grpo/hard")) / "log.parquet")
     assert log["kl"].iloc[0] == 0.0
     assert len(log) == smoke.grpo.max_steps
 
@@ -80,12 +82,12 @@ def test_the_reward_function_logs_malformed_answers_and_scores_the_rest(smoke):
 def test_a_run_that_was_cut_off_ends_in_the_same_adapter(copy, stage, monkeypatch):
     stages = {
         "sft": (
-            lambda: sft.train(copy, "medgemma", "free_reasoning", 0),
-            sft.folder(copy, "medgemma", "free_reasoning", 0),
+            lambda: sft.train(copy, "free_reasoning", 0),
+            copy.paths.run(at("sft/free_reasoning")),
         ),
         "grpo": (
-            lambda: grpo.train(copy, "medgemma", "free_reasoning", "nuanced", 0),  # its window must go on, too
-            grpo.folder(copy, "medgemma", "nuanced", 0),
+            lambda: grpo.train(copy, "nuanced", 0),  # its window must go on, too
+            copy.paths.run(at("grpo/nuanced")),
         ),
     }
     train, place = stages[stage]
@@ -127,31 +129,31 @@ def cut_off_after_a_checkpoint(_):
 
 
 def test_a_finished_run_is_not_trained_again_when_its_notebook_was_cut_off(copy, monkeypatch):
-    log = sft.train(copy, "medgemma", "free_reasoning", 0)
-    place = sft.folder(copy, "medgemma", "free_reasoning", 0)
+    log = sft.train(copy, "free_reasoning", 0)
+    place = copy.paths.run(at("sft/free_reasoning"))
     adapter = place / "adapter" / "adapter_model.safetensors"
     before = adapter.read_bytes()
     shutil.rmtree(place / "adapter")  # as Snakemake does before it runs an incomplete job again
     monkeypatch.setattr(sft, "trainer", lambda *_: pytest.fail("trained again"))
-    pd.testing.assert_frame_equal(sft.train(copy, "medgemma", "free_reasoning", 0), log)
+    pd.testing.assert_frame_equal(sft.train(copy, "free_reasoning", 0), log)
     assert adapter.read_bytes() == before
 
 
 def test_a_run_begins_anew_when_an_input_record_has_changed(copy):
-    before = sft.work(copy, "medgemma", "free_reasoning", 0)
+    before = sft.work(copy, at("sft/free_reasoning"))
     manifest = copy.folder / curate.MANIFEST
     records.save(records.load(manifest).iloc[1:], manifest, records.origin(copy))
-    assert sft.work(copy, "medgemma", "free_reasoning", 0) != before
+    assert sft.work(copy, at("sft/free_reasoning")) != before
 
 
 def test_a_run_that_was_stopped_early_is_not_trained_on(copy):
     """Killed after its last checkpoint: the trainer itself would forget that it had been stopped."""
     copy = copy.model_copy(update={"sft": copy.sft.model_copy(update={"learning_rate": 1e-30, "num_train_epochs": 9})})
     copy._file = config.find(str(copy.folder.parents[1] / "params" / "smoke.yaml"))
-    going = sft.work(copy, "medgemma", "free_reasoning", 0)
-    ended = common.resume(sft.trainer(copy, "medgemma", "free_reasoning", 0), going)
+    going = sft.work(copy, at("sft/free_reasoning"))
+    ended = common.resume(sft.trainer(copy, "free_reasoning", 0), going)
     assert ended.global_step < ended.max_steps
-    assert common.resume(sft.trainer(copy, "medgemma", "free_reasoning", 0), going).global_step == ended.global_step
+    assert common.resume(sft.trainer(copy, "free_reasoning", 0), going).global_step == ended.global_step
 
 
 def test_an_unfinished_checkpoint_is_not_resumed(tmp_path):
@@ -183,8 +185,9 @@ def test_the_stand_in_qwen_is_trained_and_asked_like_the_other(copy):
     qwen = config.Model(name="stand-in-qwen", path="stand-in:qwen", dtype="float32")
     study = copy.model_copy(update={"models": {"qwen": qwen}})
     study._file = copy.file
-    log = sft.train(study, "qwen", "free_reasoning", 0)
-    adapter = predict.adapter(study, "qwen", "sft/free_reasoning", 0)
+    study = with_run(study, "sft", "free_reasoning", model="qwen", format="free_reasoning")
+    log = sft.train(study, "free_reasoning", 0)
+    adapter = study.paths.adapter(at("sft/free_reasoning", "qwen"))
     films = curate.dataset(study, "a-validation").head(2)
     asked = Protocol.of(study, "free_reasoning", study.home)
     assert len(predict.ask(predict.load(qwen, adapter, 2), films["image"], asked, study.folder / "asked")) == 2
@@ -227,7 +230,7 @@ def test_the_best_checkpoint_is_the_earliest_of_the_highest_f1():
 
 
 def test_the_last_and_the_best_checkpoint_are_both_kept_and_the_f1_of_each_is_in_the_log(smoke):
-    place = grpo.folder(smoke, "medgemma", "hard", 0)
+    place = smoke.paths.run(at("grpo/hard"))
     f1 = records.load(place / "log.parquet").set_index("step")["validation_f1"].dropna()
     assert list(f1.index) == list(range(smoke.grpo.save_steps, smoke.grpo.max_steps + 1, smoke.grpo.save_steps))
     files = [place / name / "adapter_model.safetensors" for name in ("adapter", "best")]

@@ -13,7 +13,7 @@ from small import changed, curated, untrained_adapter
 
 from chexreason import config
 from chexreason.config import trl_arguments
-from chexreason.config.load import RENAMED
+from chexreason.config.messages import RENAMED
 from chexreason.training import common, grpo, sft
 from chexreason.workflow import plan
 
@@ -188,7 +188,7 @@ def test_a_package_that_the_pass_through_needs_is_missed_before_anything_runs(tm
     study = loaded(tmp_path, grpo={"trl": {"use_vllm": True, "report_to": ["wandb", "none"]}})
     monkeypatch.setattr(plan, "find_spec", lambda name: None)
     assert list(plan._packages(study)) == [
-        f"grpo.trl: install the package {name} with .venv/bin/pip" for name in ("wandb", "vllm")
+        f"grpo.trl: install the package {name} with .venv/bin/pip" for name in ("vllm", "wandb")
     ]
     assert not list(plan._packages(loaded(tmp_path)))
 
@@ -221,14 +221,14 @@ def passed(study: config.Study, stage: str, **values) -> config.Study:
 
 def sft_weights(study: config.Study) -> tuple:
     """The trainer after two steps of SFT, and the hash of its LoRA weights."""
-    runner = sft.trainer(study, "medgemma", "free_reasoning", 0)
+    runner = sft.trainer(study, "free_reasoning", 0)
     runner.train()
     return runner, digest(runner.model)
 
 
 def grpo_weights(study: config.Study) -> tuple:
     """The trainer after two steps of GRPO, and the hash of its LoRA weights."""
-    runner = grpo.trainer(study, "medgemma", "free_reasoning", "hard", 0)
+    runner = grpo.trainer(study, "hard", 0)
     runner.train()
     return runner, digest(runner.model)
 
@@ -268,14 +268,14 @@ def test_truncated_completions_teach_nothing_when_they_are_masked(small, monkeyp
     runner, after = grpo_weights(passed(study, "grpo", mask_truncated_completions=True))
     logged = [entry["completions/clipped_ratio"] for entry in runner.state.log_history if "reward" in entry]
     assert set(logged) == {1.0}
-    start = grpo.trainer(study, "medgemma", "free_reasoning", "hard", 0)
+    start = grpo.trainer(study, "hard", 0)
     assert after == digest(start.model)
     assert grpo_weights(study)[1] != after
 
 
 def test_the_study_sets_what_it_set_before_without_trl(small):
     """The values that were written out under their old names, by hand."""
-    arguments = grpo.trainer(small, "medgemma", "free_reasoning", "hard", 0).args
+    arguments = grpo.trainer(small, "hard", 0).args
     settings = small.grpo
     assert arguments.per_device_train_batch_size == settings.films_per_step * settings.num_generations
     shared = set(type(settings).model_fields) & {field.name for field in fields(type(arguments))}

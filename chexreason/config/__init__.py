@@ -1,36 +1,33 @@
-"""The params file: its sections (`schema`), the study they make (`study`), and how a file is read (`load`)."""
+"""The params file: its sections (`schema`, `training`), the study they make (`study`), and how it is read (`load`)."""
 
+from chexreason.config.checkpoint import UNTUNED, Checkpoint, Paths
 from chexreason.config.load import find, layers, load, merged, read, read_value
 from chexreason.config.schema import (
     OWNER,
     Asked,
-    Collapse,
     Count,
     Endpoint,
     Folder,
     Gemini,
-    Grpo,
-    GrpoRun,
     Hosted,
     LocalTeacher,
-    Lora,
     Model,
     Nih,
-    Nuanced,
     Own,
     ParamsError,
     Predict,
-    Reward,
     Section,
-    Sft,
-    SftRun,
     Teacher,
 )
 from chexreason.config.study import Study
+from chexreason.config.training import BEST, Collapse, Grpo, GrpoRun, Lora, Nuanced, Reward, Sft, SftRun
 
 __all__ = [
+    "BEST",
     "OWNER",
+    "UNTUNED",
     "Asked",
+    "Checkpoint",
     "Collapse",
     "Count",
     "Endpoint",
@@ -46,6 +43,7 @@ __all__ = [
     "Nuanced",
     "Own",
     "ParamsError",
+    "Paths",
     "Predict",
     "Reward",
     "Section",

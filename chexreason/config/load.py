@@ -4,10 +4,9 @@ import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from datetime import date
 from importlib import import_module
 from pathlib import Path
-from typing import ClassVar, NamedTuple, get_args
+from typing import ClassVar, NamedTuple
 
 import yaml
 from pydantic import (
@@ -15,8 +14,10 @@ from pydantic import (
 )
 
 from chexreason.config import scratch
-from chexreason.config.schema import ParamsError, Section
+from chexreason.config.messages import brief, causes, explain, locate
+from chexreason.config.schema import ParamsError
 from chexreason.config.study import Study
+from chexreason.config.training import GrpoRun, SftRun
 
 MOST_BYTES = 1_000_000
 """A params file is a few kilobytes of text; a larger one is something else, and is not parsed."""
@@ -82,98 +83,6 @@ for _tag, (_pattern, _make) in PLAIN.items():
         _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})\\Z"), None)
 
 
-RENAMED = {
-    "lora": {"alpha": "lora_alpha", "dropout": "lora_dropout"},
-    "sft": {
-        "epochs": "num_train_epochs",
-        "patience": "early_stopping_patience",
-        "warmup": "warmup_steps",
-        "clip": "max_grad_norm",
-        "batch": "per_device_train_batch_size",
-        "accumulate": "gradient_accumulation_steps",
-        "checkpointing": "gradient_checkpointing",
-    },
-    "grpo": {
-        "steps": "max_steps",
-        "completions": "num_generations",
-        "updates_per_rollout": "steps_per_generation",
-        "warmup": "warmup_steps",
-        "clip_low": "epsilon",
-        "clip_high": "epsilon_high",
-        "max_completion_tokens": "max_completion_length",
-        "clip": "max_grad_norm",
-        "save_every": "save_steps",
-        "checkpointing": "gradient_checkpointing",
-    },
-}
-"""Old keys of a section and what they are called now, after peft, transformers and trl; book/running.md lists them."""
-
-
-def _sections(annotation) -> list[type[Section]]:
-    """The sections named in an annotation, however deep: `dict[str, Phantom | Nih]` has two."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [section for part in get_args(annotation) for section in _sections(part)]
-
-
-def _kind(section: type[Section]) -> str:
-    return get_args(section.model_fields["kind"].annotation)[0] if "kind" in section.model_fields else ""
-
-
-def _locate(location: tuple) -> tuple[str, list[str]]:
-    """A pydantic location as a dotted key, and the field names allowed where it points, for the suggestion.
-
-    In a section of several kinds, pydantic names the kind in the location; the file does not.
-    """
-    where, sections = [], [Study]
-    for key in location:
-        kinds = {_kind(section): section for section in sections}
-        if len(kinds) > 1 and key in kinds:
-            sections = [kinds[key]]
-            continue
-        where.append(str(key))
-        field = next((section.model_fields[key] for section in sections if key in section.model_fields), None)
-        sections = (_sections(field.annotation) if field else []) or sections
-    return ".".join(where), list(sections[0].model_fields)
-
-
-def _explain(error: dict) -> str:
-    location = error["loc"] or ("",)
-    where, _ = _locate(location)
-    if error["type"] == "extra_forbidden":
-        if now := _renamed(location):
-            return f"{where} is now {now}"
-        _, allowed = _locate(location[:-1])
-        near = difflib.get_close_matches(str(location[-1]), allowed, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(allowed)}"
-        return f"unknown key {where!r}; {hint}"
-    if error["type"] == "missing":
-        return f"the key {where!r} is missing"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] != "value_error":  # our own messages say all
-        message += f", got {_brief(error['input'])}"
-    if advice := _advice(error):
-        message += f"; {advice}"
-    return f"{where}: {message}" if where else message
-
-
-def _renamed(location: tuple) -> str:
-    """What the key at a pydantic location is called now, or "" where it is no old name."""
-    return RENAMED.get(location[0], {}).get(location[-1], "") if len(location) > 1 else ""
-
-
-def _causes(errors: list[dict]) -> list[dict]:
-    """The errors without those of a new key that is missing because its old name is given."""
-    found = {(*error["loc"][:-1], _renamed(error["loc"])) for error in errors if error["type"] == "extra_forbidden"}
-    return [error for error in errors if error["type"] != "missing" or error["loc"] not in found]
-
-
-def _brief(value) -> str:
-    """`value` as Python writes it, but no more than a line of it."""
-    text = "nothing (null)" if value is None else str(value) if isinstance(value, date) else repr(value)
-    return text if len(text) <= 100 else f"{text[:100]} …"
-
-
 def find(path: str | Path) -> Path:
     """`path` as given or, for a notebook opened in its own folder, seen from the folder above; raises ParamsError."""
     for candidate in (Path(path), Path("..") / path):
@@ -215,7 +124,7 @@ EXTENDS, WITHOUT = "extends", "without"
 """`extends: mini.yaml` takes from mini.yaml every value that the params file does not state; `without: [tests]` leaves
 out keys of mini.yaml."""
 
-BESIDE = ("curate.frozen", "sources.*.read", "teacher.prompts.*")
+BESIDE = ("curate.frozen", "sources.*.read", "teacher.prompts.*", "grpo.runs.*.reward")
 """The keys of a study that name files beside the params file that states them."""
 
 
@@ -240,7 +149,7 @@ def layers(path: str | Path) -> list[Layer]:
         if base is None:
             return found
         if not isinstance(base, str):
-            raise ParamsError(f"{name}: {EXTENDS}: give the name of one params file, got {_brief(base)}")
+            raise ParamsError(f"{name}: {EXTENDS}: give the name of one params file, got {brief(base)}")
         file, above = file.parent / base, name
         name = os.path.normpath(os.path.join(os.path.dirname(name), base))
         if not file.is_file():
@@ -360,9 +269,9 @@ def _checked(values: dict, file: Path, place) -> Study:
     try:
         study = Study.model_validate(values)
     except ValidationError as error:
-        errors = _causes(error.errors())
-        wheres = ["" if each["type"] == "missing" else _locate(each["loc"] or ("",))[0] for each in errors]
-        told = [f"{place(where)}: {_explain(each)}" for where, each in zip(wheres, errors, strict=True)]
+        errors = causes(error.errors(), Study)
+        wheres = ["" if each["type"] == "missing" else locate(each["loc"] or ("",), Study)[0] for each in errors]
+        told = [f"{place(where)}: {explain(each, Study)}" for where, each in zip(wheres, errors, strict=True)]
         raise ParamsError("\n".join(told)) from None
     study._file = file
     study._refuse_other_owner()
@@ -383,11 +292,22 @@ def _file_of(node: yaml.Node, where: str) -> str:
     return node.start_mark.name
 
 
+RUNS = {"sft": SftRun, "grpo": GrpoRun}
+
+
 def _put(values: dict, key: str, value) -> None:
-    """Put `value` at a dotted key; the schema refuses the keys that it does not know."""
+    """Put `value` at a dotted key; the schema refuses the keys that it does not know.
+
+    A key of a run that the run itself does not have, as in `grpo.runs.hard.beta`, is one of those that it sets.
+    """
     if key in ("study", EXTENDS, WITHOUT):
         raise ParamsError(f"changes: {key} cannot be changed here; write a params file with `{EXTENDS}:`")
     inside, rest = values, key
+    for stage, kind in RUNS.items():
+        names = sorted(values.get(stage, {}).get("runs", {}), key=len, reverse=True)
+        name = next((name for name in names if key.startswith(f"{stage}.runs.{name}.")), None)
+        if name and (own := key.removeprefix(f"{stage}.runs.{name}.")).partition(".")[0] not in kind.model_fields:
+            inside, rest = values[stage]["runs"][name].setdefault("set", {}), own
     while True:
         part = next((each for each in inside if rest.startswith(f"{each}.")), rest.partition(".")[0])
         if rest in inside or part == rest:
@@ -395,29 +315,17 @@ def _put(values: dict, key: str, value) -> None:
             return
         rest, inside = rest.removeprefix(f"{part}."), inside.setdefault(part, {})
         if not isinstance(inside, dict):
-            raise ParamsError(f"changes: {key}: {part} holds {_brief(inside)}, no keys; change it as a whole")
+            raise ParamsError(f"changes: {key}: {part} holds {brief(inside)}, no keys; change it as a whole")
 
 
 def _check_rewards(study: Study, place) -> None:
     rewards = import_module("chexreason.rewards")  # by name, so that the stages without rewards are not of its code
-    for number, run in enumerate(study.grpo.runs):
+    for name, run in study.grpo.runs.items():
         try:
             rewards.check(run.reward, study.file.parent, run.reward_args)
         except rewards.RewardError as error:
-            where = f"grpo.runs.{number}.reward"
+            where = f"grpo.runs.{name}.reward"
             raise ParamsError(f"{place(where)}: {where}: {error}") from None
-
-
-def _advice(error: dict) -> str:
-    """What to write in place of a plain value that YAML reads as another type, or ""."""
-    if error["type"] == "string_type":
-        return 'write text in quotes, such as "001"' if error["input"] is not None else 'write "" for an empty text'
-    return {
-        "int_type": "write a whole number, such as 8 or 1e3, without quotes and leading zeros",
-        "float_type": "write a number, such as 0.5 or 1e-3, without quotes and leading zeros",
-        "bool_type": "write true or false, without quotes",
-        "string_pattern_mismatch": "a name is made of letters, digits, '_', '-' and '.'",
-    }.get(error["type"], "")
 
 
 def read_value(text: str):

@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -11,13 +11,11 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
-    PositiveFloat,
     StringConstraints,
     field_validator,
     model_validator,
 )
 
-from chexreason.answers import ONLY_LABEL
 from chexreason.config import trl_arguments
 from chexreason.labels import CHEXPERT14
 
@@ -45,11 +43,16 @@ class Section(BaseModel):
 
 
 class Phantom(Section):
-    """A source drawn on the spot: `films` candidate films of one phantom hospital."""
+    """A source drawn on the spot: `films` candidate films of one phantom hospital.
+
+    `labels` takes another hospital's label channel, or the truth, which a perfect reader would see; `pixels` takes
+    another's pixels.  `shuffled` gives each film the labels of another one, as a control.
+    """
 
     kind: Literal["phantom"]
     hospital: Literal["A", "B", "C"]
-    labels: Literal["A", "B", "C"] | None = None
+    labels: Literal["A", "B", "C", "truth"] | None = None
+    shuffled: bool = False
     pixels: Literal["A", "B", "C"] | None = None
     films: Count
     seed: Seed
@@ -308,14 +311,6 @@ class Model(Section):
         return pattern
 
 
-class Lora(Section):
-    """LoRA on the language model's attention and feed-forward projections (PROTOCOL: SFT); keys as in LoraConfig."""
-
-    r: Count
-    lora_alpha: Count
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)]
-
-
 class Prompts(Section):
     """The prompts that are tried on an untuned model, on the first `films` validation films (PROTOCOL: Table 1)."""
 
@@ -323,200 +318,6 @@ class Prompts(Section):
     variants: Annotated[list[str], Field(min_length=1)]
     films: Count
     full: bool = False
-
-
-class SftRun(Section):
-    """One cell of the SFT grid; one marked `full` is left to `make full`."""
-
-    model: str
-    format: str
-    full: bool = False
-
-
-class Trained(Section):
-    """Base of the sections that a trl trainer reads.
-
-    `warmup_steps` below 1 is a share of all steps, from 1 on a number of steps, as transformers takes it.  `trl` holds
-    further arguments of the trainer's config class, which are checked against it (`config/trl_arguments.py`).
-    `agreement` is the user's statement that the agreement for credentialed films covers what `trl` sends elsewhere.
-    """
-
-    stage: ClassVar[str]
-    learning_rate: PositiveFloat
-    warmup_steps: Annotated[float, Field(ge=0, lt=2**31)]
-    max_grad_norm: PositiveFloat
-    gradient_checkpointing: bool
-    trl: dict[str, Any] = {}
-    agreement: Agreement | None = None
-
-    @field_validator("warmup_steps")
-    @classmethod
-    def _share_or_steps(cls, value):
-        if value > 1 and not value.is_integer():
-            raise ValueError(f"write a share below 1 or a whole number of steps, not {value}")
-        return value
-
-    @field_validator("trl")
-    @classmethod
-    def _trl_knows(cls, values):
-        if values:
-            trl_arguments.check(cls.stage, values, cls.model_fields)
-        return values
-
-
-class Sft(Trained):
-    """Supervised fine-tuning (PROTOCOL: SFT); the keys are SFTConfig's, but for `runs` and `evaluations_per_epoch`.
-
-    The trainer counts evaluations in steps, which depend on how many films have a trace; an epoch is what the paper
-    counts in.  `early_stopping_patience` is EarlyStoppingCallback's, in evaluations.
-    """
-
-    stage: ClassVar[str] = "sft"
-    runs: list[SftRun]
-    num_train_epochs: Count
-    early_stopping_patience: Count
-    evaluations_per_epoch: Count
-    weight_decay: NonNegativeFloat
-    per_device_train_batch_size: Count
-    gradient_accumulation_steps: Count
-
-
-Frequency = Annotated[float, Field(gt=0, le=1)]
-
-
-class Nuanced(Section):
-    """The nuanced reward's constants, in points (PROTOCOL: equation 4; `rewards.nuanced` says what each does).
-
-    `frequency` is the share of the training source's studies that have a label, before any balancing; `scale` is how
-    many points are worth 1 under the hard reward.
-    """
-
-    match: NonNegativeFloat
-    recall: NonNegativeFloat
-    precision: NonNegativeFloat
-    window: Count
-    dominance: Share
-    repetition: NonNegativeFloat
-    collapse: NonNegativeFloat
-    invalid: NonNegativeFloat
-    duplicate: NonNegativeFloat
-    false_positive: NonNegativeFloat
-    frequency: Annotated[dict[Label, Frequency], Field(min_length=1)]
-    outside: NonNegativeFloat
-    format_limit: NonNegativeFloat
-    scale: PositiveFloat
-
-
-class Reward(Section):
-    """The hard reward's constants that the paper leaves open (PROTOCOL: equation 3), and the nuanced reward's."""
-
-    min_length: Count
-    length_unit: Literal["characters", "words", "tokens"]
-    length_penalty: NonNegativeFloat
-    nuanced: Nuanced | None = None
-
-
-class Collapse(Section):
-    """When a run is said to have collapsed: a mean over the last `rollouts` rollouts on the wrong side of a limit.
-
-    Entropy (nats a token) or length (share of the first rollouts') below; KL (nats a token), the commonest label's
-    share of the answers, the share of groups without contrast or of answers cut off above.
-    """
-
-    rollouts: Count
-    entropy: NonNegativeFloat
-    kl: NonNegativeFloat
-    length: Share
-    commonest_label: Share
-    groups_without_contrast: Share
-    cut_off: Share
-
-
-Plain = bool | int | float | str | None
-
-
-class GrpoRun(Section):
-    """One GRPO run: the SFT checkpoint it starts from and the reward it climbs; `full` as in an SFT run.
-
-    `reward` is a name of `rewards.REWARDS`, `package.module:function`, or `file.py:function` in a file beside the
-    params file; `reward_args` are constants that the function is given by name.  `name` is what the run's folder and
-    tables call it, by default the reward: two runs of a model must differ in it.
-    """
-
-    model: str
-    format: str
-    reward: str
-    reward_args: dict[str, Plain | list[Plain] | dict[str, Plain]] = {}
-    name: Name | None = None
-    full: bool = False
-
-    @property
-    def variant(self) -> str:
-        """`name`, or else the reward as a name: `my_rewards.py:f1` is `my_rewards.f1`."""
-        return self.name or re.sub(r"[^\w.-]+", ".", re.sub(r"\.py:", ":", self.reward)).strip(".-")
-
-    @model_validator(mode="after")
-    def _no_checkpoint(self):
-        if self.variant.endswith("-best"):
-            raise ValueError(f"name: {self.variant!r} must not end with -best, which names a run's best checkpoint")
-        return self
-
-
-class Grpo(Trained):
-    """Group-relative policy optimisation (PROTOCOL: GRPO); the keys are GRPOConfig's, but for those named here.
-
-    `films_per_step` is per_device_train_batch_size / num_generations, since trl counts a batch in completions and a
-    study in films.  trl has no `validation_films`: every checkpoint is asked about that many films of validation, and
-    the best is kept beside the last.  `reward` and `collapse` are sections of their own.
-    `use_bias_correction_kl` multiplies the KL term by the ratio of new to old policy, by which its gradient is that of
-    the reverse KL divergence; without it, the gradient is that of the k3 estimator alone.  Without `beta` there is no
-    KL term.
-    """
-
-    stage: ClassVar[str] = "grpo"
-    runs: list[GrpoRun]
-    reward: Reward
-    max_steps: Count
-    films_per_step: Count
-    num_generations: Annotated[int, Field(ge=2)]
-    steps_per_generation: Count
-    temperature: PositiveFloat
-    top_p: Annotated[float, Field(gt=0, le=1)]
-    beta: NonNegativeFloat
-    use_bias_correction_kl: bool = True
-    epsilon: NonNegativeFloat
-    epsilon_high: NonNegativeFloat
-    scale_rewards: Literal["none", "group", "batch"]
-    max_completion_length: Count
-    save_steps: Count
-    validation_films: Count
-    collapse: Collapse
-
-    @property
-    def num_iterations(self) -> int:
-        """How often every rollout is trained on; trl's default is once."""
-        return self.trl.get("num_iterations", 1)
-
-    @model_validator(mode="after")
-    def _whole_rollouts(self):
-        if self.num_iterations < 1 or self.save_steps % (self.steps_per_generation * self.num_iterations):
-            times = f" x num_iterations ({self.num_iterations})" if "num_iterations" in self.trl else ""
-            raise ValueError(
-                f"save_steps ({self.save_steps}) must be a multiple of steps_per_generation "
-                f"({self.steps_per_generation}){times}: a run resumed within a rollout would draw other answers"
-            )
-        names = {run.variant: run.reward for run in self.runs}
-        for taken in ("hard", "nuanced"):  # the rewards of the paper, which the findings look for by name
-            if (other := names.get(taken, taken)) != taken:
-                raise ValueError(f"runs: name: {taken!r} is a reward, and cannot name a run of another, {other!r}")
-        if any(run.reward == "nuanced" for run in self.runs) and self.reward.nuanced is None:
-            raise ValueError("a run has the nuanced reward, and its constants, reward.nuanced, are missing")
-        if any(run.reward == "hard" and run.format == ONLY_LABEL for run in self.runs):
-            raise ValueError(
-                f"runs: the hard reward (equation 3) is 0 for every answer of the format {ONLY_LABEL}, which has no "
-                "<think> block; start from another format"
-            )
-        return self
 
 
 class Predict(Section):

@@ -1,6 +1,6 @@
 """The scratch folder of a study with changes: `runs/<study>/scratch/<hash>`.
 
-It starts with copies of the stages that the changes do not concern: trying another `grpo.beta` needs no new SFT.
+It starts with copies of what the changes do not concern: trying another `grpo.runs.hard.beta` needs no new SFT.
 Nothing is ever written outside of it, and it may be deleted at any time.
 """
 
@@ -8,32 +8,55 @@ import os
 import shutil
 from pathlib import Path
 
-STAGES = {
-    "curate": ("sources", "curate", "tests", "teacher", "formats"),
-    "sft": ("models", "lora", "sft"),
-    "grpo": ("grpo", "predict"),
-    "predict": (),
-}
-"""Each stage, in order, with the values it depends on besides those of the stages before it."""
+CURATION = ("sources", "curate", "tests", "teacher", "formats", "rl_sources", "relabelings")
+"""The values that curation depends on."""
 
 
 def share(study, changed) -> None:
-    """Copy the finished stages of `study` that `changed` shares to its folder; what is there already stays.
+    """Copy what is finished of `study`, and the same in `changed`, to its folder; what is there already stays.
 
     Films are linked, not copied: a film is only ever replaced as a whole.  A copy older than the study's record is
     replaced.
     """
-    for stage, used in STAGES.items():
-        if any(getattr(study, name) != getattr(changed, name) for name in used):
-            return
-        if (study.folder / stage).is_dir():
-            shutil.copytree(
-                study.folder / stage,
-                changed.folder / stage,
-                ignore=shutil.ignore_patterns("checkpoints", "tensorboard", ".*"),
-                copy_function=_copy,
-                dirs_exist_ok=True,
-            )
+    if _differ(study, changed, *CURATION):
+        return
+    _copy_folder(study, changed, study.folder / "curate")
+    asked_alike = not _differ(study, changed, "predict") and study.grpo.reward == changed.grpo.reward
+    for checkpoint in changed.checkpoints():
+        if _same_run(study, changed, checkpoint):
+            _copy_folder(study, changed, study.paths.run(checkpoint))
+            if asked_alike and study.datasets(checkpoint) == changed.datasets(checkpoint):
+                _copy_folder(study, changed, study.paths.asked(checkpoint))
+
+
+def _differ(study, changed, *names: str) -> bool:
+    return any(getattr(study, name) != getattr(changed, name) for name in names)
+
+
+def _same_run(study, changed, checkpoint) -> bool:
+    """Whether a checkpoint, and all that it starts from, is trained alike in both studies."""
+    stage, name = checkpoint.stage, checkpoint.run
+    if study.models.get(checkpoint.model) != changed.models[checkpoint.model]:
+        return False
+    if stage == "untuned":
+        return True
+    sections = [getattr(each, stage) for each in (study, changed)]
+    if name not in sections[0].runs or _differ(study, changed, "lora" if stage == "sft" else "predict"):
+        return False
+    runs = [section.runs[name].model_dump(exclude={"set", "seeds", "full"}) for section in sections]
+    alike = runs[0] == runs[1] and sections[0].of(name) == sections[1].of(name)
+    return alike and _same_run(study, changed, changed.start(checkpoint))
+
+
+def _copy_folder(study, changed, folder: Path) -> None:
+    if folder.is_dir():
+        shutil.copytree(
+            folder,
+            changed.folder / folder.relative_to(study.folder),
+            ignore=shutil.ignore_patterns("checkpoints", "tensorboard", ".*"),
+            copy_function=_copy,
+            dirs_exist_ok=True,
+        )
 
 
 def _copy(source: str, to: str) -> None:

@@ -7,24 +7,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    Field,
-    PrivateAttr,
-    model_validator,
-)
+from pydantic import Field, PrivateAttr, model_validator
 
 from chexreason import prompts
+from chexreason.answers import ONLY_LABEL
 from chexreason.config import trl_arguments
+from chexreason.config.checkpoint import UNTUNED, Checkpoint, Paths
 from chexreason.config.schema import (
     OWNER,
     Compare,
     Curate,
     Folder,
-    Grpo,
-    GrpoRun,
     Hosted,
     Label,
-    Lora,
     Model,
     Name,
     ParamsError,
@@ -33,12 +28,11 @@ from chexreason.config.schema import (
     Prompts,
     Section,
     Seed,
-    Sft,
-    SftRun,
     Source,
     Teacher,
     Test,
 )
+from chexreason.config.training import Grpo, Lora, Run, Sft, SftRun
 from chexreason.labels import LABEL_SETS
 
 
@@ -82,27 +76,25 @@ class Study(Section):
             _known(f"tests.{name}.source", test.source, self.sources)
             for label_set in test.label_sets:
                 _known(f"tests.{name}.label_sets", label_set, [*LABEL_SETS, *self.label_sets])
-        for run in [*self.sft.runs, *self.grpo.runs]:
-            _known("runs: model", run.model, self.models)
+        for name, run in self.sft.runs.items():
+            _known(f"sft.runs.{name}.model", run.model, self.models)
         if self.prompts:
             _known("prompts.model", self.prompts.model, self.models)
         tried = self.prompts.variants if self.prompts else []
         others = [f"others/{name}" for name in prompts.names("others")]
-        for name in [self.predict.prompt, *tried, *(run.format for run in self.sft.runs)]:
+        for name in [self.predict.prompt, *tried, *(run.format for run in self.sft.runs.values())]:
             _prompt_exists(name, prompts.names())
         for name in [model.prompt for model in self.models.values() if model.prompt]:
             _prompt_exists(name, prompts.names() + others)
         for format in getattr(self.teacher, "prompts", {}):
             _known("teacher.prompts: format", format, self.formats)
+        self._check_rewarded()
         self._keep_apart()
         self._keep_home()
-        trained = {(run.model, run.format): None for run in self.sft.runs}
-        for run in self.grpo.runs:
-            _known("grpo.runs: model and format", (run.model, run.format), trained)
-        self._keep_whole()
         if twice := set(self.seeds) & set(self.more_seeds):
             raise ValueError(f"more_seeds: {min(twice)} stands under seeds already")
         self._refuse_repeats()
+        self._keep_whole()
         return self
 
     def _refuse_repeats(self) -> None:
@@ -118,34 +110,48 @@ class Study(Section):
             **{f"sources.{name}.splits": source.splits for name, source in self.sources.items()},
             "models: name": [model.name for model in self.models.values()],
             "prompts.variants": self.prompts.variants if self.prompts else [],
-            "sft.runs: model and format": [(run.model, run.format) for run in self.sft.runs if not run.full],
+            **{f"sft.runs.{name}.seeds": run.seeds for name, run in self.sft.runs.items()},
+            **{f"grpo.runs.{name}.seeds": run.seeds for name, run in self.grpo.runs.items()},
+            **{f"grpo.runs.{name}.films": run.films for name, run in self.grpo.runs.items()},
         }
-        runs = [(run.model, run.variant.casefold()) for run in self.grpo.runs]
-        for run in self.grpo.runs:
-            if runs.count((run.model, run.variant.casefold())) > 1:
-                raise ValueError(
-                    f"grpo.runs: model and reward: {(run.model, run.variant)!r} is listed twice; list it once, or give "
-                    "one of the runs another name (name: ...)"
-                )
         for key, values in lists.items():
             for value in values or []:
                 if values.count(value) > 1:
                     raise ValueError(f"{key}: {value!r} is listed twice; list it once")
+
+    def _check_rewarded(self) -> None:
+        """Every GRPO run starts from a checkpoint that there is, on films and labels of sources that there are."""
+        for name, run in self.grpo.runs.items():
+            key = f"grpo.runs.{name}"
+            _known(f"{key}.start", run.start, self.sft.runs)
+            if run.reward == "hard" and self.sft.runs[run.start].format == ONLY_LABEL:
+                raise ValueError(
+                    f"{key}: the hard reward (equation 3) is 0 for every answer of the format {ONLY_LABEL}, which has "
+                    "no <think> block; start from a run of another format"
+                )
+            for source in [*(run.films or []), *run.labels.values()]:
+                _known(key, source, self.sources)
+            for source, other in run.labels.items():
+                _known(f"{key}.labels", source, run.films or [self.curate.train])
+                _refuse_other_films(f"{key}.labels", self.sources[source], self.sources[other], other)
 
     def _keep_apart(self) -> None:
         """What is trained on is never tested: neither MIMIC's test split, nor a test set named like a training set."""
         for name in self.tests:
             if name.casefold() in (taken := ("sft", "sft-holdout", "rl", "pool", self.home.casefold())):
                 raise ValueError(f"tests: {name!r} cannot name a test set; {', '.join(taken)} name other films")
-        source = self.sources[self.curate.train]
-        if source.kind == "mimic" and "test" in source.splits:
-            raise ValueError(f"sources.{self.curate.train}.splits: MIMIC's own test split must not be trained on")
+        for name in self.rl_sources:
+            if self.sources[name].kind == "mimic" and "test" in self.sources[name].splits:
+                raise ValueError(f"sources.{name}.splits: MIMIC's own test split must not be trained on")
 
     def _keep_home(self) -> None:
         """A credentialed film is sent to nobody unless the file says why that is allowed."""
-        if self.sources[self.curate.train].credentialed:
-            for section in (self.sft, self.grpo):
-                trl_arguments.refuse_sending(section.stage, self.curate.train, section.trl, section.agreement)
+        trained = {("sft", name): [self.curate.train] for name in self.sft.runs}
+        trained |= {("grpo", name): run.films or [self.curate.train] for name, run in self.grpo.runs.items()}
+        for (stage, name), sources in trained.items():
+            settings = getattr(self, stage).of(name)
+            for source in (each for each in sources if self.sources[each].credentialed):
+                trl_arguments.refuse_sending(stage, source, settings.trl, settings.agreement)
         hosted = isinstance(self.teacher, Hosted) and not self.teacher.local
         if hosted and self.sources[self.curate.train].credentialed and not self.teacher.agreement:
             raise ValueError(
@@ -154,20 +160,21 @@ class Study(Section):
             )
 
     def _keep_whole(self) -> None:
-        """What is not marked `full` must not need what is: a short study lacks it, and a further seed of it."""
-        left = {(run.model, run.format) for run in self.sft.runs if run.full}
-        for run in self.grpo.runs:
-            if not run.full and (run.model, run.format) in left:
+        """What is not marked `full` must not need what is, and no seed of a GRPO run one that SFT does not have."""
+        for name, run in self.grpo.runs.items():
+            if not run.full and self.sft.runs[run.start].full:
                 raise ValueError(
-                    f"grpo.runs: {run.model}, {run.variant} reward, is not marked full, and what it starts from is "
-                    f"(sft.runs: {run.model}, {run.format}); mark both or neither"
+                    f"grpo.runs.{name} is not marked full, and what it starts from is (sft.runs.{run.start}); mark "
+                    "both or neither"
                 )
-        for stage, runs in (("sft", self.sft.runs), ("grpo", self.grpo.runs)):
-            for run in runs:
-                if self.models[run.model].full and not run.full:
-                    raise ValueError(
-                        f"{stage}.runs: a run of {run.model} is not marked full, and models.{run.model} is; mark both"
-                    )
+            if missing := set(self._seeds(run)) - set(self._seeds(self.sft.runs[run.start])):
+                raise ValueError(f"grpo.runs.{name}.seeds: sft.runs.{run.start} is not trained with {min(missing)}")
+        for section in (self.sft, self.grpo):
+            for name, run in section.runs.items():
+                model = self.sft_run(section.stage, name).model
+                if self.models[model].full and not run.full:
+                    key = f"{section.stage}.runs.{name}"
+                    raise ValueError(f"{key} is not marked full, and models.{model} is; mark both")
 
     @property
     def file(self) -> Path:
@@ -234,7 +241,7 @@ class Study(Section):
     @property
     def formats(self) -> list[str]:
         """The formats that SFT trains, each once, in the order of its runs: the teacher writes traces of each."""
-        return list(dict.fromkeys(run.format for run in self.sft.runs)) or ["free_reasoning"]
+        return list(dict.fromkeys(run.format for run in self.sft.runs.values())) or ["free_reasoning"]
 
     @property
     def left_out(self) -> list[str]:
@@ -243,10 +250,10 @@ class Study(Section):
 
     def short(self) -> "Study":
         """The study without the runs marked `full`; its hash stays that of the file."""
-        kept = {
-            stage: getattr(self, stage).model_copy(update={"runs": [run for run in runs if not run.full]})
-            for stage, runs in (("sft", self.sft.runs), ("grpo", self.grpo.runs))
-        }
+        kept = {}
+        for section in (self.sft, self.grpo):
+            runs = {name: run for name, run in section.runs.items() if not run.full}
+            kept[section.stage] = section.model_copy(update={"runs": runs})
         kept["more_seeds"] = []
         kept["models"] = {name: model for name, model in self.models.items() if not model.full}
         trying = self.prompts is not None and self.prompts.full
@@ -255,8 +262,8 @@ class Study(Section):
         study._left_out = [
             *([f"the {len(self.prompts.variants)} prompts of Table 1"] if trying else []),
             *(f"untuned {name}" for name, model in self.models.items() if model.full),
-            *(f"SFT of {run.model}, {run.format}" for run in self.sft.runs if run.full),
-            *(f"GRPO of {run.model}, {run.variant} reward" for run in self.grpo.runs if run.full),
+            *(f"SFT run {name}" for name, run in self.sft.runs.items() if run.full),
+            *(f"GRPO run {name}" for name, run in self.grpo.runs.items() if run.full),
             *(f"seed {seed}" for seed in self.more_seeds),
         ]
         return study
@@ -267,40 +274,60 @@ class Study(Section):
         values = self.model_dump(exclude=None if self.label_sets else {"label_sets"})
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
-    def runs(self, stage: Literal["sft", "grpo"]) -> list[tuple[SftRun | GrpoRun, int]]:
-        """Every training run of a stage, with its seed."""
-        return [
-            (run, seed)
-            for run in getattr(self, stage).runs
-            for seed in (self.seeds if run.full else [*self.seeds, *self.more_seeds])
-        ]
+    @property
+    def paths(self) -> Paths:
+        """Where this study's records lie."""
+        return Paths(self.folder)
 
-    def checkpoints(self) -> list[tuple[str, str, int]]:
-        """Every (model, checkpoint, seed) that is asked.
+    def _seeds(self, run: Run) -> list[int]:
+        """The seeds that a run is made with."""
+        return run.seeds or (self.seeds if run.full else [*self.seeds, *self.more_seeds])
 
-        A checkpoint is `untuned`, `sft/<format>`, `grpo/<reward>` (of the last step) or `grpo/<reward>-best` (of the
-        best macro-F1 on validation films), where a GRPO run with a name has it in place of its reward.
-        """
-        untuned = [(model, "untuned", self.seeds[0]) for model in self.models]
-        sft = [(run.model, f"sft/{run.format}", seed) for run, seed in self.runs("sft")]
-        grpo = [
-            (run.model, f"grpo/{run.variant}{which}", seed)
-            for run, seed in self.runs("grpo")
-            for which in ("", "-best")
-        ]
-        return untuned + sft + grpo
+    def sft_run(self, stage: str, run: str) -> SftRun:
+        """The SFT run that the run of a stage is, or starts from: what tells its model and its format."""
+        return self.sft.runs[run if stage == "sft" else self.grpo.runs[run].start]
 
-    def prompt(self, model: str, checkpoint: str) -> str:
+    def checkpoint(self, stage: Literal["sft", "grpo"], run: str, seed: int) -> Checkpoint:
+        """The last checkpoint of a run; raises ParamsError for a run that the params file does not have."""
+        there = getattr(self, stage).runs
+        if run not in there:
+            known = ", ".join(there) or "none"
+            raise ParamsError(f"{self.file.name}: {stage}.runs: no run {run!r}; it has {known}")
+        return Checkpoint(self.sft_run(stage, run).model, stage, run, "last", seed)
+
+    def runs(self, stage: Literal["sft", "grpo"]) -> list[Checkpoint]:
+        """Every training run of a stage with each of its seeds, as the checkpoint of its last step."""
+        runs = getattr(self, stage).runs
+        return [self.checkpoint(stage, name, seed) for name, run in runs.items() for seed in self._seeds(run)]
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Every checkpoint that is asked: the untuned models, and the SFT and GRPO runs, GRPO's last and best."""
+        untuned = [Checkpoint(model, UNTUNED, "", "last", self.seeds[0]) for model in self.models]
+        return untuned + self.runs("sft") + [each for last in self.runs("grpo") for each in (last, last.best)]
+
+    def start(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The checkpoint that a run starts from: the untuned model for SFT, the SFT run of the same seed for GRPO."""
+        if checkpoint.stage == "grpo":
+            return self.checkpoint("sft", self.grpo.runs[checkpoint.run].start, checkpoint.seed)
+        return Checkpoint(checkpoint.model, UNTUNED, "", "last", self.seeds[0])
+
+    def prompt(self, checkpoint: Checkpoint) -> str:
         """The prompt a checkpoint is asked with: that of its format; of the untuned model, its own or the study's."""
-        stage, _, variant = checkpoint.partition("/")
-        if stage == "sft":
-            return variant
-        untuned = self.models[model].prompt or self.predict.prompt
-        return self.grpo_run(model, variant.removesuffix("-best")).format if stage == "grpo" else untuned
+        if checkpoint.stage == UNTUNED:
+            return self.models[checkpoint.model].prompt or self.predict.prompt
+        return self.sft_run(checkpoint.stage, checkpoint.run).format
 
-    def grpo_run(self, model: str, variant: str) -> GrpoRun | None:
-        """The GRPO run of a model by its name, which is that of its reward unless it has another; None without one."""
-        return next((run for run in self.grpo.runs if (run.model, run.variant) == (model, variant)), None)
+    @property
+    def rl_sources(self) -> list[str]:
+        """The sources of the films that are trained on, the one that trains first."""
+        return list(
+            dict.fromkeys([self.curate.train, *(name for run in self.grpo.runs.values() for name in run.films or [])])
+        )
+
+    @property
+    def relabelings(self) -> list[tuple[str, str]]:
+        """Each source whose films a GRPO run trains on with the labels of another, and that other."""
+        return sorted({pair for run in self.grpo.runs.values() for pair in run.labels.items()})
 
     def labels(self, label_set: str) -> tuple[str, ...]:
         """The labels of a label set, a built-in one or one of this study."""
@@ -310,11 +337,23 @@ class Study(Section):
         """The source that the films of validation or of a test set come from."""
         return self.sources[self.curate.train if dataset == self.home else self.tests[dataset].source]
 
-    def datasets(self, checkpoint: str) -> list[str]:
+    def datasets(self, checkpoint: Checkpoint) -> list[str]:
         """What a checkpoint is asked about: validation, and every test set unless GRPO passed its format over."""
-        stage, _, variant = checkpoint.partition("/")
-        chosen = {run.format for run in self.grpo.runs} or {run.format for run in self.sft.runs}
-        return [self.home] if stage == "sft" and variant not in chosen else [self.home, *self.tests]
+        chosen = {self.sft_run("grpo", name).format for name in self.grpo.runs} or set(self.formats)
+        passed_over = checkpoint.stage == "sft" and self.prompt(checkpoint) not in chosen
+        return [self.home] if passed_over else [self.home, *self.tests]
+
+
+def _refuse_other_films(key: str, source: Source, other: Source, name: str) -> None:
+    """Raise ValueError unless two sources describe the same films, so far as the params file can tell."""
+    same = source.kind == other.kind
+    if same and source.kind == "phantom":
+        same = (source.hospital, source.seed) == (other.hospital, other.seed) and other.films >= source.films
+    if not same:
+        raise ValueError(
+            f"{key}: {name!r} does not describe these films; a source of other labels has the same kind and, of a "
+            "phantom, the same hospital and seed and no fewer films"
+        )
 
 
 def _prompt_exists(name: str, there: list[str]) -> None:

@@ -8,13 +8,15 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from chexreason import labels, records
+from chexreason import records
 from chexreason.data import chexpert, convert, film_table, mimic, nih, own, sampling
 from chexreason.data.phantom import hospitals
+from chexreason.labels import positives
 
 MANIFEST = "curate/manifest.parquet"
 ASIDE = "curate/aside.parquet"
 PREVALENCE = "curate/prevalence.parquet"
+RELABELED = "curate/relabeled.parquet"
 COLUMNS = ["film", "source", "patient", "study", "view", "split", "why", "path", *sampling.LABELS, "never_stated"]
 
 
@@ -69,14 +71,15 @@ def _refuse_unknown(section, source: str, table: pd.DataFrame) -> None:
         )
 
 
-def _read(study, source: str) -> film_table.Films:
-    """What the folder or the phantom hospital of `source` holds, its names beginning with the data set's or the key."""
-    from chexreason.data.phantom import hospitals
+def _read(study, source: str, key: str | None = None) -> film_table.Films:
+    """What the folder or the phantom hospital of `source` holds, its names beginning with the data set's or the key.
 
-    section = study.sources[source]
+    With the `key` of another source, films of one's own and phantoms are named as that source names them.
+    """
+    section, key = study.sources[source], key or source
     match section.kind:
         case "phantom":
-            return hospitals.read(section, source)
+            return hospitals.read(section, key)
         case "mimic":
             films = mimic.read(section.folder, section.labels)
         case "chexpert":
@@ -85,7 +88,7 @@ def _read(study, source: str) -> film_table.Films:
             films = nih.read(section.folder, section.fibrosis)
         case "own":
             films = own.read(section.folder, section, study.file.parent)
-    owner = source if section.kind == "own" else section.kind
+    owner = key if section.kind == "own" else section.kind
     names = {name: owner + "-" + films.table[name] for name in ("film", "study")}
     names["patient"] = (_hospital(study, source) if section.kind == "own" else owner) + "-" + films.table["patient"]
     return films._replace(
@@ -128,6 +131,19 @@ def training(study, pool: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([sft, rl, _validation(pool[share == "validation"], section)])
 
 
+def rl_split(study, source: str) -> str:
+    """The name of the split of the films of `source` that GRPO trains on; a test set's name has no @."""
+    return "rl" if source == study.curate.train else f"rl@{source}"
+
+
+def _more_rl(study, pools: dict[str, pd.DataFrame]) -> list[pd.DataFrame]:
+    """The films of the sources that GRPO trains on beside the one that trains."""
+    return [
+        sampling.sample(pools[source], rl_split(study, source), study.curate.rl, study.curate)
+        for source in study.rl_sources[1:]
+    ]
+
+
 def tests(study, pools: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """The films of every test set, from the films of each source; sets of one source share neither films nor patients.
 
@@ -153,7 +169,8 @@ def choose(study, pools: dict[str, pd.DataFrame]) -> pd.DataFrame:
     if study.curate.frozen:
         chosen = _thawed(study, pd.concat(pools.values(), ignore_index=True))
     else:
-        chosen = pd.concat([training(study, pools[study.curate.train]), tests(study, pools)], ignore_index=True)
+        trained = [training(study, pools[study.curate.train]), *_more_rl(study, pools)]
+        chosen = pd.concat([*trained, tests(study, pools)], ignore_index=True)
     _refuse_shared(chosen, study)
     chosen["path"] = "curate/films/" + chosen["film"].map(convert.file_name)
     chosen["recipe"] = chosen["recipe"].fillna("") if "recipe" in chosen else ""
@@ -189,9 +206,39 @@ def manifest(study) -> Candidates:
     return Candidates(chosen, pd.concat([*(offer.aside for offer in offers.values()), bad, noted], ignore_index=True))
 
 
-def dataset(study, split: str) -> pd.DataFrame:
+def relabeled(study, manifest: pd.DataFrame) -> pd.DataFrame:
+    """The films that a GRPO run trains on with the labels of another source, a row per film and such source.
+
+    Columns: film, labels (the source of the labels), the 14 labels as stated, never_stated.  Raises CurateError for a
+    film that the other source does not have.
+    """
+    tables = [pd.DataFrame(columns=["film", "labels", *sampling.LABELS, "never_stated"])]
+    for source, other in study.relabelings:
+        films = manifest.loc[manifest["split"] == rl_split(study, source), ["film"]]
+        read = _read(study, other, source)
+        found = films.merge(read.table[["film", *sampling.LABELS]], on="film", validate="one_to_one")
+        if missing := sorted(set(films["film"]) - set(found["film"])):
+            raise sampling.CurateError(
+                f"grpo.runs: labels: {other} does not describe {len(missing)} of the {len(films)} films of {source} "
+                f"that are trained on, the first is {missing[0]}"
+            )
+        tables.append(found.assign(labels=other, never_stated=[list(read.unknown)] * len(found)))
+    table = pd.concat(tables, ignore_index=True)
+    return table.astype(dict.fromkeys(["film", "labels"], "str") | dict.fromkeys(sampling.LABELS, float))
+
+
+def _with_labels(films: pd.DataFrame, study, labels: str) -> pd.DataFrame:
+    """The films with the stated labels of the source `labels` in place of their own."""
+    table = records.load(study.folder / RELABELED)
+    table = table[table["labels"] == labels].drop(columns="labels")
+    columns = [*sampling.LABELS, "never_stated"]
+    return films.drop(columns=columns).merge(table, on="film", validate="one_to_one")
+
+
+def dataset(study, split: str, labels: str | None = None) -> pd.DataFrame:
     """The films of one split, ready to train on or to ask: the manifest's rows, labels settled by the study's policy.
 
+    With `labels`, they have the labels of that source (`relabeled`).
     The 14 labels are 1.0, 0.0, or NaN where the source has no such label; `labels` is the list of the positive names,
     `image` the absolute path (str), `boxes` a list of `Box`, `credentialed` whether the film must not be shown.
     Reads the manifest record.
@@ -205,10 +252,11 @@ def dataset(study, split: str) -> pd.DataFrame:
         raise sampling.CurateError(
             f"no split {split!r} in {MANIFEST}; there are {', '.join(manifest['split'].unique())}"
         )
+    films = _with_labels(films, study, labels) if labels else films
     settled = sampling.apply_policy(films, study.curate.policy)
     return films.assign(
         **settled,
-        labels=[list(labels.positives(row)) for _, row in settled.iterrows()],
+        labels=[list(positives(row)) for _, row in settled.iterrows()],
         image=[str(study.folder / path) for path in films["path"]],
         credentialed=[study.sources[source].credentialed for source in films["source"]],
         boxes=[[Box(**box) for box in json.loads(text)] for text in films["boxes"]],
@@ -228,9 +276,9 @@ def _validation(films: pd.DataFrame, section) -> pd.DataFrame:
 
 def _test(films: pd.DataFrame, name: str, test, study) -> pd.DataFrame:
     """Films one by one, or whole patients and the first films of one more where no patient fits the rest."""
-    if test.source == study.curate.train:
+    if test.source in study.rl_sources:
         raise sampling.CurateError(
-            f"tests.{name}.source: {test.source!r} is the source that trains; a test needs one of its own"
+            f"tests.{name}.source: {test.source!r} is a source that trains; a test needs one of its own"
         )
     if len(films) < test.films:
         raise _too_few(name, test, len(films))
@@ -260,7 +308,7 @@ def _boxes(recipe: str) -> list[dict]:
 
 def _sources(study) -> list[str]:
     """The sources this study draws from, the one that trains first."""
-    return list(dict.fromkeys([study.curate.train, *(test.source for test in study.tests.values())]))
+    return list(dict.fromkeys([*study.rl_sources, *(test.source for test in study.tests.values())]))
 
 
 def _refuse_shared(chosen: pd.DataFrame, study) -> None:

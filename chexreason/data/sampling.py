@@ -93,7 +93,8 @@ def sample(films: pd.DataFrame, split: str, count: int, section) -> pd.DataFrame
     try:
         picks = greedy(present, count, section.floor, section.ceiling, section.penalty, order)
     except CurateError as error:
-        raise CurateError(f"curate.{split}: {error}; raise sources.{section.train}.films") from None
+        source = films["source"].iloc[0] if len(films) else section.train
+        raise CurateError(f"curate.{split}: {error}; raise sources.{source}.films") from None
     _refuse_below(present.loc[picks.index].sum(), need, split, "the sampler, with this ceiling and penalty, took")
     lacking = picks["lacking"].map(lambda names: f"deficit of {', '.join(names)}" if names else "no deficit left")
     why = split + ": greedy pick " + picks["pick"].astype(str) + ", " + lacking

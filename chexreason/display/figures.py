@@ -189,10 +189,10 @@ def learning(log: pd.DataFrame, axes: Iterable, *, phantom: bool):
 
 
 def formats(logs: pd.DataFrame, axes: Iterable, *, phantom: bool):
-    """Held-out loss and token accuracy by epoch, one line a model, format and seed, from `sft.logs`."""
+    """Held-out loss and token accuracy by epoch, one line a model, run and seed, from `sft.logs`."""
     axes, held = list(axes), logs[logs["split"] == "eval"]
     for ax, column in zip(axes, ("loss", "token_accuracy"), strict=True):
-        _lines(held, ax, by=["model", "format", "seed"], x="epoch", y=column, phantom=phantom)
+        _lines(held, ax, by=["model", "run", "seed"], x="epoch", y=column, phantom=phantom)
     _legend(axes[0])
     return axes
 

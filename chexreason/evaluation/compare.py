@@ -7,16 +7,15 @@ step of training), with its seed in a column, and scores at different hospitals 
 
 import zlib
 from itertools import combinations, product
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from chexreason import records
+from chexreason.config import Checkpoint
 from chexreason.data import curate, sampling
 from chexreason.evaluation import metrics
-from chexreason.inference import predict
 from chexreason.labels import CHEXPERT14, CLOSURES, NIH9, POLICIES, add_parent_labels
 
 _STEP = {"seed": int, "first": "str", "second": "str"}
@@ -61,11 +60,6 @@ def datasets(study) -> dict[str, list[str]]:
 def generator(study, dataset: str) -> np.random.Generator:
     """The bootstrap's random stream for a data set: the same for every model and label set asked there."""
     return np.random.default_rng([study.compare.seed, zlib.crc32(dataset.encode())])
-
-
-def answers_path(study, model: str, checkpoint: str, seed: int) -> Path:
-    """Where the answers of a checkpoint lie."""
-    return predict.folder(study, model, checkpoint, seed) / "answers.parquet"
 
 
 def labeled_films(study, policy: str | None = None) -> pd.DataFrame:
@@ -150,17 +144,10 @@ def _replies(answers: pd.DataFrame) -> list[set[str]]:
     return [set() if failed else set(labels) for labels, failed in given]
 
 
-def training_steps(study) -> list[tuple[tuple, tuple]]:
-    """The steps of training as pairs of (model, checkpoint, seed): untuned to SFT, and SFT to GRPO."""
-    fine_tuned = [
-        ((run.model, "untuned", study.seeds[0]), (run.model, f"sft/{run.format}", seed))
-        for run, seed in study.runs("sft")
-    ]
-    rewarded = [
-        ((run.model, f"sft/{run.format}", seed), (run.model, f"grpo/{run.variant}{which}", seed))
-        for run, seed in study.runs("grpo")
-        for which in ("", "-best")
-    ]
+def training_steps(study) -> list[tuple[Checkpoint, Checkpoint]]:
+    """The steps of training as pairs of checkpoints: untuned to SFT, and SFT to GRPO."""
+    fine_tuned = [(study.start(each), each) for each in study.runs("sft")]
+    rewarded = [(study.start(last), each) for last in study.runs("grpo") for each in (last, last.best)]
     return fine_tuned + rewarded
 
 
@@ -182,10 +169,8 @@ def compare(study) -> dict[str, pd.DataFrame]:
     sets = [(dataset, label_set) for dataset, label_sets in datasets(study).items() for label_set in label_sets]
     judged, scored = {}, {}
     for one in study.checkpoints():
-        answers = records.load(answers_path(study, *one))
-        judged |= {
-            (one, dataset): align_predictions(study, films, answers, dataset) for dataset in study.datasets(one[1])
-        }
+        answers = records.load(study.paths.answers(one))
+        judged |= {(one, dataset): align_predictions(study, films, answers, dataset) for dataset in study.datasets(one)}
         asked = [where for where in sets if (one, where[0]) in judged]
         scored |= {(one, *where): score_aligned(study, judged[one, where[0]], *where) for where in asked}
     label_rows = [_named(study, key, one.labels, judged) for key, one in scored.items()]
@@ -206,9 +191,9 @@ def compare(study) -> dict[str, pd.DataFrame]:
     }
 
 
-def model_name(study, model: str, checkpoint: str) -> str:
+def model_name(study, checkpoint: Checkpoint) -> str:
     """What results call a checkpoint, such as `stand-in-medgemma/sft/free_reasoning`."""
-    return f"{study.models[model].name}/{checkpoint}"
+    return f"{study.models[checkpoint.model].name}/{checkpoint.name}"
 
 
 def _named(study, key: tuple, rows: pd.DataFrame, judged: dict[tuple, Aligned]) -> pd.DataFrame:
@@ -217,13 +202,13 @@ def _named(study, key: tuple, rows: pd.DataFrame, judged: dict[tuple, Aligned]) 
     return pd.DataFrame(names, index=rows.index).join(rows).assign(protocol=judged[one, dataset].protocol)
 
 
-def _model(study, one: tuple) -> dict:
-    return {"model": model_name(study, *one[:2]), "seed": one[2]}
+def _model(study, one: Checkpoint) -> dict:
+    return {"model": model_name(study, one), "seed": one.seed}
 
 
-def _step(study, pair: tuple) -> dict:
-    first, second = (model_name(study, *one[:2]) for one in pair)
-    return {"seed": pair[1][2], "first": first, "second": second}
+def _step(study, pair: tuple[Checkpoint, Checkpoint]) -> dict:
+    first, second = (model_name(study, one) for one in pair)
+    return {"seed": pair[1].seed, "first": first, "second": second}
 
 
 def _record(name: str, tables: list[pd.DataFrame]) -> pd.DataFrame:
@@ -308,8 +293,8 @@ def sensitivity(study) -> pd.DataFrame:
     """
     settled, rows = {policy: labeled_films(study, policy) for policy in POLICIES}, []
     for one in study.checkpoints():
-        answers = records.load(answers_path(study, *one))
-        for dataset in [name for name in study.tests if name in study.datasets(one[1])]:
+        answers = records.load(study.paths.answers(one))
+        for dataset in [name for name in study.tests if name in study.datasets(one)]:
             label_set = study.tests[dataset].label_sets[0]
             where = _model(study, one) | {"dataset": dataset, "label_set": label_set}
             for policy, films in settled.items():
@@ -350,7 +335,7 @@ def _bounds(low: float, high: float, form: str, name: str = "") -> str:
 def save(study, tables: dict[str, pd.DataFrame]) -> None:
     """Write what `compare` returned as `compare/<name>.parquet`."""
     inputs = [study.folder / curate.MANIFEST]
-    inputs += [answers_path(study, *checkpoint) for checkpoint in study.checkpoints()]
+    inputs += [study.paths.answers(checkpoint) for checkpoint in study.checkpoints()]
     origin = records.origin(study, study.compare.seed, inputs)
     for name, table in tables.items():
         records.save(table, study.folder / "compare" / f"{name}.parquet", origin)

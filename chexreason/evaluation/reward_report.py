@@ -8,7 +8,6 @@ import pandas as pd
 
 from chexreason import config, models, prompts, records, rewards
 from chexreason.data import curate
-from chexreason.evaluation import compare
 from chexreason.inference import predict
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -30,13 +29,13 @@ def report(study: config.Study, reward: str, arguments: dict) -> dict:
     hard_reward), best and worst (lists of replies, never about credentialed films).
     Raises RecordError where no replies are recorded, RewardError where the reward fails.
     """
-    path, constants = _chosen(study, reward, arguments)
+    path, constants, settings = _chosen(study, reward, arguments)
     beside = study.file.parent
     if path.rpartition(":")[0].endswith(".py") and not (beside / path.rpartition(":")[0]).is_file():
         beside = Path.cwd()
     rewards.check(path, beside, constants)
     metrics = defaultdict(list)
-    table = _scored(study, path, beside, constants, metrics)
+    table = _scored(study, path, beside, constants, settings, metrics)
     spread = table.groupby(["dataset", "film"])["value"].agg(["std", "size"]).query("size > 1")["std"]
     return {
         "study": study.study,
@@ -65,27 +64,33 @@ def report(study: config.Study, reward: str, arguments: dict) -> dict:
     }
 
 
-def _chosen(study: config.Study, reward: str, arguments: dict) -> tuple[str, dict]:
-    run = next((run for run in study.grpo.runs if reward in (run.variant, run.reward)), None)
-    return (run.reward, run.reward_args | arguments) if run else (reward, arguments)
+def _chosen(study: config.Study, reward: str, arguments: dict) -> tuple[str, dict, config.Reward]:
+    """The reward, its constants, and the section `reward` of the run that it is taken from."""
+    runs = study.grpo.runs
+    name = reward if reward in runs else next((name for name, run in runs.items() if run.reward == reward), None)
+    if name is None:
+        return reward, arguments, study.grpo.reward
+    return runs[name].reward, runs[name].reward_args | arguments, study.grpo.of(name).reward
 
 
-def _scored(study: config.Study, path: str, beside: Path, arguments: dict, metrics: dict) -> pd.DataFrame:
+def _scored(
+    study: config.Study, path: str, beside: Path, arguments: dict, settings: config.Reward, metrics: dict
+) -> pd.DataFrame:
     """Every recorded reply whose film has all labels, with what the reward gives it as `value`."""
     tables, processors = [], {}
-    for model, checkpoint, seed in study.checkpoints():
-        place = compare.answers_path(study, model, checkpoint, seed)
+    for checkpoint in study.checkpoints():
+        place, model = study.paths.answers(checkpoint), checkpoint.model
         if not place.is_file():
             continue
         if model not in processors:
             processors[model] = models.load_processor(study.models[model])
-        prompt = prompts.load(study.prompt(model, checkpoint))
+        prompt = prompts.load(study.prompt(checkpoint))
         for dataset, answers in records.load(place).groupby("dataset", sort=False):
             films = curate.dataset(study, dataset).set_index("film", drop=False)
             if not answers["film"].isin(films.index).all():
                 raise records.RecordError(f"{place}: films that the manifest does not list; run 5_predict again")
             films = films.loc[answers["film"]].reset_index(drop=True)
-            made, answers = rewards.make(path, beside, arguments, study.grpo.reward), answers.reset_index(drop=True)
+            made, answers = rewards.make(path, beside, arguments, settings), answers.reset_index(drop=True)
             values = predict.score_recorded(
                 made,
                 path,
@@ -95,7 +100,7 @@ def _scored(study: config.Study, path: str, beside: Path, arguments: dict, metri
                 processors[model],
                 lambda name, value: metrics[name].append(float(value)),
             )
-            which = {"model": model, "checkpoint": checkpoint, "seed": seed, "value": values}
+            which = {"model": model, "checkpoint": checkpoint.name, "seed": checkpoint.seed, "value": values}
             tables.append(answers.assign(**which, **films[["credentialed", "labels"]].add_prefix("film_")))
     table = pd.concat(tables, ignore_index=True).dropna(subset=["value"]) if tables else pd.DataFrame()
     if table.empty:

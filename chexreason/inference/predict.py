@@ -42,20 +42,6 @@ class Reader(NamedTuple):
     key: str
 
 
-def folder(study: config.Study, model: str, checkpoint: str, seed: int) -> Path:
-    """Where the answers of one checkpoint lie; `checkpoint` is `untuned`, `sft/<format>` or `grpo/<reward>`."""
-    return study.folder / "predict" / model / checkpoint / f"seed{seed}"
-
-
-def adapter(study: config.Study, model: str, checkpoint: str, seed: int) -> Path | None:
-    """The adapter folder a checkpoint answers with; None for the untuned model."""
-    if checkpoint == "untuned":
-        return None
-    stage, name = checkpoint.split("/")
-    which = "best" if name.endswith("-best") else "adapter"
-    return study.folder / stage / model / name.removesuffix("-best") / f"seed{seed}" / which
-
-
 def load(settings: config.Model, trained: Path | None, batch: int) -> Reader:
     """Load a base model with its processor and, where one was trained, the adapter in the folder `trained`.
 
@@ -159,21 +145,34 @@ def _replies(reader: Reader, files: list[Path], protocol: Protocol) -> list[Repl
     return [Reply(opening + text, not end) for text, end in zip(texts, ended.tolist(), strict=True)]
 
 
-def choose_checkpoint(
-    study: config.Study, model: str | None, checkpoint: str | None, seed: int | None
-) -> tuple[str, str, int]:
-    """The model, checkpoint and seed to ask, each the study's own unless it is given.
+def choose_checkpoint(study: config.Study, model: str | None, name: str | None, seed: int | None) -> config.Checkpoint:
+    """The checkpoint to ask: of the model, name and seed that are given, the study's own in place of the others.
 
     These are the study's first model, the last checkpoint that a run without `--full` makes of it (where the study has
-    GRPO, its best), and the first seed.  Raises ParamsError where several formats are trained and none is the last.
+    GRPO, its best), and the first seed it has.  Raises ParamsError for what the params file does not name, and where
+    several SFT runs are the last.
     """
-    model, seed = model or next(iter(study.models)), study.seeds[0] if seed is None else seed
-    if checkpoint is None:
-        short, whole = ([name for each, name, _ in of.checkpoints() if each == model] for of in (study.short(), study))
-        *others, checkpoint = short or whole or ["untuned"]
-        if checkpoint.startswith("sft/") and any(name.startswith("sft/") for name in others):
-            raise config.ParamsError(f"{study.file.name}: {model}: --checkpoint: choose one of {', '.join(whole)}")
-    return model, checkpoint, seed
+    there = study.checkpoints()
+    model = _among(study, "model", model or next(iter(study.models)), [each.model for each in there])
+    there = [each for each in there if each.model == model]
+    if name is None:
+        short = [each for each in study.short().checkpoints() if each.model == model]
+        *others, last = short or there
+        if last.stage == "sft" and any(each.stage == "sft" and each.run != last.run for each in others):
+            choices = ", ".join(dict.fromkeys(each.name for each in there))
+            raise config.ParamsError(f"{study.file.name}: {model}: --checkpoint: choose one of {choices}")
+        name = last.name
+    name = _among(study, "checkpoint", name, [each.name for each in there])
+    seeds = [each.seed for each in there if each.name == name]
+    seed = _among(study, "seed", seeds[0] if seed is None else seed, seeds)
+    return next(each for each in there if (each.name, each.seed) == (name, seed))
+
+
+def _among(study: config.Study, key: str, given, known: list):
+    if given not in known:
+        choices = ", ".join(dict.fromkeys(map(str, known)))
+        raise config.ParamsError(f"{study.file.name}: no {key} {given!r}; choose one of {choices}")
+    return given
 
 
 def find_films(paths: Sequence[str | Path]) -> list[Path]:
@@ -205,17 +204,14 @@ def _begins_as_film(file: Path) -> bool:
         return False
 
 
-def own(
-    study: config.Study, model: str, checkpoint: str, seed: int, paths: Sequence[str | Path]
-) -> list[str | FilmError]:
+def own(study: config.Study, checkpoint: config.Checkpoint, paths: Sequence[str | Path]) -> list[str | FilmError]:
     """Ask a checkpoint of the study about films of one's own (PNG, JPEG or DICOM), under the same protocol.
 
     The replies, in order; in place of a reply the FilmError of a file that cannot be used.  Every file is read before
-    the model is loaded, which is not done for none.  Raises ParamsError for a checkpoint the params file does not name,
-    RecordError for one that has not been made.
+    the model is loaded, which is not done for none.  Raises RecordError for a checkpoint that has not been made.
     """
-    _refuse_missing(study, model, checkpoint, seed)
-    protocol = Protocol.of(study, study.prompt(model, checkpoint), study.home)
+    _refuse_missing(study, checkpoint)
+    protocol = Protocol.of(study, study.prompt(checkpoint), study.home)
     with TemporaryDirectory() as folder:
         images = {number: Path(folder) / f"{number}.png" for number in range(len(paths))}
         faults = {}
@@ -227,11 +223,12 @@ def own(
                 del images[number]
         if not images:
             return list(faults.values())
-        print(f"Asking {model}, {checkpoint}, seed {seed}", file=sys.stderr, flush=True)
+        told = f"{checkpoint.model}, {checkpoint.name}, seed {checkpoint.seed}"
+        print(f"Asking {told}", file=sys.stderr, flush=True)
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # `ask` shows the one that tells how long it takes
-        reader = load(study.models[model], adapter(study, model, checkpoint, seed), study.predict.batch)
+        reader = load(study.models[checkpoint.model], study.paths.adapter(checkpoint), study.predict.batch)
         replies = ask(reader, list(images.values()), protocol, Path(folder) / JOURNAL)
     answered = faults | dict(zip(images, replies, strict=True))
     return [answered[number] for number in range(len(paths))]
@@ -265,49 +262,40 @@ def caution(study: config.Study, model: str) -> str:
     return f"{said} {study.models[model].note}".rstrip()
 
 
-def _refuse_missing(study: config.Study, model: str, checkpoint: str, seed: int) -> None:
-    there = study.checkpoints()
-    for key, given, known in (
-        ("model", model, list(study.models)),
-        ("checkpoint", checkpoint, [variant for name, variant, _ in there if name == model]),
-        ("seed", seed, [number for name, variant, number in there if (name, variant) == (model, checkpoint)]),
-    ):
-        if given not in known:
-            choices = ", ".join(dict.fromkeys(map(str, known)))
-            raise config.ParamsError(f"{study.file.name}: no {key} {given!r}; choose one of {choices}")
-    weights = adapter(study, model, checkpoint, seed)
+def _refuse_missing(study: config.Study, checkpoint: config.Checkpoint) -> None:
+    weights = study.paths.adapter(checkpoint)
     if weights and not (weights / "adapter_config.json").exists():
-        full = "" if (model, checkpoint, seed) in study.short().checkpoints() else "--full "
-        file = shlex.quote(os.path.relpath(study.file))
-        command = f"chexreason run {full}{file} {checkpoint.split('/')[0]}"
+        full = "" if checkpoint in study.short().checkpoints() else "--full "
+        command = f"chexreason run {full}{shlex.quote(os.path.relpath(study.file))} {checkpoint.stage}"
         raise records.RecordError(
             f"{weights}: no such checkpoint yet; `{command}` makes it, and `--checkpoint untuned` needs none"
         )
 
 
-def predict(study: config.Study, model: str, checkpoint: str, seed: int) -> pd.DataFrame:
+def predict(study: config.Study, checkpoint: config.Checkpoint) -> pd.DataFrame:
     """Every answer of one checkpoint on validation and every test set; also written as `answers.parquet`.
 
     Columns: dataset, film, patient, text (the reply as it came), labels (what evaluation reads from it), failed,
     cut_off (whether it reached the token limit), refused, duplicates, unknown, reward (hard reward against the settled
     labels; NaN where a data set leaves labels unknown), protocol (the hash of the `Protocol`, which the record's origin
-    holds whole, under `protocols`).  Of a GRPO run with another reward than the hard one, also own_reward: what its own
-    reward gives each reply, NaN where `reward` is.  `reward` is the hard reward for every model, as the comparison
-    needs one measure for all.
+    holds whole, under `protocols`).  Of a GRPO run with another reward than the study's hard one, also own_reward: what
+    its own reward gives each reply, NaN where `reward` is.  `reward` is the hard reward for every model, as the
+    comparison needs one measure for all.
     The journal stays beside it: where the notebook is cut off after this record, nothing is asked again.
     """
-    trained, place = adapter(study, model, checkpoint, seed), folder(study, model, checkpoint, seed)
-    reader, tables = load(study.models[model], trained, study.predict.batch), []
-    for dataset, protocol in protocols(study, model, checkpoint).items():
+    trained, model, tables = study.paths.adapter(checkpoint), study.models[checkpoint.model], []
+    reader, journal = load(model, trained, study.predict.batch), study.paths.asked(checkpoint) / JOURNAL
+    for dataset, protocol in protocols(study, checkpoint).items():
         films = curate.dataset(study, dataset)
-        given = replies(reader, films["image"], protocol, place / JOURNAL, f"{model} {checkpoint} on {dataset}")
-        run = _grpo_run(study, model, checkpoint)
+        what = f"{checkpoint.model} {checkpoint.name} on {dataset}"
+        given = replies(reader, films["image"], protocol, journal, what)
+        run = checkpoint.run if checkpoint.stage == "grpo" else None
         tables.append(read(study, dataset, films, given, reader.processor, protocol, run))
     table = pd.concat(tables, ignore_index=True)
     made_of = [study.folder / curate.MANIFEST, *([trained / "adapter_model.safetensors"] if trained else [])]
-    told = {protocol.hash: protocol.model_dump() for protocol in protocols(study, model, checkpoint).values()}
-    origin = records.origin(study, seed, made_of) | models.provenance(study.models[model]) | {"protocols": told}
-    records.save(table, place / "answers.parquet", origin)
+    told = {protocol.hash: protocol.model_dump() for protocol in protocols(study, checkpoint).values()}
+    origin = records.origin(study, checkpoint.seed, made_of) | models.provenance(model) | {"protocols": told}
+    records.save(table, study.paths.answers(checkpoint), origin)
     return table
 
 
@@ -336,12 +324,12 @@ def read(
     given: list[Reply | str],
     processor,
     protocol: Protocol,
-    run: config.GrpoRun | None = None,
+    run: str | None = None,
 ) -> pd.DataFrame:
     """Read replies about `films`: labels, failure, and the hard reward where every label of the film is known.
 
-    Of a reply given as text alone it is not known whether it was cut off (NA).  With the `run` that made the
-    checkpoint, the column `own_reward` is added where its reward is not the hard one (`score_recorded`).
+    Of a reply given as text alone it is not known whether it was cut off (NA).  With the GRPO `run` that made the
+    checkpoint, the column `own_reward` is added where its reward is not the study's hard one (`score_recorded`).
     """
     from chexreason.labels import CHEXPERT14
 
@@ -368,9 +356,10 @@ def read(
         ],
         protocol=protocol.hash,
     )
-    if run and run.reward != "hard":
-        made = rewards.make(run.reward, study.file.parent, run.reward_args, settings)
-        table["own_reward"] = score_recorded(made, run.variant, films, table, protocol.prompt, processor)
+    own, constants = (study.grpo.runs[run], study.grpo.of(run).reward) if run else (None, settings)
+    if own and (own.reward != "hard" or constants != settings):
+        made = rewards.make(own.reward, study.file.parent, own.reward_args, constants)
+        table["own_reward"] = score_recorded(made, run, films, table, protocol.prompt, processor)
     return table[["dataset", *table.columns.drop("dataset")]]
 
 
@@ -402,14 +391,9 @@ def score_recorded(
     return values
 
 
-def _grpo_run(study: config.Study, model: str, checkpoint: str) -> config.GrpoRun | None:
-    stage, _, variant = checkpoint.partition("/")
-    return study.grpo_run(model, variant.removesuffix("-best")) if stage == "grpo" else None
-
-
-def format_protocols(study: config.Study, model: str, checkpoint: str) -> str:
+def format_protocols(study: config.Study, checkpoint: config.Checkpoint) -> str:
     """The protocols a checkpoint is asked under, as text: each with its hash, its data sets and all its parts."""
-    asked = protocols(study, model, checkpoint)
+    asked = protocols(study, checkpoint)
     texts = {
         protocol.hash: "\n".join(
             [

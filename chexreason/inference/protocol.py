@@ -35,7 +35,7 @@ class Protocol(config.Section):
         return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def protocols(study: config.Study, model: str, checkpoint: str) -> dict[str, Protocol]:
+def protocols(study: config.Study, checkpoint: config.Checkpoint) -> dict[str, Protocol]:
     """How a checkpoint is asked about each of its data sets."""
-    prompt = study.prompt(model, checkpoint)
+    prompt = study.prompt(checkpoint)
     return {dataset: Protocol.of(study, prompt, dataset) for dataset in study.datasets(checkpoint)}

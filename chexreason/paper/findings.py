@@ -11,6 +11,7 @@ the first in macro-F1.  Each has what the finding would lead one to expect, and 
 import pandas as pd
 
 from chexreason import config, records
+from chexreason.config import Checkpoint
 from chexreason.display.tables import estimate_text, title_text
 from chexreason.evaluation import compare, metrics, report
 from chexreason.paper import published
@@ -66,38 +67,47 @@ def comparisons(study, paired: pd.DataFrame) -> pd.DataFrame:
 
 def _formats(study) -> list[pd.DataFrame]:
     """Reasoning A against Free Reasoning, for each model and seed that has both."""
-    checkpoints = ("sft/free_reasoning", "sft/reasoning_a")
     return [
-        _between(study, model, checkpoints, seed).assign(finding=3, expected=_SCAFFOLD[model])
-        for model, seed in _format_pairs(study)
+        _between(study, *pair).assign(finding=3, expected=_SCAFFOLD[pair[0].model]) for pair in _format_pairs(study)
     ]
 
 
-def _format_pairs(study) -> list[tuple[str, int]]:
-    trained = {(run.model, seed, run.format): None for run, seed in study.runs("sft") if run.model in _SCAFFOLD}
-    return [
-        (model, seed)
-        for model, seed, form in trained
-        if form == "reasoning_a" and (model, seed, "free_reasoning") in trained
+def _format_pairs(study) -> list[tuple[Checkpoint, Checkpoint]]:
+    """The first run of each format, with the settings of the section, for each model of the paper and each seed."""
+    trained = {}
+    for each in study.runs("sft"):
+        if not study.sft.runs[each.run].set:
+            trained.setdefault((each.model, each.seed, study.prompt(each)), each)
+    pairs = [
+        (trained.get((model, seed, "free_reasoning")), each)
+        for (model, seed, form), each in trained.items()
+        if form == "reasoning_a" and model in _SCAFFOLD
     ]
+    return [pair for pair in pairs if pair[0]]
 
 
 def _rewards(study) -> list[pd.DataFrame]:
-    """The hard against the nuanced reward, at the last and the best checkpoint, where both started from one model."""
+    """The hard against the nuanced reward, at the last and the best checkpoint."""
     return [
-        _between(study, model, (f"grpo/nuanced{which}", f"grpo/hard{which}"), seed).assign(finding=4, expected="level")
-        for model, seed in _reward_pairs(study)
-        for which in ("", "-best")
+        _between(study, *ends).assign(finding=4, expected="level")
+        for nuanced, hard in _reward_pairs(study)
+        for ends in ((nuanced, hard), (nuanced.best, hard.best))
     ]
 
 
-def _reward_pairs(study) -> list[tuple[str, int]]:
-    trained = {(run.model, seed, run.format, run.variant): None for run, seed in study.runs("grpo")}
-    return [
-        (model, seed)
-        for model, seed, form, reward in trained
-        if reward == "hard" and (model, seed, form, "nuanced") in trained
-    ]
+def _reward_pairs(study) -> list[tuple[Checkpoint, Checkpoint]]:
+    """The GRPO runs of the nuanced and of the hard reward that differ in nothing else."""
+    runs = study.grpo.runs
+
+    def rest(checkpoint: Checkpoint) -> tuple:
+        run = runs[checkpoint.run]
+        return checkpoint.seed, run.start, run.films, run.labels, study.grpo.of(checkpoint.run)
+
+    both = {
+        reward: [each for each in study.runs("grpo") if runs[each.run].reward == reward]
+        for reward in ("nuanced", "hard")
+    }
+    return [(first, second) for second in both["hard"] for first in both["nuanced"] if rest(first) == rest(second)]
 
 
 def _spoken_to(study) -> dict[int, bool]:
@@ -106,17 +116,15 @@ def _spoken_to(study) -> dict[int, bool]:
     return {finding: bool(found) for finding, found in pairs.items()}
 
 
-def _between(study, model: str, checkpoints: tuple[str, str], seed: int) -> pd.DataFrame:
+def _between(study, first: Checkpoint, second: Checkpoint) -> pd.DataFrame:
     """A row as in the `paired` record: two checkpoints on validation films, over all labels scored there."""
     films, label_set = compare.labeled_films(study), study.curate.label_sets[0]
     scored = [
-        compare.score_answers(
-            study, films, records.load(compare.answers_path(study, model, checkpoint, seed)), study.home, label_set
-        )
-        for checkpoint in checkpoints
+        compare.score_answers(study, films, records.load(study.paths.answers(each)), study.home, label_set)
+        for each in (first, second)
     ]
-    names = [compare.model_name(study, model, checkpoint) for checkpoint in checkpoints]
-    where = {"dataset": study.home, "label_set": label_set, "seed": seed, "first": names[0], "second": names[1]}
+    names = {name: compare.model_name(study, each) for name, each in (("first", first), ("second", second))}
+    where = {"dataset": study.home, "label_set": label_set, "seed": second.seed, **names}
     return metrics.difference(*scored, ("macro_f1",)).assign(**where)
 
 

@@ -14,7 +14,7 @@ from chexreason.data import curate, sampling
 from chexreason.evaluation import metrics
 from chexreason.inference import predict
 from chexreason.inference.protocol import Protocol
-from chexreason.training import common, model_card, sft
+from chexreason.training import common, model_card
 
 LOGGED = {
     "step": "step",
@@ -41,25 +41,30 @@ TAKEN = {*LOGGED.values(), "collapse", "validation_f1", "run"}
 """Columns of the log that a reward's own metric cannot be."""
 
 
-def folder(study: config.Study, model: str, reward: str, seed: int) -> Path:
-    """Where the adapter and the log of one GRPO run lie; `reward` is the run's name (`GrpoRun.variant`)."""
-    return study.folder / "grpo" / model / reward / f"seed{seed}"
+def films(study: config.Study, run: str) -> pd.DataFrame:
+    """The films a GRPO run trains on, as `curate.dataset` has them, with the labels that it is rewarded for."""
+    asked = study.grpo.runs[run]
+    tables = [
+        curate.dataset(study, curate.rl_split(study, source), asked.labels.get(source))
+        for source in asked.films or [study.curate.train]
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
-def work(study: config.Study, model: str, format: str, reward: str, seed: int) -> Path:
+def work(study: config.Study, checkpoint: config.Checkpoint) -> Path:
     """Where one GRPO run keeps what it resumes from; the code of a reward of the user's own counts, too."""
-    run = study.grpo_run(model, reward)
-    own = [records.sha256(file) for file in rewards.code(run.reward, study.file.parent)] if run else []
-    watched = curate.dataset(study, study.home).head(study.grpo.validation_films)
-    films = common.content(curate.dataset(study, "rl"), "labels"), common.content(watched, "labels")
-    start = records.sha256(sft.folder(study, model, format, seed) / "adapter" / models.ADAPTER[1])
-    settings = study.grpo.model_dump(exclude={"runs", "collapse"}), Protocol.of(study, format, study.home).hash
-    place = folder(study, model, reward, seed)
-    return common.work(place, "grpo", study.models[model], films, start, settings, own, run.reward_args if run else {})
+    run, settings = study.grpo.runs[checkpoint.run], study.grpo.of(checkpoint.run)
+    own = [records.sha256(file) for file in rewards.code(run.reward, study.file.parent)]
+    watched = curate.dataset(study, study.home).head(settings.validation_films)
+    read = common.content(films(study, checkpoint.run), "labels"), common.content(watched, "labels")
+    start = records.sha256(study.paths.adapter(study.start(checkpoint)) / models.ADAPTER[1])
+    protocol = Protocol.of(study, study.prompt(checkpoint), study.home).hash
+    made_of = settings.model_dump(exclude={"collapse"}), protocol, own, run.reward_args
+    return common.work(study.paths.run(checkpoint), "grpo", study.models[checkpoint.model], read, start, *made_of)
 
 
-def _inputs(study: config.Study, model: str, format: str, seed: int) -> list[Path]:
-    return [study.folder / curate.MANIFEST, sft.folder(study, model, format, seed) / "adapter" / models.ADAPTER[1]]
+def _inputs(study: config.Study, checkpoint: config.Checkpoint) -> list[Path]:
+    return [study.folder / curate.MANIFEST, study.paths.adapter(study.start(checkpoint)) / models.ADAPTER[1]]
 
 
 def reward_function(reward: Callable, name: str, opening: str = "", ends: Collection[int] = ()) -> Callable:
@@ -118,40 +123,41 @@ def commonest(texts: Sequence[str]) -> float:
     return max(counts.values(), default=0) / len(texts)
 
 
-def policy(study: config.Study, model: str, format: str, seed: int, processor):
-    """The base model with the SFT adapter, trainable.
+def policy(study: config.Study, start: config.Checkpoint, processor):
+    """The base model with the adapter of the checkpoint `start`, trainable.
 
     Handed to trl without a `peft_config`, so that trl keeps a frozen copy of the adapter as the reference: KL is
     measured against the SFT checkpoint, and is 0 at the first step.
     """
-    adapter = sft.folder(study, model, format, seed) / "adapter"
-    base = models.plain_generation(models.load_base(study.models[model]), processor)
-    models.refuse_unreached(base, study.models[model])
-    return models.attach(models.freeze_vision(base), adapter, trainable=True)
+    settings = study.models[start.model]
+    base = models.plain_generation(models.load_base(settings), processor)
+    models.refuse_unreached(base, settings)
+    return models.attach(models.freeze_vision(base), study.paths.adapter(start), trainable=True)
 
 
-def trainer(study: config.Study, model: str, format: str, reward_name: str, seed: int):
+def trainer(study: config.Study, run: str, seed: int):
     """A GRPOTrainer ready to run on the RL films."""
     from transformers import set_seed
     from trl import GRPOConfig, GRPOTrainer
 
     runtime.steady_threads()
     set_seed(seed)
-    settings, films = study.grpo, curate.dataset(study, "rl")
-    run = study.grpo_run(model, reward_name) or config.GrpoRun(model=model, format=format, reward=reward_name)
-    if (rollout := settings.films_per_step * settings.steps_per_generation) > len(films):
+    checkpoint, settings, asked = study.checkpoint("grpo", run, seed), study.grpo.of(run), study.grpo.runs[run]
+    table, loaded = films(study, run), study.models[checkpoint.model]
+    if (rollout := settings.films_per_step * settings.steps_per_generation) > len(table):
         raise config.ParamsError(
-            f"grpo: a rollout takes {rollout} films (films_per_step x steps_per_generation), and curation left "
-            f"{len(films)} for rl; lower one of the two, or raise curate.rl"
+            f"grpo.runs.{run}: a rollout takes {rollout} films (films_per_step x steps_per_generation), and curation "
+            f"left {len(table)} for rl; lower one of the two, or raise curate.rl"
         )
-    processor = models.load_processor(study.models[model])
-    starting = policy(study, model, format, seed, processor)
-    reward = rewards.make(run.reward, study.file.parent, run.reward_args, settings.reward)
-    scoring = reward_function(reward, reward_name, models.opened(processor), models.ends(starting, processor))
+    processor = models.load_processor(loaded)
+    starting = policy(study, study.start(checkpoint), processor)
+    reward = rewards.make(asked.reward, study.file.parent, asked.reward_args, settings.reward)
+    scoring = reward_function(reward, run, models.opened(processor), models.ends(starting, processor))
+    columns = {"truth": list(table["labels"]), "film": list(table["film"])}
     arguments = common.arguments(
         GRPOConfig,
         settings,
-        output_dir=str(work(study, model, format, reward_name, seed)),
+        output_dir=str(work(study, checkpoint)),
         per_device_train_batch_size=settings.films_per_step * settings.num_generations,
         top_k=0,
         lr_scheduler_type="cosine",
@@ -165,16 +171,16 @@ def trainer(study: config.Study, model: str, format: str, reward_name: str, seed
         report_to="none",
         **runtime.on_cpu(),
     )
-    with models.one_line(study.models[model].path):
+    with models.one_line(loaded.path):
         runner = GRPOTrainer(
             model=starting,
             processing_class=processor,
             args=arguments,
             reward_funcs=scoring,
-            train_dataset=common.examples(films, format, truth=list(films["labels"]), film=list(films["film"])),
+            train_dataset=common.examples(table, study.prompt(checkpoint), **columns),
             callbacks=[
-                common.progress(f"GRPO {model} {reward_name}"),
-                common.tensorboard(folder(study, model, reward_name, seed)),
+                common.progress(f"GRPO {run}"),
+                common.tensorboard(study.paths.run(checkpoint)),
                 watch(settings.collapse),
                 common.marking(),
                 *keeper(reward),
@@ -183,7 +189,7 @@ def trainer(study: config.Study, model: str, format: str, reward_name: str, seed
     return common.quietly(runner)
 
 
-def train(study: config.Study, model: str, format: str, reward_name: str, seed: int) -> pd.DataFrame:
+def train(study: config.Study, run: str, seed: int) -> pd.DataFrame:
     """Run GRPO, or go on from its newest checkpoint; return its log, one row a step.
 
     The log has the columns of `LOGGED`, the reward's own metrics (`a/b` as `a_b`), `validation_f1` (macro-F1 of each
@@ -191,44 +197,42 @@ def train(study: config.Study, model: str, format: str, reward_name: str, seed: 
     Writes `adapter/` (of the last step) and `best/` (of the best checkpoint), both peft, safetensors and a model card,
     and `log.parquet`.
     """
-    going = work(study, model, format, reward_name, seed)
+    checkpoint = study.checkpoint("grpo", run, seed)
+    base, going = study.models[checkpoint.model], work(study, checkpoint)
     if not common.finished(going):
         with common.naming("grpo.films_per_step"):
-            state = common.resume(trainer(study, model, format, reward_name, seed), going)
+            state = common.resume(trainer(study, run, seed), going)
         saved = {common.step(each): each for each in common.whole(going)}
-        f1 = {step: validate(study, model, format, each) for step, each in saved.items()}
+        f1 = {step: validate(study, checkpoint, each) for step, each in saved.items()}
         steps = {"adapter": max(f1), "best": best(f1)}
         history = {"log": state.log_history, "f1": list(f1.items()), "steps": steps}
-        common.finish(going, study.models[model], {name: saved[step] for name, step in steps.items()}, history)
+        common.finish(going, base, {name: saved[step] for name, step in steps.items()}, history)
 
     def log_and_cards(history: dict) -> tuple[pd.DataFrame, dict[str, str]]:
-        table = log(history["log"], study.grpo.collapse)
+        table = log(history["log"], study.grpo.of(run).collapse)
         table["validation_f1"] = table["step"].map(dict(history["f1"]))
-        cards = {
-            name: describe(study, model, format, reward_name, seed, step, table)
-            for name, step in history["steps"].items()
-        }
-        return table, cards
+        return table, {name: describe(study, checkpoint, step, table) for name, step in history["steps"].items()}
 
-    origin = records.origin(study, seed, _inputs(study, model, format, seed))
-    place = folder(study, model, reward_name, seed)
-    return common.publish(going, place, log_and_cards, origin | models.provenance(study.models[model]))
+    origin = records.origin(study, seed, _inputs(study, checkpoint)) | models.provenance(base)
+    return common.publish(going, study.paths.run(checkpoint), log_and_cards, origin)
 
 
-def describe(
-    study: config.Study, model: str, format: str, reward: str, seed: int, step: int, table: pd.DataFrame
-) -> str:
+def describe(study: config.Study, checkpoint: config.Checkpoint, step: int, table: pd.DataFrame) -> str:
     """The model card of the checkpoint of one step of a GRPO run, from its log."""
-    films, source = study.curate, study.sources[study.curate.train]
-    row, asked = table.set_index("step").loc[step], min(study.grpo.validation_films, films.validation)
+    settings, run = study.grpo.of(checkpoint.run), study.grpo.runs[checkpoint.run]
+    row, asked = table.set_index("step").loc[step], min(settings.validation_films, study.curate.validation)
     fallen = f"  The run had collapsed ({row.collapse})." if row.collapse else ""
     return model_card.text(
         study,
-        model,
-        f"grpo/{reward}, step {step} of {study.grpo.max_steps}, seed {seed}",
-        data=f"Up to {films.rl:,} films of the source `{films.train}` ({source.kind}) with their labels, starting from "
-        f"the adapter sft/{format}, seed {seed}, of the same study.",
-        settings={"seed": seed, "grpo": study.grpo.model_dump(exclude={"runs"}), **_own_reward(study, model, reward)},
+        checkpoint.model,
+        f"{checkpoint.name}, step {step} of {settings.max_steps}, seed {checkpoint.seed}",
+        data=f"{_told_films(study, run)}, starting from the adapter {study.start(checkpoint).name}, seed "
+        f"{checkpoint.seed}, of the same study.",
+        settings={
+            "seed": checkpoint.seed,
+            "grpo": settings.model_dump(exclude={"runs"}),
+            "run": run.model_dump(include={"reward", "reward_args"}),
+        },
         scores=model_card.Scores(
             study.home,
             f"Greedy answers on {asked:,} films of validation, fourteen labels.{fallen}",
@@ -237,26 +241,31 @@ def describe(
     )
 
 
-def _own_reward(study: config.Study, model: str, name: str) -> dict:
-    """What a model card adds of a run whose reward is not one of this package, or is not its name."""
-    run = study.grpo_run(model, name)
-    return {"reward": run.reward, "reward_args": run.reward_args} if run and run.reward != name else {}
+def _told_films(study: config.Study, run: config.GrpoRun) -> str:
+    """What films and labels a run has learned from, in words."""
+    told = []
+    for name in run.films or [study.curate.train]:
+        labels = f"the labels of `{run.labels[name]}`" if name in run.labels else "their labels"
+        source = f"the source `{name}` ({study.sources[name].kind})"
+        told.append(f"up to {study.curate.rl:,} films of {source} with {labels}")
+    text = " and ".join(told)
+    return text[0].upper() + text[1:]
 
 
-def validate(study: config.Study, model: str, format: str, checkpoint: Path) -> float:
-    """Macro-F1 of a checkpoint's greedy answers on the first `validation_films` films of validation.
+def validate(study: config.Study, checkpoint: config.Checkpoint, weights: Path) -> float:
+    """Macro-F1 of the greedy answers of one of a run's checkpoints on the first `validation_films` of validation.
 
-    They are in random order, so the first are a sample.  The value is kept in the checkpoint, to be read again.
+    They are in random order, so the first are a sample.  The value is kept beside the weights, to be read again.
     """
-    kept = checkpoint / "validation.json"
+    kept = weights / "validation.json"
     if kept.exists():
         return records.load_json(kept)
-    films = curate.dataset(study, study.home).head(study.grpo.validation_films)
-    journal, protocol = checkpoint / predict.JOURNAL, Protocol.of(study, format, study.home)
-    reader = predict.load(study.models[model], checkpoint, study.predict.batch)
-    texts = predict.ask(reader, films["image"], protocol, journal, f"validation of {checkpoint.name}")
+    watched = curate.dataset(study, study.home).head(study.grpo.of(checkpoint.run).validation_films)
+    journal, protocol = weights / predict.JOURNAL, Protocol.of(study, study.prompt(checkpoint), study.home)
+    reader = predict.load(study.models[checkpoint.model], weights, study.predict.batch)
+    texts = predict.ask(reader, watched["image"], protocol, journal, f"validation of {weights.name}")
     given = [[label in answers.read(text).labels for label in sampling.LABELS] for text in texts]
-    value = float(metrics.macro(metrics.tally(films[sampling.LABELS].to_numpy(), given).sum(axis=0))[2])
+    value = float(metrics.macro(metrics.tally(watched[sampling.LABELS].to_numpy(), given).sum(axis=0))[2])
     records.save_json(value, kept, records.origin(study))
     shutil.rmtree(journal, ignore_errors=True)
     return value
@@ -319,10 +328,7 @@ def logs(study: config.Study) -> pd.DataFrame:
     """The logs of all GRPO runs of the study, one below the other, with `run` (its name and seed)."""
     empty = pd.DataFrame(columns=["step", "reward", "kl", "validation_f1", "run"])
     tables = [
-        records.load(folder(study, run.model, run.variant, seed) / "log.parquet").assign(
-            run=f"{run.variant}, seed {seed}"
-        )
-        for run, seed in study.runs("grpo")
+        records.load(study.paths.log(each)).assign(run=f"{each.run}, seed {each.seed}") for each in study.runs("grpo")
     ]
     return pd.concat(tables, ignore_index=True) if tables else empty
 

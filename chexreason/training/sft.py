@@ -10,11 +10,6 @@ from chexreason.teacher import check
 from chexreason.training import common, model_card
 
 
-def folder(study: config.Study, model: str, format: str, seed: int) -> Path:
-    """Where the adapter and the log of one SFT run lie."""
-    return study.folder / "sft" / model / format / f"seed{seed}"
-
-
 def traces(study: config.Study, format: str) -> pd.Series:
     """The teacher's traces of `format`, as written, by film; raises RecordError where there are none."""
     written = records.load(study.folder / check.TRACES)
@@ -40,8 +35,9 @@ def data(study: config.Study, split: str, format: str, opening: str = ""):
     return common.examples(films, format, completion=completions)
 
 
-def example(study: config.Study, format: str) -> str:
+def example(study: config.Study, run: str) -> str:
     """The first film's prompt and completion, as text; of a credentialed source the prompt alone."""
+    format = study.sft.runs[run].format
     first, film = data(study, "sft", format)[0], curate.dataset(study, "sft").iloc[0]
     completion = (
         "(the traces of this source are not shown)" if film["credentialed"] else first["completion"][0]["content"]
@@ -49,19 +45,20 @@ def example(study: config.Study, format: str) -> str:
     return f"{first['prompt'][0]['content']}\n\n{completion}"
 
 
-def work(study: config.Study, model: str, format: str, seed: int) -> Path:
+def work(study: config.Study, checkpoint: config.Checkpoint) -> Path:
     """Where one SFT run keeps what it resumes from."""
+    format = study.prompt(checkpoint)
     films = pd.concat([curate.dataset(study, split) for split in ("sft", "sft-holdout")])
     read = common.content(films.assign(trace=films["film"].map(traces(study, format))), "split", "trace")
-    settings = study.lora.model_dump(), study.sft.model_dump(exclude={"runs"}), prompts.load(format)
-    return common.work(folder(study, model, format, seed), "sft", study.models[model], read, settings)
+    settings = study.lora.model_dump(), study.sft.of(checkpoint.run).model_dump(), prompts.load(format)
+    return common.work(study.paths.run(checkpoint), "sft", study.models[checkpoint.model], read, settings)
 
 
 def _inputs(study: config.Study) -> list[Path]:
     return [study.folder / curate.MANIFEST, study.folder / check.TRACES]
 
 
-def trainer(study: config.Study, model: str, format: str, seed: int):
+def trainer(study: config.Study, run: str, seed: int):
     """An SFTTrainer ready to run.
 
     Loss on the answer's tokens only, which is what trl does with `prompt` and `completion` columns; early stopping on
@@ -72,7 +69,8 @@ def trainer(study: config.Study, model: str, format: str, seed: int):
 
     runtime.steady_threads()
     set_seed(seed)  # LoRA's first weights are drawn when the trainer attaches it
-    settings, loaded = study.sft, study.models[model]
+    checkpoint = study.checkpoint("sft", run, seed)
+    settings, loaded, format = study.sft.of(run), study.models[checkpoint.model], study.prompt(checkpoint)
     processor = models.load_processor(loaded)
     opening = models.opened(processor)
     train, held_out = (data(study, split, format, opening) for split in ("sft", "sft-holdout"))
@@ -84,7 +82,7 @@ def trainer(study: config.Study, model: str, format: str, seed: int):
     arguments = common.arguments(
         SFTConfig,
         settings,
-        output_dir=str(work(study, model, format, seed)),
+        output_dir=str(work(study, checkpoint)),
         per_device_eval_batch_size=settings.per_device_train_batch_size * 4,
         lr_scheduler_type="cosine",
         max_length=None,
@@ -113,8 +111,8 @@ def trainer(study: config.Study, model: str, format: str, seed: int):
             peft_config=models.lora_config(study.lora, loaded),
             callbacks=[
                 common.early_stopping(settings.early_stopping_patience),
-                common.progress(f"SFT {model} {format}"),
-                common.tensorboard(folder(study, model, format, seed)),
+                common.progress(f"SFT {run}"),
+                common.tensorboard(study.paths.run(checkpoint)),
                 common.marking(),
             ],
         )
@@ -152,25 +150,26 @@ def refuse_other_tokens(runner, format: str, path: str) -> None:
         raise models.ModelError(f"{path}: its chat template ends no reply, so training would not teach where to stop")
 
 
-def train(study: config.Study, model: str, format: str, seed: int) -> pd.DataFrame:
-    """Train one cell of the SFT grid, or go on from its newest checkpoint; return its log.
+def train(study: config.Study, run: str, seed: int) -> pd.DataFrame:
+    """Train one SFT run, or go on from its newest checkpoint; return its log.
 
     Writes `adapter/` (peft, safetensors, model card) and `log.parquet`: step, epoch, split (train or eval), loss (nats
     a token of the answer), token_accuracy (share of the answer's tokens guessed right).
     """
-    place, going = folder(study, model, format, seed), work(study, model, format, seed)
+    checkpoint = study.checkpoint("sft", run, seed)
+    base, going = study.models[checkpoint.model], work(study, checkpoint)
     if not common.finished(going):
         with common.naming("sft.per_device_train_batch_size (and raise sft.gradient_accumulation_steps as much)"):
-            state = common.resume(trainer(study, model, format, seed), going)
+            state = common.resume(trainer(study, run, seed), going)
         best = going / Path(state.best_model_checkpoint).name
-        common.finish(going, study.models[model], {"adapter": best}, {"log": state.log_history})
+        common.finish(going, base, {"adapter": best}, {"log": state.log_history})
 
     def log_and_card(history: dict) -> tuple[pd.DataFrame, dict[str, str]]:
         table = log(history["log"])
-        return table, {"adapter": describe(study, model, format, seed, table)}
+        return table, {"adapter": describe(study, checkpoint, table)}
 
-    origin = records.origin(study, seed, _inputs(study)) | models.provenance(study.models[model])
-    return common.publish(going, place, log_and_card, origin)
+    origin = records.origin(study, seed, _inputs(study)) | models.provenance(base)
+    return common.publish(going, study.paths.run(checkpoint), log_and_card, origin)
 
 
 def log(history: list[dict]) -> pd.DataFrame:
@@ -191,18 +190,19 @@ def log(history: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def describe(study: config.Study, model: str, format: str, seed: int, table: pd.DataFrame) -> str:
+def describe(study: config.Study, checkpoint: config.Checkpoint, table: pd.DataFrame) -> str:
     """The model card of one SFT run, from its log."""
     held = table[table["split"] == "eval"]
     best = held.loc[held["loss"].idxmin()]
-    films, source = study.curate, study.sources[study.curate.train]
+    films, source, format = study.curate, study.sources[study.curate.train], study.prompt(checkpoint)
+    settings = study.sft.of(checkpoint.run).model_dump(exclude={"runs"})
     return model_card.text(
         study,
-        model,
-        f"sft/{format}, seed {seed}",
+        checkpoint.model,
+        f"{checkpoint.name}, seed {checkpoint.seed}",
         data=f"Up to {films.sft:,} films of the source `{films.train}` ({source.kind}), with a trace of the format "
         f"{format} written by the teacher ({study.teacher.kind}) from each film's labels.",
-        settings={"seed": seed, "lora": study.lora.model_dump(), "sft": study.sft.model_dump(exclude={"runs"})},
+        settings={"seed": checkpoint.seed, "lora": study.lora.model_dump(), "sft": settings},
         scores=model_card.Scores(
             "sft-holdout",
             f"On the {films.holdout:.0%} of these films that are held out for early stopping, at step {best.step:.0f}, "
@@ -226,13 +226,13 @@ def trainable(study: config.Study, model: str) -> pd.DataFrame:
 
 
 def logs(study: config.Study) -> pd.DataFrame:
-    """The logs of all SFT runs of the study, one below the other, with model, format and seed."""
+    """The logs of all SFT runs of the study, one below the other, with model, run, format and seed."""
     return pd.concat(
         [
-            records.load(folder(study, run.model, run.format, seed) / "log.parquet").assign(
-                model=study.models[run.model].name, format=run.format, seed=seed
+            records.load(study.paths.log(each)).assign(
+                model=study.models[each.model].name, run=each.run, format=study.prompt(each), seed=each.seed
             )
-            for run, seed in study.runs("sft")
+            for each in study.runs("sft")
         ],
         ignore_index=True,
     )

@@ -68,11 +68,11 @@ class Cost(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One run of the grid: `variant` is a prompt, an SFT format, a GRPO reward or the checkpoint that is asked."""
+    """One run of the grid: `run` is a prompt, the name of an SFT or GRPO run, or the checkpoint that is asked."""
 
     stage: str
     model: str
-    variant: str
+    run: str
     seed: int
     hours: float
     memory: float
@@ -105,18 +105,13 @@ def plan(study: config.Study) -> dict:
 def runs(study: config.Study) -> list[Run]:
     """Every run of the grid, stage by stage."""
     tried = study.prompts.variants if study.prompts else []
-    grid = [
-        *(("prompts", study.prompts.model, name, name, study.seeds[0]) for name in tried),
-        *(("sft", run.model, run.format, run.format, seed) for run, seed in study.runs("sft")),
-        *(("grpo", run.model, run.variant, run.format, seed) for run, seed in study.runs("grpo")),
-        *(
-            ("predict", model, checkpoint, study.prompt(model, checkpoint), seed)
-            for model, checkpoint, seed in study.checkpoints()
-        ),
-    ]
+    trained = [(stage, each.run, each) for stage in ("sft", "grpo") for each in study.runs(stage)]
+    asked = [("predict", each.name, each) for each in study.checkpoints()]
+    grid = [("prompts", study.prompts.model, name, name, study.seeds[0], None) for name in tried]
+    grid += [(stage, each.model, name, study.prompt(each), each.seed, each) for stage, name, each in trained + asked]
     return [
-        Run(stage, model, variant, seed, *_cost(study, stage, model, variant, prompt))
-        for stage, model, variant, prompt, seed in grid
+        Run(stage, model, name, seed, *_cost(study, stage, model, prompt, checkpoint))
+        for stage, model, name, prompt, seed, checkpoint in grid
     ]
 
 
@@ -124,56 +119,54 @@ def _stand_in(study: config.Study, model: str) -> bool:
     return study.models[model].path.startswith(models.STAND_IN)
 
 
-def _cost(study: config.Study, stage: str, model: str, variant: str, prompt: str) -> Cost:
-    """What one run costs, asked or trained with `prompt`."""
+def _cost(study: config.Study, stage: str, model: str, prompt: str, checkpoint: config.Checkpoint | None) -> Cost:
+    """What one run costs, asked or trained with `prompt`; a prompt that is tried has no checkpoint."""
     asked = study.models[model]
     try:
         with models.one_line(asked.path):
             if _stand_in(study, model):
-                return _measured(study, stage, model, variant, prompt)
+                return _measured(study, stage, model, prompt, checkpoint)
             shape = _shape(study, model)
             if stage in ("sft", "grpo"):
                 models.refuse_unreached(model_size.empty(asked.path), asked)
     except models.ModelError as error:  # told, and the rest of the plan goes on
         return Cost(math.nan, math.nan, str(error))
     if stage == "sft":
-        return _sft(study, shape, study.models[model], prompt)
+        return _sft(study, shape, study.models[model], prompt, study.sft.of(checkpoint.run))
     if stage == "grpo":
-        return _grpo(study, shape, study.models[model], prompt)
-    return _predict(study, shape, study.models[model], prompt, _answered(study, stage, variant))
+        return _grpo(study, shape, study.models[model], prompt, study.grpo.of(checkpoint.run))
+    return _predict(study, shape, study.models[model], prompt, _answered(study, checkpoint))
 
 
 # What is done: films, steps and answers, by the params file.
 
 
-def _trained(study: config.Study) -> tuple[int, int]:
+def _trained(study: config.Study, settings: config.Sft) -> tuple[int, int]:
     """How often SFT looks at a film to learn from it, and to watch the loss of the held-out films."""
     held = round(study.curate.sft * study.curate.holdout)
-    settings = study.sft
     epochs = settings.num_train_epochs
     return epochs * (study.curate.sft - held), epochs * settings.evaluations_per_epoch * held
 
 
-def _sampled(study: config.Study) -> tuple[int, int]:
+def _sampled(study: config.Study, settings: config.Grpo) -> tuple[int, int]:
     """How many completions GRPO samples and learns from, and how many answers choose the best checkpoint."""
-    settings = study.grpo
     validated = settings.max_steps // settings.save_steps * min(settings.validation_films, study.curate.validation)
     return settings.max_steps * settings.films_per_step * settings.num_generations, validated
 
 
-def _answered(study: config.Study, stage: str, variant: str) -> int:
-    """How many films a prompt is tried on, or a checkpoint is asked about."""
-    if stage == "prompts":
+def _answered(study: config.Study, checkpoint: config.Checkpoint | None) -> int:
+    """How many films a checkpoint is asked about or, without one, a prompt is tried on."""
+    if checkpoint is None:
         return min(study.prompts.films, study.curate.validation)
     films = {study.home: study.curate.validation} | {name: test.films for name, test in study.tests.items()}
-    return sum(films[dataset] for dataset in study.datasets(variant))
+    return sum(films[dataset] for dataset in study.datasets(checkpoint))
 
 
 # The published models: counted operations and bytes.
 
 
-def _sft(study: config.Study, shape: model_size.Shape, model: config.Model, format: str) -> Cost:
-    settings, (learnt, watched) = study.sft, _trained(study)
+def _sft(study: config.Study, shape: model_size.Shape, model: config.Model, format: str, settings: config.Sft) -> Cost:
+    learnt, watched = _trained(study, settings)
     prompt, answer = _prompt(shape, format), _answer(study, format)
     forward, film = language_flops(shape, prompt + answer, answer), vision_flops(shape)
     operations = learnt * (_passes(settings) * forward + film) + watched * (forward + film)
@@ -184,8 +177,10 @@ def _sft(study: config.Study, shape: model_size.Shape, model: config.Model, form
     return Cost(seconds / 3600, _peak(size), how)
 
 
-def _grpo(study: config.Study, shape: model_size.Shape, model: config.Model, format: str) -> Cost:
-    settings, (sampled, validated) = study.grpo, _sampled(study)
+def _grpo(
+    study: config.Study, shape: model_size.Shape, model: config.Model, format: str, settings: config.Grpo
+) -> Cost:
+    sampled, validated = _sampled(study, settings)
     updates = settings.steps_per_generation * settings.num_iterations
     rollouts, batch = math.ceil(settings.max_steps / updates), sampled // settings.max_steps
     prompt, answer = _prompt(shape, format), settings.max_completion_length
@@ -216,20 +211,20 @@ def _predict(study: config.Study, shape: model_size.Shape, model: config.Model, 
     return Cost(_answering(shape, settings, films, tokens) / 3600, _peak(size), how)
 
 
-def _measured(study: config.Study, stage: str, model: str, variant: str, prompt: str) -> Cost:
+def _measured(study: config.Study, stage: str, model: str, prompt: str, checkpoint: config.Checkpoint | None) -> Cost:
     """What a run of a stand-in takes, by what was measured."""
     size = study.sources[study.curate.train].size
     asked = study.models[model]
     tokens = _spoken(asked, prompt) + model_size.visual_tokens(asked, size, size)
     if stage == "sft":
-        learnt, watched = _trained(study)
+        learnt, watched = _trained(study, study.sft.of(checkpoint.run))
         done, how = {"learn": learnt, "watch": watched}, f"{learnt:,} films learnt from, {watched:,} watched"
     elif stage == "grpo":
-        sampled, validated = _sampled(study)
+        sampled, validated = _sampled(study, study.grpo.of(checkpoint.run))
         done = {"sample": sampled, "answer": validated}
         how = f"{sampled:,} completions, {validated:,} films validated"
     else:
-        films = _answered(study, stage, variant)
+        films = _answered(study, checkpoint)
         done, how = {"answer": films}, f"{films:,} films"
     seconds = tokens * sum(count * STAND_IN_SECONDS[what] for what, count in done.items())
     return Cost(seconds / 3600, STAND_IN_BYTES[stage] / 1e9, f"{how}, about {tokens} tokens each; as measured")
@@ -387,8 +382,10 @@ def _teacher(study: config.Study) -> Iterator[str]:
 def _packages(study: config.Study) -> Iterator[str]:
     """What `trl` passes through needs further packages for."""
     for section in (study.sft, study.grpo):
-        needed = [name for name in trl_arguments.reporters(section.trl) if name != "none"]
-        for name in needed + ["vllm"] * section.trl.get("use_vllm", False):
+        passed = [section.trl, *(section.of(run).trl for run in section.runs)]
+        needed = {name for values in passed for name in trl_arguments.reporters(values)} - {"none"}
+        needed |= {"vllm"} if any(values.get("use_vllm") for values in passed) else set()
+        for name in sorted(needed):
             if find_spec({"azure_ml": "azureml", "flyte": "flytekit"}.get(name, name)) is None:
                 yield f"{section.stage}.trl: install the package {name} with .venv/bin/pip"
 
@@ -454,8 +451,10 @@ def needed(study: config.Study) -> float:
     curated = study.curate
     size = (curated.sft + curated.rl + curated.validation) * study.sources[curated.train].size ** 2
     size += sum(test.films * study.sources[test.source].size ** 2 for test in study.tests.values())
-    saved = [(run.model, 2) for run, _ in study.runs("sft")]
-    saved += [(run.model, study.grpo.max_steps // study.grpo.save_steps) for run, _ in study.runs("grpo")]
+    saved = [(each.model, 2) for each in study.runs("sft")]
+    for each in study.runs("grpo"):
+        settings = study.grpo.of(each.run)
+        saved.append((each.model, settings.max_steps // settings.save_steps))
     for model, checkpoints in saved:
         if _stand_in(study, model):
             continue
@@ -518,10 +517,10 @@ def table(found: dict) -> str:
     from chexreason.data import film_table
 
     rows = pd.DataFrame(found["runs"], columns=Run._fields)
-    shown = rows[["stage", "model", "variant", "seed"]].assign(
+    shown = rows[["stage", "model", "run", "seed"]].assign(
         **{"h:mm": rows["hours"].map(_clock), "GB": rows["memory"].map("{:.1f}".format), "from": rows["how"]}
     )
-    for name in ("stage", "model", "variant", "from"):
+    for name in ("stage", "model", "run", "from"):
         shown[name] = shown[name].str.ljust(shown[name].str.len().max())
     lines = [f"Study {found['study']}: {total(found)}", "", shown.to_string(index=False, justify="left")]
     for source, groups in found["films"].items():
@@ -535,14 +534,14 @@ def page(found: dict) -> str:
     """A plan as the book shows it, in Markdown: the total, every run, and what the estimates rest on."""
     rows = [
         (
-            *(markdown.escape(str(run[name])) for name in ("stage", "model", "variant", "seed")),
+            *(markdown.escape(str(run[name])) for name in ("stage", "model", "run", "seed")),
             _clock(run["hours"]),
             "?" if run["memory"] is None else f"{run['memory']:.1f}",
             markdown.escape(run["how"]),
         )
         for run in found["runs"]
     ]
-    grid = markdown.table(("stage", "model", "variant", "seed", "h:mm", "GB", "how it was estimated"), rows, "plan")
+    grid = markdown.table(("stage", "model", "run", "seed", "h:mm", "GB", "how it was estimated"), rows, "plan")
     rests = "\n".join(f"- {markdown.escape(told)}" for told in found["assumptions"])
     return f"In all {markdown.escape(total(found))}\n\n{grid}\n\nThe estimates rest on:\n\n{rests}"
 

@@ -53,6 +53,10 @@ WHOLE = {  # findings without a side of their own
 }
 
 
+SHUFFLE = 2
+"""The layer of randomness that shuffles labels; 0 draws patients and 1 their labels."""
+
+
 def film_table(
     films: int, seed: int, hospital: str = "A", labels: str | None = None, pixels: str | None = None
 ) -> pd.DataFrame:
@@ -75,12 +79,20 @@ def film_table(
 def read(section, key: str) -> Films:
     """The film table of a source (`config.Phantom`), with its recipes; names of films, studies and patients begin with
     `key`, the source's name in the params file."""
-    table = film_table(section.films, section.seed, section.hospital, section.labels, section.pixels)
+    perfect = section.labels == "truth"
+    channel = section.hospital if perfect else section.labels or section.hospital
+    table = film_table(section.films, section.seed, section.hospital, channel, section.pixels)
     for name in ("film", "study", "patient"):
         table[name] = key + table[name].str.removeprefix(section.hospital.lower())
-    channel = HOSPITALS["channels"][HOSPITALS["hospitals"][section.labels or section.hospital]["labels"]]
+    labels = list(CHEXPERT14)
+    if perfect:
+        table[labels] = truth(table).astype(float)
+    if section.shuffled:
+        order = np.random.default_rng([section.seed, 0, SHUFFLE]).permutation(len(table))
+        table[labels] = table[labels].to_numpy()[order]
+    unknown = () if perfect else HOSPITALS["channels"][HOSPITALS["hospitals"][channel]["labels"]]["unknown"]
     none = pd.DataFrame(columns=["film", "path", "reason"], dtype="str")
-    return Films(table.assign(path="", split=""), none, tuple(channel["unknown"]))
+    return Films(table.assign(path="", split=""), none, tuple(unknown))
 
 
 def truth(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,82 @@
+"""What is trained and asked, as a name (`Checkpoint`), and where its records lie in a study's folder (`Paths`)."""
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from chexreason.config.training import BEST
+
+UNTUNED = "untuned"
+
+
+class Checkpoint(NamedTuple):
+    """The weights of a model: its own, or with what a run of a stage has learned from one seed.
+
+    `run` is "" for the untuned model; `which` is "best" for a GRPO run's best macro-F1 on validation films, and "last"
+    otherwise.
+    """
+
+    model: str
+    stage: Literal["untuned", "sft", "grpo"]
+    run: str
+    which: Literal["last", "best"]
+    seed: int
+
+    @classmethod
+    def parse(cls, model: str, name: str, seed: int) -> "Checkpoint":
+        """The checkpoint of a `name` as records and notebooks have it; raises ValueError for one of another form."""
+        stage, _, run = name.partition("/")
+        if (stage == UNTUNED and run) or (stage != UNTUNED and not run) or stage not in (UNTUNED, "sft", "grpo"):
+            raise ValueError(f"{name!r} is no checkpoint; write {UNTUNED}, sft/RUN, grpo/RUN or grpo/RUN{BEST}")
+        best = stage == "grpo" and run.endswith(BEST)
+        return cls(model, stage, run.removesuffix(BEST) if best else run, "best" if best else "last", seed)
+
+    @property
+    def name(self) -> str:
+        """`untuned`, `sft/<run>`, `grpo/<run>` (of the last step) or `grpo/<run>-best`."""
+        if self.stage == UNTUNED:
+            return UNTUNED
+        return f"{self.stage}/{self.run}{BEST if self.which == 'best' else ''}"
+
+    @property
+    def best(self) -> "Checkpoint":
+        """The best checkpoint of the same run."""
+        return self._replace(which="best")
+
+
+class Paths(NamedTuple):
+    """Where the records of a study lie; `root` is its folder."""
+
+    root: Path
+
+    def run(self, checkpoint: Checkpoint) -> Path:
+        """The folder of one training run."""
+        return self.root / checkpoint.stage / checkpoint.model / checkpoint.run / f"seed{checkpoint.seed}"
+
+    def adapter(self, checkpoint: Checkpoint) -> Path | None:
+        """The folder of the trained weights; None for the untuned model."""
+        which = "best" if checkpoint.which == "best" else "adapter"
+        return None if checkpoint.stage == UNTUNED else self.run(checkpoint) / which
+
+    def log(self, checkpoint: Checkpoint) -> Path:
+        """The log of one training run."""
+        return self.run(checkpoint) / "log.parquet"
+
+    def asked(self, checkpoint: Checkpoint) -> Path:
+        """The folder of what a checkpoint was asked."""
+        return self.root / "predict" / checkpoint.model / checkpoint.name / f"seed{checkpoint.seed}"
+
+    def answers(self, checkpoint: Checkpoint) -> Path:
+        """The answers of a checkpoint."""
+        return self.asked(checkpoint) / "answers.parquet"
+
+    def compared(self, name: str) -> Path:
+        """A record of the comparison, such as `scores`."""
+        return self.root / "compare" / f"{name}.parquet"
+
+    def notebook(self, name: str, checkpoint: Checkpoint | None = None) -> Path:
+        """The executed notebook of a chapter, or of one checkpoint: `3_sft-medgemma-free_reasoning-seed0.ipynb`."""
+        words = [name]
+        if checkpoint:
+            which = checkpoint.run if name.startswith(("3_", "4_")) else checkpoint.name.replace("/", "-")
+            words += [checkpoint.model, which, f"seed{checkpoint.seed}"]
+        return self.root / "notebooks" / f"{'-'.join(words)}.ipynb"
