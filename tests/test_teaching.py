@@ -51,7 +51,7 @@ def taught(folder, teacher: dict, formats=("free_reasoning",)) -> config.Study:
     """The smoke study with SFT of `formats` and this teacher."""
     values = config.read(ROOT / "params" / "smoke.yaml") | {"teacher": teacher}
     values["sft"]["runs"] = {format: {"model": "medgemma", "format": format} for format in formats}
-    values["grpo"]["runs"] = []
+    values["grpo"]["runs"] = {}
     file = folder / "params" / "smoke.yaml"
     file.parent.mkdir(exist_ok=True)
     file.write_text(yaml.safe_dump(values), encoding="utf-8")

@@ -25,7 +25,7 @@ def file_name(film: str) -> str:
 def images(chosen: pd.DataFrame, study) -> pd.DataFrame:
     """Make the image of every film in `chosen` (from `curate.choose`) and add `sha256`, `fault` and `notes`.
 
-    An image is an 8-bit gray PNG.  A phantom is drawn from its recipe, and `sha256` is that of its image; any other
+    An image is an 8-bit gray PNG.  A phantom is drawn from its recipe, and `sha256` is that of its pixels; any other
     film is read from its source's folder and made no longer than the source's `size`, and `sha256` is that of the file
     it came from.  `fault` is "", or why there is no image.  `notes` is "", or what `images.read` noted of the header.
     An image already made from the same film by the same code is kept, so an interrupted run resumes where it stopped.
@@ -49,7 +49,7 @@ def _drawn(film, study) -> tuple[str, str, str]:
     if _about(path).get("made from") != key:
         image = Image.fromarray(hospitals.draw(film.recipe, size).image)
         _write(image, path, {"made from": key, "note": "phantom: drawn, not taken of a patient"})
-    return records.sha256(path), "", ""
+    return fingerprint.pixels(path), "", ""
 
 
 def _converted(film, study) -> tuple[str, str, str]:

@@ -181,7 +181,7 @@ def choose(study, pools: dict[str, pd.DataFrame]) -> pd.DataFrame:
 def manifest(study) -> Candidates:
     """Choose the study's films and make their images; what cannot be used is replaced, and set aside with its reason.
 
-    The manifest is that of `choose` with `sha256`, of the file a film came from (of a phantom: of its image).  A film
+    The manifest is that of `choose` with `sha256`, of the file a film came from (of a phantom: of its pixels).  A film
     whose file is missing, unreadable or no frontal chest film is left out, and the choice made again without it.
     What could not be read of the header of a film that is used is among the others, as "used all the same: ...".
     Raises CurateError when more than `curate.bad_share` of the films looked at are such, or one of a frozen manifest.

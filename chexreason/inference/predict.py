@@ -75,7 +75,7 @@ def replies(
     from tqdm import tqdm
 
     images = [Path(image) for image in images]
-    keys = [fingerprint.digest(reader.key, protocol.hash, records.sha256(image)) for image in images]
+    keys = [fingerprint.digest(reader.key, protocol.hash, fingerprint.pixels(image)) for image in images]
     given = _kept(journal)
     batches = [[number for number in batch if keys[number] not in given] for batch in _batches(reader, images)]
     done = len(images) - sum(map(len, batches))

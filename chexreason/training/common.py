@@ -144,8 +144,8 @@ def work(place: Path, stage: str, model: config.Model, *made_of) -> Path:
 
 
 def content(films: pd.DataFrame, *columns: str) -> str:
-    """The digest of what training reads of `films`: their images, in this order, and these columns."""
-    return fingerprint.rows(films[list(columns)].assign(image=films["image"].map(records.sha256)))
+    """The digest of what training reads of `films`: the pixels, in this order, and these columns."""
+    return fingerprint.rows(films[list(columns)].assign(image=films["image"].map(fingerprint.pixels)))
 
 
 def log_steps(save_steps: int) -> int:
