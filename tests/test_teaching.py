@@ -54,7 +54,7 @@ def taught(folder, teacher: dict, formats=("free_reasoning",)) -> config.Study:
     values["grpo"]["runs"] = {}
     file = folder / "params" / "smoke.yaml"
     file.parent.mkdir(exist_ok=True)
-    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     return config.load(file)
 
 
