@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from conftest import at, command, study_folder
 
-from chexreason import answers, labels, records
+from chexreason import answers, fingerprint, labels, records
 from chexreason.evaluation import compare
 from chexreason.fingerprint import PACKAGE
 
@@ -42,7 +42,7 @@ def test_every_split_has_its_films_and_no_patient_is_in_two(smoke):
     assert sizes == {"sft": smoke.curate.sft, "rl": smoke.curate.rl, "a-validation": smoke.curate.validation} | tests
     training = manifest[manifest["source"] == smoke.curate.train].replace({"split": {"sft-holdout": "sft"}})
     assert training.groupby("patient")["split"].nunique().max() == 1
-    assert all(records.sha256(smoke.folder / film.path) == film.sha256 for film in manifest.itertuples())
+    assert all(fingerprint.pixels(smoke.folder / film.path) == film.sha256 for film in manifest.itertuples())
 
 
 def test_every_label_reaches_the_floor_in_both_training_splits(smoke):
