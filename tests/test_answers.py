@@ -416,7 +416,8 @@ def partly_denied(draw) -> tuple[str, tuple[str, ...]]:
     denial = draw(st.sampled_from(DENIALS_BEFORE + DENIALS_AFTER)).format(draw(st.sampled_from(JOINS)).join(denied))
     parts = [*(draw(st.sampled_from(AFFIRMATIONS)).format(name) for name in affirmed), denial]
     separator = draw(st.sampled_from(("\n", "; ", ", ", ". ", "\n\n", "\n- ")))
-    if separator.startswith("\n"):  # else the denial would reach what follows it
+    same_list = separator == "\n- " and separator in denial  # what follows is one more item under the denial
+    if separator.startswith("\n") and not same_list:  # else the denial would reach what follows it
         parts = draw(st.permutations(parts))
     return separator.join(parts), tuple(name for name in CHEXPERT14 if name in affirmed)
 

@@ -21,7 +21,7 @@ GRPO = {
     "as many films a rollout as there are": {"films_per_step": 4},
     "one film a step": {"films_per_step": 1},
     "rewards scaled by group": {"scale_rewards": "group"},
-    "rewards scaled by batch": {"scale_rewards": "per_device_train_batch_size"},
+    "rewards scaled by batch": {"scale_rewards": "batch"},
     "no warm-up": {"warmup_steps": 0.0},
     "warm-up alone": {"warmup_steps": 1000},
     "any token": {"top_p": 1.0},
