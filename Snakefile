@@ -15,7 +15,6 @@ import os
 import re
 import shlex
 import shutil
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -27,9 +26,9 @@ from chexreason.data.curate import rl_split
 from chexreason.inference.protocol import Protocol, protocols
 from chexreason.prompts import load as load_prompt
 from chexreason.prompts import names as prompt_names
+from chexreason.workflow import resources
 
 min_version("9.0")
-os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 ROOT = Path(workflow.basedir)
 COMPARED = ("scores", "overall", "paired", "mcnemar", "travel", "travel_paired", "sensitivity")
@@ -42,12 +41,16 @@ if config.get("dry") and not os.path.exists(".snakemake"):  # a dry run leaves n
 
 SFT, GRPO = study.runs("sft"), study.runs("grpo")
 paths = Paths(Path(runs))
-GPU = int(config.get("gpus", 0) > 0)  # each stage that computes on a GPU has one to itself
+GPUS = int(config.get("gpus", 0))  # of this machine; a stage that computes on a GPU has one alone
+THREADS = max(1, (os.cpu_count() or 1) // GPUS) if GPUS else 1  # on a CPU, two jobs of one thread beat one of two
 
 manifest, traces = f"{runs}/curate/manifest.parquet", f"{runs}/curate/traces.parquet"
 compared = [str(paths.compared(name)) for name in COMPARED]
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-RUN = "chexreason notebook {params.notebook:q} {output.notebook:q} {params.given} 2> >(tee {log:q} >&2)"
+RUN = (
+    "chexreason notebook --gpus {resources.gpu} {params.notebook:q} {output.notebook:q} {params.given} "
+    "2> >(tee {log:q} >&2)"
+)
 
 
 def among(names):
@@ -118,6 +121,12 @@ def trained(stage, wildcards):
     return Checkpoint(wildcards.model, stage, wildcards.run, "last", int(wildcards.seed))
 
 
+def named(wildcards):
+    """The checkpoint of a prediction job."""
+    name = f"{wildcards.stage}/{wildcards.run}" if "stage" in wildcards.keys() else UNTUNED
+    return Checkpoint.parse(wildcards.model, name, int(wildcards.seed))
+
+
 def reward(checkpoint):
     """Of a GRPO checkpoint: the digests of the code of a reward of the user's own, its arguments and its constants."""
     if checkpoint.stage != "grpo":
@@ -126,6 +135,25 @@ def reward(checkpoint):
     code = [records.sha256(path) for path in rewards.code(run.reward, study.file.parent)]
     constants = study.grpo.of(checkpoint.run).reward.model_dump()
     return {"reward": run.reward, "code": code, "args": run.reward_args, "constants": constants}
+
+
+def needs(notebook, stage=None, checkpoint=lambda wildcards: None):
+    """The `resources` of a job: of one of `stage`, what training or asking its `checkpoint(wildcards)` takes.
+
+    A job that failed and is tried again asks for more memory and time.
+    """
+
+    @cache
+    def wanted(one):
+        benchmark = Path(f"{runs}/benchmarks/{paths.notebook(notebook, one).stem}.tsv")
+        found = resources.of_job(study, stage, benchmark, one) if stage else resources.plain(benchmark)
+        return found | {"gpu": int(bool(stage) and (GPUS > 0 or found["gpu"]))}
+
+    return {
+        "gpu": lambda wildcards: wanted(checkpoint(wildcards))["gpu"],
+        "mem_mb": lambda wildcards, attempt: attempt * wanted(checkpoint(wildcards))["mem_mb"],
+        "runtime": lambda wildcards, attempt: attempt * wanted(checkpoint(wildcards))["runtime"],
+    }
 
 
 def whole(wildcards):
@@ -178,6 +206,8 @@ rule book:
                 **whole(wildcards),
             },
         ),
+    conda:
+        "environment.yml"
     log:
         f"{runs}/logs/book.log",
     shell:
@@ -195,7 +225,7 @@ checkpoint curate:
     params:
         notebook=source("notebooks/1_curate.ipynb"),
         given=given(),
-        key=json.dumps(
+        key=lambda wildcards: json.dumps(
             {
                 "code": fingerprint.notebook(ROOT / "notebooks/1_curate.ipynb"),
                 **{name: values[name] for name in ("sources", "curate", "tests", "teacher")},
@@ -204,11 +234,15 @@ checkpoint curate:
                 "files": {path.name: records.sha256(path) for path in study.files()},
             },
             sort_keys=True,
-        ).replace("{", "{{").replace("}", "}}"),
+        ),
+    conda:
+        "environment.yml"
     log:
         f"{runs}/logs/1_curate.log",
     benchmark:
         f"{runs}/benchmarks/1_curate.tsv"
+    resources:
+        **needs("1_curate"),
     shell:
         RUN
 
@@ -232,12 +266,15 @@ rule prompts:
                 "reward": values["grpo"]["reward"],
             },
         ),
+    conda:
+        "environment.yml"
     log:
         f"{runs}/logs/2_prompts.log",
     benchmark:
         f"{runs}/benchmarks/2_prompts.tsv"
+    threads: THREADS
     resources:
-        gpu=GPU,
+        **needs("2_prompts", "prompts"),
     shell:
         RUN
 
@@ -264,13 +301,16 @@ rule sft_run:
                 "model": loaded(wildcards.model),
             },
         ),
+    conda:
+        "environment.yml"
     log:
         f"{runs}/logs/3_sft-{{model}}-{{run}}-seed{{seed}}.log",
     benchmark:
         f"{runs}/benchmarks/3_sft-{{model}}-{{run}}-seed{{seed}}.tsv"
     priority: 2
+    threads: THREADS
     resources:
-        gpu=GPU,
+        **needs("3_sft", "sft", lambda wildcards: trained("sft", wildcards)),
     shell:
         RUN
 
@@ -301,13 +341,16 @@ rule grpo_run:
                 "model": loaded(wildcards.model),
             },
         ),
+    conda:
+        "environment.yml"
     log:
         f"{runs}/logs/4_grpo-{{model}}-{{run}}-seed{{seed}}.log",
     benchmark:
         f"{runs}/benchmarks/4_grpo-{{model}}-{{run}}-seed{{seed}}.tsv"
     priority: 2
+    threads: THREADS
     resources:
-        gpu=GPU,
+        **needs("4_grpo", "grpo", lambda wildcards: trained("grpo", wildcards)),
     shell:
         RUN
 
@@ -338,12 +381,6 @@ def asked(checkpoint):
     }
 
 
-def named(wildcards):
-    """The checkpoint of a prediction job."""
-    name = f"{wildcards.stage}/{wildcards.run}" if "stage" in wildcards.keys() else UNTUNED
-    return Checkpoint.parse(wildcards.model, name, int(wildcards.seed))
-
-
 rule predict_run:
     input:
         manifest,
@@ -355,12 +392,15 @@ rule predict_run:
         notebook=source("notebooks/5_predict.ipynb"),
         given=given("model", "seed", checkpoint=lambda wildcards: named(wildcards).name),
         key=key("notebooks/5_predict.ipynb", lambda wildcards: asked(named(wildcards))),
+    conda:
+        "environment.yml"
     log:
         f"{runs}/logs/5_predict-{{model}}-{{stage}}-{{run}}-seed{{seed}}.log",
     benchmark:
         f"{runs}/benchmarks/5_predict-{{model}}-{{stage}}-{{run}}-seed{{seed}}.tsv"
+    threads: THREADS
     resources:
-        gpu=GPU,
+        **needs("5_predict", "predict", named),
     shell:
         RUN
 
@@ -369,6 +409,8 @@ use rule predict_run as predict_untuned with:
     output:
         f"{runs}/predict/{{model}}/untuned/seed{{seed}}/answers.parquet",
         notebook=f"{runs}/notebooks/5_predict-{{model}}-untuned-seed{{seed}}.ipynb",
+    conda:
+        "environment.yml"
     log:
         f"{runs}/logs/5_predict-{{model}}-untuned-seed{{seed}}.log",
     benchmark:
@@ -386,10 +428,14 @@ rule compare:
         notebook=source("notebooks/6_compare.ipynb"),
         given=given(full=FULL),
         key=key("notebooks/6_compare.ipynb", whole),
+    conda:
+        "environment.yml"
     log:
         f"{runs}/logs/6_compare.log",
     benchmark:
         f"{runs}/benchmarks/6_compare.tsv"
+    resources:
+        **needs("6_compare"),
     shell:
         RUN
 
@@ -406,8 +452,14 @@ rule variants:
         notebook=source("notebooks/7_variants.ipynb"),
         given=given(full=FULL),
         key=key("notebooks/7_variants.ipynb", whole),
+    conda:
+        "environment.yml"
     log:
         f"{runs}/logs/7_variants.log",
+    benchmark:
+        f"{runs}/benchmarks/7_variants.tsv"
+    resources:
+        **needs("7_variants"),
     shell:
         RUN
 
@@ -419,8 +471,14 @@ rule reread:
         notebook=source("notebooks/8_reread.ipynb"),
         given="",  # it reads nothing of a study
         key=fingerprint.notebook(ROOT / "notebooks/8_reread.ipynb"),
+    conda:
+        "environment.yml"
     log:
         f"{runs}/logs/8_reread.log",
+    benchmark:
+        f"{runs}/benchmarks/8_reread.tsv"
+    resources:
+        **needs("8_reread"),
     shell:
         RUN
 
@@ -436,8 +494,14 @@ rule findings:
         notebook=source("notebooks/9_findings.ipynb"),
         given=given(full=FULL),
         key=key("notebooks/9_findings.ipynb", whole),
+    conda:
+        "environment.yml"
     log:
         f"{runs}/logs/9_findings.log",
+    benchmark:
+        f"{runs}/benchmarks/9_findings.tsv"
+    resources:
+        **needs("9_findings"),
     shell:
         RUN
 
@@ -452,8 +516,14 @@ rule index:
         notebook=source("book/index.ipynb"),
         given=given(full=FULL),
         key=key("book/index.ipynb", whole),
+    conda:
+        "environment.yml"
     log:
         f"{runs}/logs/index.log",
+    benchmark:
+        f"{runs}/benchmarks/index.tsv"
+    resources:
+        **needs("index"),
     shell:
         RUN
 

@@ -138,13 +138,19 @@ def run(given: argparse.Namespace) -> None:
     file = os.path.relpath(study.file, directory)
     if not re.fullmatch(r"[\w./-]+", file):  # Snakemake takes the value for YAML, after it has stripped quotes
         file = f" {json.dumps(file, ensure_ascii=False)} "
-    command = [sys.executable, "-m", "snakemake", "--quiet", "host", "reason", "rules", "--rerun-incomplete"]
-    command += ["--nolock", "--keep-going", "--scheduler", "greedy", "--rerun-triggers", "params"]
-    command += ["--config", f"params={file}", *(["full=1"] if full else []), *(["dry=1"] if options.dryrun else [])]
-    if runtime.has_gpu():  # one at a time: every kernel sees the first GPU
-        command += ["gpus=1", "--resources", "gpu=1"]
-    command += ["--snakefile", ROOT / "Snakefile"]
-    command += ["--directory", directory, "--cores", "2", *words]
+    shown = "plan" if options.dryrun else "findings" if options.targets in ([], ["book"]) else "progress"
+    command = [sys.executable, "-m", "chexreason.workflow.terminal", study.file.resolve()]
+    command += ["full" if full else "short", shown, "--config", f"params={file}"]
+    command += [*(["full=1"] if full else []), *(["dry=1"] if options.dryrun else [])]
+    there = runtime.gpus()
+    if there:  # as many jobs at once as there are GPUs, each with one
+        command += [f"gpus={len(there)}", "--resources", f"gpu={len(there)}"]
+    command += ["--snakefile", ROOT / "Snakefile", "--directory", directory]
+    if not any(word.startswith("--profile") for word in words):  # a cluster's profile says how many jobs
+        command += ["--cores", os.cpu_count() if there else 2]
+    command += words
+    here = str(Path(sys.executable).parent)  # where the jobs find `chexreason`
+    os.environ["PATH"] = os.pathsep.join([here, os.environ.get("PATH", os.defpath)])
     os.environ.setdefault("PYTHONUTF8", "1")  # whatever the locale: several libraries take every path for UTF-8
     os.execv(sys.executable, [str(part) for part in command])
 
@@ -296,7 +302,7 @@ def notebook(given: argparse.Namespace) -> None:
 
     parameters = _parameters(given.notebook, given.parameters)
     print(f"{Path(given.output).stem}: running", file=sys.stderr, flush=True)
-    execute(given.notebook, given.output, parameters, [kind.__name__ for kind in _mendable()])
+    execute(given.notebook, given.output, parameters, [kind.__name__ for kind in _mendable()], bool(given.gpus))
 
 
 def book(given: argparse.Namespace) -> None:
@@ -396,6 +402,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("output", help="where the executed notebook goes")
     command.add_argument(
         "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter"
+    )
+    command.add_argument(
+        "--gpus", type=int, choices=(0, 1), default=1, help="GPUs for the kernel, of those there are (1)"
     )
     command.set_defaults(command=notebook)
 

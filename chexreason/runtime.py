@@ -7,9 +7,13 @@ NO_MEMORY = ("can't allocate memory", "not enough memory", "could not create a p
 """What libraries say when memory is used up: torch, torch, oneDNN, which convolves on a CPU, and Pillow."""
 
 
-def has_gpu() -> bool:
-    """Whether this machine has a GPU of NVIDIA or AMD, found without loading torch."""
-    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd"))
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them, found without loading torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name and name != "-1"]
+    nvidia = [path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")]
+    return sorted(nvidia, key=int) or (["0"] if Path("/dev/kfd").exists() else [])
 
 
 def threads() -> int:

@@ -108,7 +108,7 @@ def test_a_run_is_handed_to_snakemake_in_the_folder_of_the_study(tmp_path, monke
     monkeypatch.setattr("os.execv", lambda path, arguments: called.append(arguments))
     main(["run", "params/smoke.yaml", "--cores", "4", "grpo", "--dry-run"])
     (arguments,) = called
-    assert arguments[2] == "snakemake"
+    assert arguments[2] == "chexreason.workflow.terminal"
     assert arguments[arguments.index("--directory") + 1] == str(tmp_path)
     assert arguments[arguments.index("--config") + 1] == "params=params/smoke.yaml"
     assert arguments[-4:] == ["--cores", "4", "grpo", "--dry-run"]

@@ -10,7 +10,7 @@ from conftest import ROOT
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from chexreason.fingerprint import PACKAGE, modules
-from chexreason.workflow.notebook import NotebookError, Relay, _kernel_manager, _scrub, execute
+from chexreason.workflow.notebook import NotebookError, Relay, _scrub, execute
 
 BODY = """import os, sys, time
 print("a bar", end="", file=sys.stderr)
@@ -131,16 +131,6 @@ def test_an_error_that_tells_all_is_told_without_a_traceback(tmp_path, monkeypat
         with pytest.raises(NotebookError, match="cell 3 stopped with ParamsError: no model 'x'"):
             execute(write(tmp_path, "1"), tmp_path / "out.ipynb", {}, expected)
         assert ("the traceback" in capsys.readouterr().err) == shown
-
-
-@pytest.mark.parametrize(
-    ("visible", "used"), [(None, "0"), ("", ""), ("1", "1"), ("2,3", "2"), ("GPU-a,GPU-b", "GPU-a")]
-)
-def test_a_kernel_sees_one_gpu(monkeypatch, visible, used):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert _kernel_manager(None).kernel_spec.env["CUDA_VISIBLE_DEVICES"] == used
 
 
 def test_what_a_cell_prints_is_one_output_however_often_the_kernel_flushes(tmp_path):

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 
 import nbformat
@@ -25,8 +26,8 @@ def record(study, name: str):
 
 def jobs(said: subprocess.CompletedProcess) -> dict[str, int]:
     """How often a dry run would run each rule."""
-    counts = dict(re.findall(r"^(\w+)\s+(\d+)$", said.stdout + said.stderr, re.MULTILINE))
-    return {rule: int(count) for rule, count in counts.items() if rule != "total"}
+    assert said.returncode == 0, said.stderr[-3000:]
+    return dict(Counter(re.findall(r"^(\w+) .* mem_mb ", said.stderr, re.MULTILINE)))
 
 
 def written(folder: Path) -> dict[Path, int]:

@@ -9,11 +9,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TextIO
 
 from chexreason import fingerprint
+from chexreason.workflow import gpus
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # two runs side by side on one thread each beat one run on two
@@ -70,8 +71,12 @@ class Relay:
         """Part of being a stream; nothing to do."""
 
 
-def execute(notebook: str | Path, output: str | Path, parameters: dict, expected: Collection[str] = ()) -> None:
+def execute(
+    notebook: str | Path, output: str | Path, parameters: dict, expected: Collection[str] = (), gpu: bool = True
+) -> None:
     """Run `notebook` with `parameters` and put the executed copy at `output`.
+
+    With `gpu`, its kernel has one of the machine's GPUs alone (`gpus.one_gpu`), and without it none.
 
     `output` appears only when every cell ran, and holds nothing of this run but its results: no times, no progress
     bars, and of this machine no path, user, host name or key; the variable's name stands where one was printed.
@@ -87,7 +92,7 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict, expected
     defaults(notebook, parameters)
     output.parent.mkdir(parents=True, exist_ok=True)
     part, failed = output.with_name(f".{output.stem}.part.ipynb"), output.with_suffix(".failed.ipynb")
-    with _alone(output) as lock:
+    with _alone(output) as lock, gpus.one_gpu() if gpu else nullcontext(("", [])) as (device, reserved):
         try:
             with records.telling_full(part):
                 papermill.execute_notebook(
@@ -95,8 +100,9 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict, expected
                     part,
                     parameters,
                     kernel_name="python3",
-                    kernel_manager_class=_kernel_manager(lock),
+                    kernel_manager_class=_kernel_manager(device, [lock.fileno(), *reserved]),
                     progress_bar=False,
+                    start_timeout=600,  # seconds; a kernel starts slowly from a busy network file system
                     stderr_file=Relay(output.stem, sys.stderr),
                 )
         except BaseException as error:
@@ -159,18 +165,18 @@ def _alone(output: Path):
         yield lock
 
 
-def _kernel_manager(lock: TextIO) -> type:
+def _kernel_manager(device: str, locks: list[int]) -> type:
     """Kernels of this very interpreter, whatever kernels the user has installed, over an encrypted connection.
 
-    They hold `lock` too: where this process is killed, its kernel may write for another second.
+    They see the GPU `device` alone, since trl refuses to train when it sees two.  They inherit the files `locks`: if
+    this process is killed, its kernel may write, and use the GPU, for another second.
     """
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
 
     environment = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
-    one_gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]  # trl refuses to train when it sees two
-    environment["CUDA_VISIBLE_DEVICES"] = one_gpu
+    environment["CUDA_VISIBLE_DEVICES"] = device
 
     class Kernels(AsyncKernelManager):
         silent = get_kernel_dict(["--log-level=50"])  # when told to shut down
@@ -178,7 +184,7 @@ def _kernel_manager(lock: TextIO) -> type:
         transport_encryption = "auto"  # otherwise ipykernel 7 warns at each start about plain TCP
 
         async def start_kernel(self, **options):
-            return await super().start_kernel(**options, pass_fds=[lock.fileno()])
+            return await super().start_kernel(**options, pass_fds=locks)
 
     return Kernels
 

@@ -115,6 +115,20 @@ def runs(study: config.Study) -> list[Run]:
     ]
 
 
+def job(study: config.Study, stage: str, checkpoint: config.Checkpoint | None = None) -> tuple[float, float]:
+    """Hours of one job of the graph, NaN where nothing is known, and bytes of the weights of its model.
+
+    The prompts that are tried are one job, which has no checkpoint.
+    """
+    if checkpoint is None:
+        model, tried = study.prompts.model, study.prompts.variants
+        hours = sum(_cost(study, stage, model, name, None).hours for name in tried)
+    else:
+        model = checkpoint.model
+        hours = _cost(study, stage, model, study.prompt(checkpoint), checkpoint).hours
+    return hours, _weights(study.models[model], _known(study, model))
+
+
 def _stand_in(study: config.Study, model: str) -> bool:
     return study.models[model].path.startswith(models.STAND_IN)
 

@@ -1,0 +1,54 @@
+"""What one job of the graph asks for: a GPU, memory and time, as measured on this machine or else as planned."""
+
+import csv
+import math
+from pathlib import Path
+
+from chexreason import config, models
+from chexreason.workflow import plan
+
+CPU_JOB = {"mem_mb": 4000, "runtime": 60}
+"""Megabytes and minutes for a stage without a model of its own, and for a stand-in: four times what the default study
+takes on two laptop cores."""
+
+HOST_BYTES = 8e9
+"""Assumed: what a process with a published model takes on the host beside the weights, which pass through it."""
+
+MARGIN = 2
+"""A job that takes longer than this many times what it was measured or planned to take is stopped by a cluster."""
+
+
+UNKNOWN_HOURS = 24
+"""Assumed where nothing is known of a model, so that the job is not refused for want of a figure."""
+
+
+def of_job(study: config.Study, stage: str, benchmark: Path, checkpoint: config.Checkpoint | None = None) -> dict:
+    """`gpu` (how many), `mem_mb` (of the host) and `runtime` (minutes) of a job that trains or asks a model.
+
+    Without a `checkpoint` it is the job that tries the prompts of Table 1.  What Snakemake measured in the file
+    `benchmark`, in an earlier run, counts where it is there.
+    """
+    model = study.models[checkpoint.model if checkpoint else study.prompts.model]
+    gpu = {"gpu": int(not model.path.startswith(models.STAND_IN))}
+    if found := measured(benchmark):
+        return gpu | found
+    if not gpu["gpu"]:
+        return gpu | CPU_JOB
+    hours, weights = plan.job(study, stage, checkpoint)
+    minutes = 60 * (UNKNOWN_HOURS if math.isnan(hours) else hours)
+    return gpu | {"mem_mb": round((HOST_BYTES + weights) / 1e6), "runtime": math.ceil(MARGIN * minutes) + 10}
+
+
+def plain(benchmark: Path) -> dict:
+    """The same of a job without a model."""
+    return {"gpu": 0} | (measured(benchmark) or CPU_JOB)
+
+
+def measured(benchmark: Path) -> dict | None:
+    """`mem_mb` and `runtime` by the last run of a job, with a margin; None if it has not been measured."""
+    if not benchmark.is_file():
+        return None
+    with benchmark.open(encoding="utf-8") as file:
+        *_, row = csv.DictReader(file, delimiter="\t")
+    memory = float(row["max_rss"]) if row["max_rss"] not in ("NA", "-") else CPU_JOB["mem_mb"] / MARGIN
+    return {"mem_mb": math.ceil(MARGIN * memory), "runtime": math.ceil(MARGIN * float(row["s"]) / 60) + 5}
