@@ -5,10 +5,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # uv where it could be installed, else pip: the same packages, more slowly.
-INSTALL := $$(test -x $(BIN)/uv && echo $(BIN)/uv pip install --python $(BIN)/python || echo $(PIP) install) --constraint requirements.lock
+INSTALL := $$(test -x $(BIN)/uv && echo $(BIN)/uv pip install --quiet --python $(BIN)/python || echo $(PIP) install) --constraint requirements.lock
 TORCH = $(shell grep '^torch==' requirements.lock)
 
-.PHONY: book full test soak bench setup hooks lock lint lab clean
+# Optional parts of the package: make setup EXTRAS=cluster
+EXTRAS ?=
+
+.PHONY: book full test soak bench cluster setup hooks lock lint lab clean
 
 book: .venv/done
 	$(BIN)/chexreason run "$(PARAMS)" --cores $(CORES)
@@ -29,22 +32,34 @@ soak: .venv/tests
 bench: .venv/tests
 	$(BIN)/python tests/bench.py
 
+# A one-node Slurm from Debian's packages, a small study through it and without it, and a comparison of their records.
+cluster: .venv/tests
+	$(INSTALL) --editable '.[cluster]'
+	which slurmctld slurmd munged > /dev/null || (apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge)
+	$(BIN)/python tests/cluster.py
+
 setup: .venv/done
+	$(if $(EXTRAS),$(INSTALL) --editable '.[$(EXTRAS)]')
 
 # torch comes first: uv picks the build for this machine's GPU, or the CPU build; pip takes what its index offers.
 .venv/done: requirements.lock pyproject.toml
-	@echo "Installing the packages: 2.3 GB, one to four minutes the first time."
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	-$(PIP) install --quiet --constraint requirements.lock uv
-	test ! -x $(BIN)/uv || $(BIN)/uv pip install --python $(BIN)/python --torch-backend=auto $(TORCH) \
+	@echo "Setting up .venv, 2.3 GB: about a minute with uv, four with pip."
+	@echo "1 of 3: Python and uv"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) install --quiet --constraint requirements.lock uv || echo "uv cannot be installed: pip does it, more slowly"
+	@echo "2 of 3: torch"
+	@test ! -x $(BIN)/uv || $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend=auto $(TORCH) \
 		|| $(PIP) install --constraint requirements.lock $(TORCH)
-	$(INSTALL) --editable .
-	touch $@
+	@echo "3 of 3: the other packages"
+	@$(INSTALL) --editable .
+	@touch $@
 
 # What only the tests, the linters and the lock need.
 .venv/tests: .venv/done
-	$(INSTALL) --editable '.[test]'
-	touch $@
+	@echo "What only the tests need"
+	@$(INSTALL) --editable '.[test]'
+	@touch $@
 
 hooks: .venv/tests
 	$(BIN)/pre-commit install
@@ -62,5 +77,5 @@ clean:
 
 # torch's own build brings what it needs for CUDA: its companions stay out of the lock, or a CPU machine downloads gigabytes.
 lock: .venv/tests
-	$(BIN)/uv pip compile --universal --python-version 3.11 --extra test --no-emit-index-url --no-annotate --no-header \
+	$(BIN)/uv pip compile --universal --python-version 3.11 --extra test --extra cluster --no-emit-index-url --no-annotate --no-header \
 		pyproject.toml | grep -vE '^(nvidia-|cuda-|triton)' > requirements.lock

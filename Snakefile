@@ -22,7 +22,6 @@ from snakemake.utils import min_version
 
 from chexreason import fingerprint, models, records, rewards
 from chexreason.config import BEST, UNTUNED, Checkpoint, Paths, load
-from chexreason.data.curate import rl_split
 from chexreason.inference.protocol import Protocol, protocols
 from chexreason.prompts import load as load_prompt
 from chexreason.prompts import names as prompt_names
@@ -367,7 +366,7 @@ def rewarded(run):
     """The digest of the films that a GRPO run trains on, with the labels it is rewarded for."""
     sources, other = study.grpo.runs[run].films or [study.curate.train], study.grpo.runs[run].labels
     labels = records.load(f"{runs}/curate/relabeled.parquet")
-    films = [[chosen(rl_split(study, name)), other.get(name)] for name in sources]
+    films = [[chosen(study.rl_split(name)), other.get(name)] for name in sources]
     return [films, fingerprint.rows(labels[labels["labels"].isin(other.values())])]
 
 

@@ -73,13 +73,13 @@ def pixels(image: str | Path) -> str:
 
 def notebook(path: Path) -> str:
     """The digest of a notebook's cells and of the code they reach; outputs and counts of execution do not count."""
-    cells = [(cell.cell_type, cell.source, _shown(cell.metadata)) for cell in _cells(path)]
+    cells = [(cell["cell_type"], cell["source"], _shown(cell["metadata"])) for cell in _cells(path)]
     return digest(cells, code(tuple(modules(path))))
 
 
 def modules(notebook: Path) -> list[Path]:
     """The package's files that the code of `notebook` reaches through imports, with the tables beside them."""
-    source = "\n".join(cell.source for cell in _cells(notebook) if cell.cell_type == "code")
+    source = "\n".join(cell["source"] for cell in _cells(notebook) if cell["cell_type"] == "code")
     return imported_files(re.sub(r"(?m)^[%!].*$", "", source))
 
 
@@ -115,10 +115,10 @@ def _is_text(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.Expr) and isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
-def _cells(path: Path) -> list:
-    import nbformat
-
-    return nbformat.read(path, as_version=4).cells
+def _cells(path: Path) -> list[dict]:
+    """The cells of a notebook of format 4, as they are in the file, each source as one text."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [cell | {"source": "".join(cell["source"])} for cell in cells]
 
 
 def _shown(metadata: dict) -> dict:

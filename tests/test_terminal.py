@@ -111,9 +111,10 @@ def test_only_errors_warnings_and_the_last_word_of_snakemake_are_shown(study, ca
         shown.emit(event(None, msg=message))
     assert capsys.readouterr().err == ""
     shown.emit(event(None, msg="Nothing to be done (all requested files are present and up to date)."))
-    shown.emit(event(LogEvent.JOB_ERROR, logging.ERROR, rule_name="grpo_run", wildcards=GRPO, log=["runs/x.log"]))
+    shown.emit(job(7, "grpo_run", **GRPO))
+    shown.emit(event(LogEvent.JOB_ERROR, logging.ERROR, jobid=7, rule_name="grpo_run", log=["runs/x.log"]))
     shown.emit(event(LogEvent.ERROR, logging.ERROR, "no such file"))
-    assert capsys.readouterr().err.splitlines()[1:] == [
+    assert capsys.readouterr().err.splitlines()[2:] == [
         "FAILED   GRPO hard-beta0, medgemma, seed 3; its log: runs/x.log",
         "no such file",
     ]

@@ -324,6 +324,10 @@ class Study(Section):
             dict.fromkeys([self.curate.train, *(name for run in self.grpo.runs.values() for name in run.films or [])])
         )
 
+    def rl_split(self, source: str) -> str:
+        """The name of the split of the films of `source` that GRPO trains on; a test set's name has no @."""
+        return "rl" if source == self.curate.train else f"rl@{source}"
+
     @property
     def relabelings(self) -> list[tuple[str, str]]:
         """Each source whose films a GRPO run trains on with the labels of another, and that other."""

@@ -131,15 +131,10 @@ def training(study, pool: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([sft, rl, _validation(pool[share == "validation"], section)])
 
 
-def rl_split(study, source: str) -> str:
-    """The name of the split of the films of `source` that GRPO trains on; a test set's name has no @."""
-    return "rl" if source == study.curate.train else f"rl@{source}"
-
-
 def _more_rl(study, pools: dict[str, pd.DataFrame]) -> list[pd.DataFrame]:
     """The films of the sources that GRPO trains on beside the one that trains."""
     return [
-        sampling.sample(pools[source], rl_split(study, source), study.curate.rl, study.curate)
+        sampling.sample(pools[source], study.rl_split(source), study.curate.rl, study.curate)
         for source in study.rl_sources[1:]
     ]
 
@@ -214,7 +209,7 @@ def relabeled(study, manifest: pd.DataFrame) -> pd.DataFrame:
     """
     tables = [pd.DataFrame(columns=["film", "labels", *sampling.LABELS, "never_stated"])]
     for source, other in study.relabelings:
-        films = manifest.loc[manifest["split"] == rl_split(study, source), ["film"]]
+        films = manifest.loc[manifest["split"] == study.rl_split(source), ["film"]]
         read = _read(study, other, source)
         found = films.merge(read.table[["film", *sampling.LABELS]], on="film", validate="one_to_one")
         if missing := sorted(set(films["film"]) - set(found["film"])):

@@ -45,7 +45,7 @@ def films(study: config.Study, run: str) -> pd.DataFrame:
     """The films a GRPO run trains on, as `curate.dataset` has them, with the labels that it is rewarded for."""
     asked = study.grpo.runs[run]
     tables = [
-        curate.dataset(study, curate.rl_split(study, source), asked.labels.get(source))
+        curate.dataset(study, study.rl_split(source), asked.labels.get(source))
         for source in asked.films or [study.curate.train]
     ]
     return pd.concat(tables, ignore_index=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from chexreason import config, records
-from chexreason.workflow import choices, plan
+from chexreason.workflow import choices, plan, resources
 
 PAPER = Path(__file__).resolve().parents[2] / "params" / "paper.yaml"
 """The published study, whose cost stands in every book."""
@@ -54,9 +54,8 @@ def assemble(study, source: Path, chapters: list[Path], folder: Path) -> Path:
         _copy(chapter, folder, labels)
     _write_params(study.file, folder / "params.yaml")
     _fill(folder / "choices.md", choices.tables(study.file))
-    _fill(
-        folder / "costs.md", {"study": plan.page(plan.plan(study)), "paper": plan.page(plan.plan(config.load(PAPER)))}
-    )
+    costs = {name: plan.page(plan.plan(each)) for name, each in (("study", study), ("paper", config.load(PAPER)))}
+    _fill(folder / "costs.md", costs | {"measured": resources.page(study)})
     contents = yaml.safe_load((source / "_toc.yml").read_text(encoding="utf-8"))
     _write(folder / "_toc.yml", expand(contents, [chapter.stem for chapter in chapters]))
     settings = yaml.safe_load((source / "_config.yml").read_text(encoding="utf-8"))

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 from chexreason import config, models
+from chexreason.display import markdown
 from chexreason.workflow import plan
 
 CPU_JOB = {"mem_mb": 4000, "runtime": 60}
@@ -48,7 +49,28 @@ def measured(benchmark: Path) -> dict | None:
     """`mem_mb` and `runtime` by the last run of a job, with a margin; None if it has not been measured."""
     if not benchmark.is_file():
         return None
-    with benchmark.open(encoding="utf-8") as file:
-        *_, row = csv.DictReader(file, delimiter="\t")
-    memory = float(row["max_rss"]) if row["max_rss"] not in ("NA", "-") else CPU_JOB["mem_mb"] / MARGIN
-    return {"mem_mb": math.ceil(MARGIN * memory), "runtime": math.ceil(MARGIN * float(row["s"]) / 60) + 5}
+    seconds, megabytes = read_benchmark(benchmark)
+    memory = CPU_JOB["mem_mb"] if math.isnan(megabytes) else MARGIN * megabytes
+    return {"mem_mb": math.ceil(memory), "runtime": math.ceil(MARGIN * seconds / 60) + 5}
+
+
+def read_benchmark(file: Path) -> tuple[float, float]:
+    """Seconds and most megabytes of a job, from the file that Snakemake writes; NaN for memory that it missed."""
+    with file.open(encoding="utf-8") as lines:
+        *_, row = csv.DictReader(lines, delimiter="\t")
+    return float(row["s"]), float(row["max_rss"]) if row["max_rss"] not in ("NA", "-") else math.nan
+
+
+def page(study: config.Study) -> str:
+    """What each job of a study took, as a Markdown table; a sentence where nothing was measured."""
+    files = sorted((study.folder / "benchmarks").glob("*.tsv"))
+    if not files:
+        return "Nothing was measured: the study was not run as a whole."
+    rows = []
+    for file in files:
+        seconds, megabytes = read_benchmark(file)
+        memory = "?" if math.isnan(megabytes) else f"{megabytes / 1000:.2f}"
+        rows.append((markdown.escape(file.stem), f"{seconds:.0f}", memory))
+    total = sum(read_benchmark(file)[0] for file in files)
+    table = markdown.table(("job", "seconds", "GB"), rows, "measured")
+    return f"{len(files)} jobs took {total / 60:.0f} minutes one after another.\n\n{table}"

@@ -18,6 +18,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry
 
 from chexreason import config
+from chexreason.workflow import resources
 
 NUMBERS = {"curate": "1_curate", "prompts": "2_prompts", "sft_run": "3_sft", "grpo_run": "4_grpo"}
 NUMBERS |= {"predict_run": "5_predict", "predict_untuned": "5_predict", "compare": "6_compare"}
@@ -54,9 +55,9 @@ def costs(study: config.Study) -> dict[str, float]:
     """Seconds that a job of each rule takes on average: as measured in earlier runs, or else as planned."""
     found = {}
     for rule, number in NUMBERS.items():
-        rows = [file.read_text().split("\n")[1] for file in (study.folder / "benchmarks").glob(f"{number}*.tsv")]
-        if rows:
-            found[rule] = sum(float(row.split("\t")[0]) for row in rows) / len(rows)
+        files = (study.folder / "benchmarks").glob(f"{number}*.tsv")
+        if took := [resources.read_benchmark(file)[0] for file in files]:
+            found[rule] = sum(took) / len(took)
     if {"sft_run", "grpo_run", "predict_run"} - set(found):
         from chexreason.workflow import plan
 
@@ -144,7 +145,7 @@ class LogHandler(LogHandlerBase):
             case LogEvent.JOB_FINISHED:
                 return self.progress.finish(about["job_id"]) if about["job_id"] in self.progress.jobs else ""
             case LogEvent.JOB_ERROR:
-                name = job_name(about["rule_name"], about["wildcards"] or {})
+                _, name = self.progress.jobs.get(about["jobid"], ("", about["rule_name"]))
                 return f"FAILED   {name}; its log: {', '.join(about['log'] or [])}"
             case LogEvent.ERROR:
                 return record.getMessage()
