@@ -12,7 +12,7 @@ from conftest import ROOT, at, study_folder
 from PIL import Image
 from test_films import dicom, kept
 
-from chexreason import answers, config, records, rewards
+from chexreason import answers, config, models, records, rewards
 from chexreason.cli import main
 from chexreason.data import curate
 from chexreason.data.phantom import hospitals
@@ -306,7 +306,7 @@ def test_who_learnt_from_films_is_said_to_make_no_diagnosis(unmade):
 
 def test_prompts_asked_before_are_not_asked_again(smoke, monkeypatch):
     before = records.load(smoke.folder / "prompts" / "answers.parquet")
-    monkeypatch.setattr(predict, "_replies", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(models, "load_base", lambda *_: pytest.fail("a model was loaded for nothing"))
     again = predict.try_prompts(smoke)
     assert again.drop(columns="labels").equals(before.drop(columns="labels"))
     assert list(again["prompt"].unique()) == smoke.prompts.variants

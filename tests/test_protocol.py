@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -171,11 +172,11 @@ def test_a_film_is_asked_again_only_if_its_image_the_protocol_or_the_weights_are
     assert again == [4, 4, 2]
     assert predict.ask(asked, films, ASKED, tmp_path) == replies
     assert again == [4, 4, 2]
-    assert predict.ask(asked._replace(batch=3), films[:-1], ASKED, tmp_path) == replies[:-1]  # a film's reply is kept
+    assert predict.ask(replace(asked, batch=3), films[:-1], ASKED, tmp_path) == replies[:-1]  # a film's reply is kept
     assert again == [4, 4, 2]
     predict.ask(asked, films, ASKED.model_copy(update={"max_new_tokens": 9}), tmp_path)
     assert again[3:] == [4, 4, 2]
-    predict.ask(asked._replace(key="other weights"), films, ASKED, tmp_path)
+    predict.ask(replace(asked, key="other weights"), films, ASKED, tmp_path)
     assert again[6:] == [4, 4, 2]
 
 

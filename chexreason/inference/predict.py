@@ -6,6 +6,8 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -33,27 +35,37 @@ class Reply(NamedTuple):
     cut_off: bool
 
 
-class Reader(NamedTuple):
-    """A loaded model that is asked about `batch` films at once; `key` tells it from every other."""
+@dataclass(frozen=True)
+class Reader:
+    """A model that is asked about `batch` films at once; `key` tells it from every other.
 
-    model: Any
+    `trained` is the folder of its adapter, None for the untuned model.  The weights are loaded with the first question.
+    """
+
+    settings: config.Model
+    trained: Path | None
     processor: Any
     batch: int
     key: str
 
+    @cached_property
+    def model(self) -> Any:
+        """The base model with its adapter."""
+        runtime.steady_threads()
+        base, adapter = self.settings, self.trained
+        loaded = models.load_trained(base, adapter) if adapter else models.load_base(base)
+        return models.plain_generation(loaded, self.processor)
+
 
 def load(settings: config.Model, trained: Path | None, batch: int) -> Reader:
-    """Load a base model with its processor and, where one was trained, the adapter in the folder `trained`.
+    """A base model with its processor and, where one was trained, the adapter in the folder `trained`.
 
     `key` is made of the settings that a reply can follow from, the version of the base model (`models.version`) and the
     hashes of the adapter and the code.
     """
-    runtime.steady_threads()
-    processor = models.load_processor(settings)
-    loaded = models.load_trained(settings, trained) if trained else models.load_base(settings)
     weights = models.version(settings), records.sha256(trained / models.ADAPTER[1]) if trained else ""
     key = fingerprint.digest(fingerprint.room("predict"), weights, settings.dtype, settings.visual_tokens)
-    return Reader(models.plain_generation(loaded, processor), processor, batch, key)
+    return Reader(settings, trained, models.load_processor(settings), batch, key)
 
 
 def ask(
@@ -79,6 +91,8 @@ def replies(
     given = _kept(journal)
     batches = [[number for number in batch if keys[number] not in given] for batch in _batches(reader, images)]
     done = len(images) - sum(map(len, batches))
+    if done < len(images):
+        _ = reader.model  # loaded here, where a lack of memory is not taken for that of a batch
     with tqdm(total=len(images), initial=done, desc=what, mininterval=5, file=sys.stderr) as bar:
         for numbers in filter(None, batches):
             new = [keys[number] for number in numbers]
