@@ -138,7 +138,7 @@ def run(given: argparse.Namespace) -> None:
     file = os.path.relpath(study.file, directory)
     if not re.fullmatch(r"[\w./-]+", file):  # Snakemake takes the value for YAML, after it has stripped quotes
         file = f" {json.dumps(file, ensure_ascii=False)} "
-    shown = "plan" if options.dryrun else "findings" if options.targets in ([], ["book"]) else "progress"
+    shown = "plan" if options.dryrun else "findings" if {*options.targets} <= {"book"} else "progress"
     command = [sys.executable, "-m", "chexreason.workflow.terminal", study.file.resolve()]
     command += ["full" if full else "short", shown, "--config", f"params={file}"]
     command += [*(["full=1"] if full else []), *(["dry=1"] if options.dryrun else [])]

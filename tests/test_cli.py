@@ -137,6 +137,9 @@ def test_options_of_run_count_before_and_after_the_file(tmp_path, monkeypatch, w
     assert arguments[arguments.index("--cores") + 2 :] == handed
     assert ("full=1" in arguments) == full
     dry = bool({"--dry-run", "-np"} & {*handed})
+    targets = {"grpo", "sft", "runs/smoke/curate/manifest.parquet"} & {*handed}
+    forced = "--forcerun" in handed  # what follows it is no target
+    assert arguments[5] == ("plan" if dry else "findings" if forced or not targets else "progress")
     assert (tmp_path / "runs").exists() != dry
 
 
