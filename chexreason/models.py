@@ -129,18 +129,17 @@ def load_processor(model: config.Model):
     """The processor of a model: image processor, tokenizer and chat template, padding on the left.
 
     Special tokens come from the chat template alone, so that SFT, GRPO and prediction give the model the same tokens
-    (`_only_template_adds_tokens`).  Qwen2.5-VL's processor demands a video processor, which demands torchvision;
-    without torchvision the image-only subclass of this module reads the same folder.  Raises ModelError where
-    `visual_tokens` is given to a model whose number of tokens is fixed, where there is no image processor or chat
-    template, and where the tokenizer would not give back the tags of an answer.
+    (`_only_template_adds_tokens`).  Qwen2.5-VL's own processor demands torchvision and, with it, a video processor's
+    file, which no folder saved without torchvision has; the image-only subclass of this module loads both kinds of
+    folder.  Raises ModelError where `visual_tokens` is given to a model whose number of tokens is fixed, where there is
+    no image processor or chat template, and where the tokenizer would not give back the tags of an answer.
     """
     from transformers import AutoConfig, AutoProcessor
-    from transformers.utils import is_torchvision_available
 
     with one_line(model.path):
         source = _source(model)
         kind = AutoConfig.from_pretrained(**source).model_type
-        if kind == "qwen2_5_vl" and not is_torchvision_available():
+        if kind == "qwen2_5_vl":
             processor = image_only_qwen().from_pretrained(**source)
         else:
             processor = AutoProcessor.from_pretrained(**source)
@@ -260,7 +259,7 @@ def bound(image_processor, model: config.Model) -> None:
 
 
 def image_only_qwen():
-    """A Qwen2.5-VL processor class without the video processor, for machines without torchvision."""
+    """A Qwen2.5-VL processor class without the video processor."""
     from transformers import Qwen2_5_VLProcessor
 
     class ImageOnlyQwen(Qwen2_5_VLProcessor):
