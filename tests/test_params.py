@@ -82,6 +82,7 @@ def rename(where: str, new: str):
         (put("models.qwen.visual_tokens", [512, 256]), ["models.qwen", "[fewest, most]"]),
         (put("models.qwen.visual_tokens", [256]), ["models.qwen.visual_tokens"]),
         (put("seeds", []), ["seeds", "at least 1 item"]),
+        (put("tests", {}), ["tests", "at least 1 item"]),
         (put("curate.views", []), ["curate.views", "at least 1 item"]),
         (put("curate.label_sets", []), ["curate.label_sets", "at least 1 item"]),
         (put("tests.c-test.label_sets", []), ["tests.c-test.label_sets", "at least 1 item"]),

@@ -52,9 +52,9 @@ class Study(Section):
     label_sets: dict[Name, Annotated[list[Label], Field(min_length=1)]] = Field(default_factory=dict)
     sources: dict[Name, Source]
     curate: Curate
-    tests: dict[Name, Test]
+    tests: Annotated[dict[Name, Test], Field(min_length=1)]
     teacher: Teacher
-    models: dict[Name, Model]
+    models: Annotated[dict[Name, Model], Field(min_length=1)]
     prompts: Prompts | None = None
     lora: Lora
     sft: Sft
