@@ -25,7 +25,7 @@ test: .venv/tests
 # The tests that take minutes, then ten minutes of fuzzing, and a table of all results at the end.
 soak: .venv/tests
 	rm -f runs/soak.csv
-	-$(BIN)/python -m pytest -n 2 --dist loadgroup -m soak
+	-$(BIN)/python -m pytest -n 2 -m soak
 	-$(BIN)/python tests/fuzz.py 600
 	$(BIN)/python tests/soak.py
 

@@ -31,7 +31,8 @@ TOGETHER = ("test_strangers.py", "test_chat_templates.py")
 def pytest_xdist_make_scheduler(config, log):
     """The files of `SMOKE` go to one worker, each of `TOGETHER` to one, and every other test to whichever is free.
 
-    `make soak` runs each test wherever there is room: beside what it does, another smoke study is little.
+    `make soak` runs each test wherever there is room, as another smoke study is little beside what it does, but the
+    changes of `test_changes.py`, which come one on top of the other.
     pytest-xdist's own groups do nothing under this version of pytest.
     """
     from xdist.scheduler import LoadScopeScheduling
@@ -40,7 +41,7 @@ def pytest_xdist_make_scheduler(config, log):
         def _split_scope(self, nodeid):
             file, _, _ = nodeid.partition("::")
             if config.option.markexpr == "soak":
-                return nodeid
+                return file if file.endswith("test_changes.py") else nodeid
             if file.endswith(SMOKE):
                 return "smoke"
             return file if file.endswith(TOGETHER) else nodeid

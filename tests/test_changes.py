@@ -170,7 +170,6 @@ CHANGES = [
 
 
 @pytest.mark.soak
-@pytest.mark.xdist_group("changes")  # each change comes on top of those before it
 @pytest.mark.parametrize(("change", "trains", "asks"), CHANGES, ids=[change[0].__name__ for change in CHANGES])
 def test_a_change_trains_and_asks_what_follows_from_it_and_nothing_else(copy, change, trains, asks):
     change(copy)
