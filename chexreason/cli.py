@@ -107,10 +107,18 @@ def _mendable() -> tuple[type[Exception], ...]:
 
 
 def plan(given: argparse.Namespace) -> int:
-    """Print every run of a study, what is missing here and what it would cost; 1 when something is missing."""
+    """Print every run of a study, what is missing here and what it would cost; 1 when something is missing.
+
+    With `--measure`, a few steps of each kind are run first, which `measure.measure` prints and keeps.
+    """
     from chexreason.workflow import plan
 
-    found = plan.plan(_study(given.params))
+    study = _study(given.params)
+    if given.measure:
+        from chexreason.workflow import measure
+
+        measure.measure(study)
+    found = plan.plan(study)
     print(json.dumps(found, indent=1) if given.json else plan.table(found))
     return int(bool(found["missing"]))
 
@@ -321,6 +329,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("plan", help="print a study's runs, what is missing here, and about what they cost")
     command.add_argument("params", nargs="?", help=f"the study's params file, such as params/paper.yaml ({DEFAULT})")
     command.add_argument("--json", action="store_true", help="one JSON object")
+    command.add_argument("--measure", action="store_true", help="first run a few steps of each kind on this machine")
     command.set_defaults(command=plan)
 
     command = commands.add_parser(

@@ -194,6 +194,6 @@ def test_the_book_shows_the_marks_of_its_own_study_and_what_the_papers_grid_cost
     made = book.assemble(config.load(file), ROOT / "book", [], tmp_path / "book")
     assert "| `curate.rl` | `24` | a mark |" in (made / "choices.md").read_text(encoding="utf-8")
     costs = (made / "costs.md").read_text(encoding="utf-8")
-    for words in ("Nothing on a GPU has been measured yet", r"| sft | qwen | qwen\-reasoning\_a | 0 |", "A100 80 GB"):
+    for words in ("with random weights", r"| sft | qwen | qwen\-reasoning\_a | 0 |", "NVIDIA H200"):
         assert words in costs
     assert not [page for page in ("choices.md", "costs.md") if "<!--" in (made / page).read_text(encoding="utf-8")]

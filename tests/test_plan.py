@@ -1,22 +1,18 @@
-"""A plan names every run and everything that is missing, and its estimates agree with what torch counts."""
+"""A plan names every run and everything that is missing, and its estimates are measured steps, counted by hand."""
 
 import json
 import math
 import re
 
 import pytest
-from conftest import ROOT, study_folder
+from conftest import ROOT, changed_study, study_folder
 
 from chexreason import config
 from chexreason.cli import main
-from chexreason.config import Lora
-from chexreason.workflow import model_size, plan
+from chexreason.workflow import measured, model_size, plan
 
 PAPER, SMOKE = ROOT / "params" / "paper.yaml", ROOT / "params" / "smoke.yaml"
 MEDGEMMA, QWEN, _ = model_size.PUBLISHED
-FILM = (734, 896)
-LORA = Lora(r=16, lora_alpha=32, lora_dropout=0.1)
-MODELS = {model.path: model for model in config.load(PAPER).models.values()}
 
 
 @pytest.fixture(autouse=True)
@@ -154,63 +150,90 @@ def test_a_full_disk_is_told_with_what_is_needed(monkeypatch):
     assert weights < plan.needed(config.load(PAPER)) < 3 * weights
 
 
-# The estimates, against torch's own counts on the true shape.
+# The estimates, by hand from measured steps.
 
 
-def test_reading_is_what_torch_counts_for_the_language_model():
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    model, tokens = model_size.empty(MEDGEMMA), 1000
-    with FlopCounterMode(display=False) as counted:
-        hidden = model.model.language_model(input_ids=torch.zeros(1, tokens, dtype=torch.long, device="meta"))
-        model.lm_head(hidden.last_hidden_state[:, -700:])
-    estimate = plan.language_flops(model_size.shape(MODELS[MEDGEMMA], LORA, *FILM), tokens, 700)
-    assert counted.get_total_flops() == pytest.approx(estimate, rel=0.06)  # attention, which is left out
-
-
-def test_seeing_is_what_torch_counts_for_the_vision_encoder():
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    pixels = torch.empty(1, 3, 896, 896, device="meta", dtype=torch.bfloat16)
-    with FlopCounterMode(display=False) as counted:
-        model_size.empty(MEDGEMMA).get_image_features(pixels, return_dict=True)
-    assert counted.get_total_flops() == pytest.approx(
-        plan.vision_flops(model_size.shape(MODELS[MEDGEMMA], LORA, *FILM)), rel=0.02
-    )
+STEPS = {
+    "sft": (8, 4.0, 10.0),
+    "watch": (3, 0.3, 10.0),
+    "rollout": (32, 60.0, 24.0),
+    "update": (16, 2.0, 24.0),
+    "read": (64, 1.0, 15.0),
+    "answer": (64, 13.7, 15.0),
+}
+"""Films or completions, seconds and memory of the steps of a made-up machine."""
 
 
-@pytest.mark.parametrize("path", [MEDGEMMA, QWEN])
-def test_activations_are_what_autograd_keeps(path):
-    """Attention's square matrices are left out: only the kernels that stand in on the meta device keep them."""
-    import torch
-    from peft import get_peft_model
+@pytest.fixture
+def measured_here(tmp_path):
+    """The published study in a folder of its own with measured steps: completions of 384 tokens, answers of 128."""
 
-    from chexreason import models
+    def make(weights: str = "random", steps: dict = STEPS) -> config.Study:
+        study = changed_study(tmp_path, "paper", {})
+        study.claim()
+        tokens = {"rollout": 384, "update": 384, "answer": 128}
+        rows = [",".join(measured.Step._fields)]
+        for name, (films, seconds, memory) in steps.items():
+            numbers = f"{films},300,{tokens.get(name, 1)},{seconds},{memory}"
+            rows.append(f"{MEDGEMMA},{weights},{name},sdpa,{numbers},GPU,1,2,3,4,abc,2026-01-01")
+        (study.folder / measured.FILE).write_text("\n".join(rows) + "\n")
+        return study
 
-    model, tokens = model_size.empty(path), 300
-    adapted = get_peft_model(model, models.lora_config(LORA)).train()
-    own, kept = {weight.untyped_storage()._cdata for weight in adapted.parameters()}, {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own and tensor.shape[-2:] != (tokens, tokens):
-            kept[storage._cdata] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        ids, places = (torch.zeros(1, tokens, dtype=torch.long, device="meta") for _ in range(2))
-        held = model.model.language_model(input_ids=ids, position_ids=places)
-    assert held.last_hidden_state.requires_grad
-    shape = model_size.shape(MODELS[path], LORA, *FILM)._replace(patches=0)
-    estimate = plan.activations(shape, 1, tokens, checkpointing=False) * shape.layers / (shape.layers + 1)
-    assert sum(storage.nbytes() for storage in kept.values()) == pytest.approx(estimate, rel=0.12)
+    return make
 
 
-def test_keys_and_values_by_hand():
-    """Gemma 3 4B: 34 layers, 4 heads of 256 numbers, keys and values, two bytes each."""
-    assert plan.cached(model_size.shape(MODELS[MEDGEMMA], LORA, *FILM), batch=3, tokens=10) == 34 * 4 * 256 * 2 * 2 * 30
+def run(study: config.Study, stage: str, name: str) -> plan.Run:
+    """A run of the study's plan with MedGemma."""
+    return next(run for run in plan.runs(study) if (run.stage, run.model, run.run) == (stage, "medgemma", name))
+
+
+def test_sft_by_hand(measured_here):
+    """Six epochs of 1,800 films to learn from and 200 to watch."""
+    found = run(measured_here(), "sft", "free_reasoning")
+    assert found.hours * 3600 == pytest.approx(10_800 * 4 / 8 + 1200 * 0.3 / 3 + 12_000 * 0.04)
+    assert found.memory == pytest.approx(1.2 * 10)
+
+
+def test_grpo_by_hand(measured_here):
+    """125 rollouts of twice the measured length, 250 updates, and five times 500 films in batches of 64."""
+    found = run(measured_here(), "grpo", "hard")
+    answers = 40 * (1 + 2047 * 0.1) + 2500 * 0.04
+    assert found.hours * 3600 == pytest.approx(2 * (125 * 60 + 250 * 2) + answers)
+    rest = 24 - 2 * 4.300079472  # of 24 GB, what grows with the length
+    assert found.memory == pytest.approx(1.2 * (24 - rest + 2 * rest), rel=1e-6)
+
+
+def test_prediction_by_hand(measured_here):
+    """1,506 films are 24 batches; a token of Gemma 3 keeps 69,632 numbers of two bytes."""
+    found = run(measured_here(), "predict", "untuned")
+    assert found.hours * 3600 == pytest.approx(24 * (1 + 2047 * 0.1) + 1506 * 0.04)
+    assert found.memory == pytest.approx(1.2 * (15 + 2 * 69_632 * 64 * (2048 - 128) / 1e9))
+
+
+def test_answers_of_a_models_own_weights_are_as_long_as_they_were(measured_here):
+    study = measured_here("its own")
+    assert run(study, "predict", "untuned").hours * 3600 == pytest.approx(24 * 13.7 + 1506 * 0.04)
+    assert run(study, "grpo", "hard").hours * 3600 == pytest.approx(125 * 60 + 250 * 2 + 40 * 13.7 + 2500 * 0.04)
+
+
+def test_steps_of_a_stand_in_say_nothing_of_the_model_it_stood_for(measured_here):
+    shipped = run(config.load(PAPER), "sft", "free_reasoning")
+    assert run(measured_here("a stand-in's"), "sft", "free_reasoning") == shipped
+
+
+def test_a_larger_batch_than_was_measured_takes_longer_in_proportion(measured_here):
+    study = changed(measured_here(), "predict", batch=128)
+    assert run(study, "predict", "untuned").hours * 3600 == pytest.approx(12 * 2 * (1 + 2047 * 0.1) + 1506 * 0.04)
+
+
+def test_a_model_that_was_never_measured_says_how_to(tmp_path):
+    from transformers import AutoConfig
+
+    text = model_size.GEMMA_3_4B["text_config"] | {"num_hidden_layers": 12}
+    AutoConfig.for_model(**model_size.GEMMA_3_4B | {"text_config": text}).save_pretrained(tmp_path)
+    study = config.load(PAPER)
+    study.models["medgemma"] = config.Model(name="x", path=str(tmp_path), dtype="bfloat16")
+    assert "no step was measured; `chexreason plan --measure paper.yaml`" in run(study, "sft", "free_reasoning").how
 
 
 def test_a_short_study_costs_less_than_a_full_one():
@@ -221,7 +244,7 @@ def test_a_short_study_costs_less_than_a_full_one():
 
 def test_the_books_page_has_every_run_and_every_assumption(paper):
     page = plan.page(paper).replace("\\", "")
-    assert page.count("\n| ") == len(paper["runs"]) + 2  # and the head, and the line under it
+    assert page.count("\n| ") == len(paper["runs"]) + len(paper["steps"]) + 4  # heads, and the lines under them
     for run in paper["runs"]:
         assert f"| {run['stage']} | {run['model']} | {run['run']} | {run['seed']} |" in page
         assert run["how"] in page
@@ -229,33 +252,6 @@ def test_the_books_page_has_every_run_and_every_assumption(paper):
     hours = {stage: sum(run["hours"] for run in paper["runs"] if run["stage"] == stage) for stage in ("sft", "grpo")}
     for stage, spent in hours.items():
         assert f"{stage} {int(spent + 1 / 120)}:" in page
-
-
-def test_sft_by_hand():
-    study = config.load(PAPER)
-    (run,) = [
-        run for run in plan.runs(study) if (run.stage, run.model, run.run) == ("sft", "medgemma", "free_reasoning")
-    ]
-    tokens = 256 + round(len((ROOT / "chexreason/prompts/free_reasoning.txt").read_text().strip()) / 4) + 80 + 525
-    body, head, vision = 3_880_263_168 - 262_208 * 2560, 262_208 * 2560, 419_816_304
-    forward = 2 * body * tokens + 2 * head * 605
-    film = 2 * vision * 4096 + 4 * 4096**2 * 1152 * 27
-    flop = 6 * 1800 * (3 * forward + film) + 6 * 200 * (forward + film)
-    assert run.hours == pytest.approx((flop / (312e12 * 0.35) + 6 * 2000 * 0.04) / 3600, rel=1e-6)
-
-
-def test_more_work_costs_more():
-    study = config.load(PAPER)
-    cost = {(run.stage, run.model, run.run): run for run in plan.runs(study)}
-    more = changed(study, "sft", num_train_epochs=12, per_device_train_batch_size=4)
-    more = changed(more, "grpo", max_steps=500, num_generations=8)
-    for run in plan.runs(more):
-        before = cost[run.stage, run.model, run.run]
-        if run.stage not in ("sft", "grpo"):
-            assert run == before
-        else:
-            assert run.hours > 1.9 * before.hours
-            assert run.memory > before.memory
 
 
 # The command.
@@ -275,18 +271,14 @@ def test_a_study_that_lacks_something_exits_1_and_its_json_says_what(capsys):
     assert {"runs", "missing", "total_hours", "assumptions"} <= set(found)
     assert set(found["runs"][0]) == set(plan.Run._fields)
     assert not any(isinstance(value, float) and math.isnan(value) for run in found["runs"] for value in run.values())
-    assert any("Assumed, not measured" in told for told in found["assumptions"])
+    assert any("measured on" in told for told in found["assumptions"])
+    assert {step["step"] for step in found["steps"]} == {"sft", "watch", "rollout", "update", "see", "read", "answer"}
 
 
 def test_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(study_folder(tmp_path))
     main(["plan", "params/smoke.yaml"])
     assert not (tmp_path / "runs").exists()
-
-
-def test_the_peak_memory_of_every_stage_with_stand_ins_is_told():
-    (told,) = [line for line in plan.assumptions(config.load("params/mini.yaml")) if line.startswith("Peak memory")]
-    assert re.findall(r"(\w+) \d\.\d", told) == ["curate", "prompts", "sft", "grpo", "predict", "compare", "book"]
 
 
 def test_a_plan_counts_the_images_that_are_there(tmp_path, monkeypatch):

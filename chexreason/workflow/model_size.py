@@ -7,7 +7,6 @@ The numbers are those of the models' own config.json.  The weights they add up t
 import warnings
 from collections import Counter
 from functools import cache
-from typing import NamedTuple
 
 from chexreason import config, models
 
@@ -79,35 +78,6 @@ PUBLISHED = {
 """Hub id to architecture."""
 
 
-class Shape(NamedTuple):
-    """What the cost of a model follows from.  Weights are counted once where two parts share them.
-
-    `vision` is the encoder with its projector, `language` all the rest and `head` the part of it that makes logits;
-    `hidden`, `inner` and `layers` are of the language model, `key_values` is the numbers it keeps of each token.
-    `patches` is of one film, with `vision_hidden` numbers in each of `vision_layers` layers, `vision_global` of which
-    see the whole film; `tokens` is what the language model gets of it.
-    """
-
-    vision: int
-    language: int
-    head: int
-    lora: int
-    hidden: int
-    inner: int
-    layers: int
-    key_values: int
-    vision_hidden: int
-    vision_layers: int
-    vision_global: int
-    patches: int
-    tokens: int
-
-    @property
-    def weights(self) -> int:
-        """The base model's weights, without LoRA."""
-        return self.vision + self.language
-
-
 def model_config(path: str):
     """The configuration of a model: a published one, or one whose folder or cache is on this machine.
 
@@ -173,42 +143,28 @@ def image_processor(model: config.Model):
     return processor
 
 
-def patches(model: config.Model, width: int, height: int) -> int:
-    """How many patches the vision encoder sees of a film of `width` x `height` pixels."""
-    processor = image_processor(model)
-    if hasattr(processor, "get_number_of_image_patches"):
-        return processor.get_number_of_image_patches(height, width, {})
-    patch = model_config(model.path).vision_config.patch_size
-    return (processor.size["height"] // patch) * (processor.size["width"] // patch)
-
-
-def visual_tokens(model: config.Model, width: int, height: int) -> int:
-    """How many tokens the language model gets of a film of `width` x `height` pixels."""
-    settings = model_config(model.path)
-    if settings.model_type == "gemma3":
-        return settings.mm_tokens_per_image
-    return patches(model, width, height) // settings.vision_config.spatial_merge_size**2
+@cache
+def weights(path: str) -> int:
+    """How many weights a model has, without LoRA; those that two parts share are counted once."""
+    return sum(parts(empty(path)).values())
 
 
 @cache
-def shape(model: config.Model, lora: config.Lora, width: int, height: int) -> Shape:
-    """The shape of a model with LoRA, shown films of `width` x `height` pixels."""
-    settings, built = model_config(model.path), empty(model.path)
-    text, vision, count = settings.text_config, settings.vision_config, parts(built)
-    layers = vision.depth if hasattr(vision, "depth") else vision.num_hidden_layers
+def trainable(path: str, lora: config.Lora) -> int:
+    """How many weights LoRA adds to a model."""
+    return sum(adapted(empty(path), lora).values())
+
+
+def key_values(path: str) -> int:
+    """How many numbers a language model keeps of each token it has read."""
+    text = model_config(path).get_text_config()
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return Shape(
-        vision=count["vision"],
-        language=count["language"],
-        head=text.vocab_size * text.hidden_size,
-        lora=sum(adapted(built, lora, model).values()),
-        hidden=text.hidden_size,
-        inner=text.intermediate_size,
-        layers=text.num_hidden_layers,
-        key_values=2 * text.num_hidden_layers * text.num_key_value_heads * head_dim,
-        vision_hidden=vision.hidden_size,
-        vision_layers=layers,
-        vision_global=len(getattr(vision, "fullatt_block_indexes", None) or range(layers)),
-        patches=patches(model, width, height),
-        tokens=visual_tokens(model, width, height),
-    )
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    return 2 * text.num_hidden_layers * heads * head_dim
+
+
+def architecture(path: str) -> tuple:
+    """What tells one architecture and size from another."""
+    settings = model_config(path)
+    text, vision = settings.get_text_config(), getattr(settings, "vision_config", None)
+    return settings.model_type, text.num_hidden_layers, text.hidden_size, getattr(vision, "hidden_size", 0)

@@ -1,7 +1,8 @@
 """What a study would run, what it lacks on this machine, and about what it would cost, before anything is spent.
 
-Nothing is downloaded, loaded or asked here.  Hours and memory are estimates from above: every epoch is run, and every
-answer is as long as it may be.  The numbers they rest on stand below, each said to be a fact, measured or assumed.
+Nothing is downloaded, loaded or asked here.  Hours and memory are those of measured steps (`measured`), as often as the
+study takes them: every epoch is run; an answer is as long as it was when it was measured or, of a model whose weights
+were random, as long as it may be.
 """
 
 import json
@@ -9,54 +10,24 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from chexreason import answers, config, models, prompts
+from chexreason import config, models
 from chexreason.config import trl_arguments
 from chexreason.display import markdown
-from chexreason.workflow import model_size
+from chexreason.workflow import measured, model_size
+from chexreason.workflow.measured import Step
 
-GPU = "A100 80 GB"
-FLOPS = 312e12  # fact, NVIDIA's data sheet: bfloat16 operations a second
-BANDWIDTH = 2.0e12  # fact, ditto: bytes a second from memory
-UTILISATION = 0.35  # assumed: the share of FLOPS that training and reading a prompt reach
-STREAMING = 0.6  # assumed: the share of BANDWIDTH that writing an answer reaches
-LAYER_SECONDS = 1.5e-3  # assumed: what a layer takes at least for the next token, to launch its kernels
-ADAPTED = 2  # assumed: how many times that with LoRA beside it, as while GRPO samples
-FILM_SECONDS = 0.04  # measured: one core of an AMD EPYC server makes MedGemma's pixels of a film (Qwen's: 0.025)
-TOKENS_A_WORD = 1.5  # assumed: of an answer
-CHARACTERS_A_TOKEN = 4  # assumed: of a prompt
-LABEL_TOKENS = 80  # assumed: the <solution> block and the chat template's own tokens
-WIDTH = 0.82  # assumed: a film's width over its height, as of 2500 x 3050 pixels
+FILM_SECONDS = 0.04
+"""Measured: one core of an AMD EPYC server makes MedGemma's pixels of a film of 896 pixels (Qwen's: 0.025)."""
 
-HIDDEN_BYTES, INNER_BYTES = 75, 14
-"""Counted on the meta device: what autograd keeps of a token in a layer with LoRA, for each number of the hidden state
-and of the feed-forward layer.  Attention adds nothing to speak of: its fused kernels keep no square of the length."""
+SLACK = 1.2
+"""Assumed: how much more memory a GPU must have than is held at the peak, as it is held in pieces."""
 
-VISION_BYTES = 40  # assumed, from above: of a patch in the layer of the vision encoder at work; nothing is kept of it
-ADAPTER_BYTES = 16  # fact: float32 weight and gradient, and AdamW's two moments
-SLACK, CONTEXT = 1.2, 2e9  # assumed: fragmentation; bytes of CUDA's context and of one tile of logits
-
-STAND_IN_SECONDS = {"learn": 6.0e-4, "watch": 2.5e-4, "sample": 1.2e-3, "answer": 2.2e-4}
-"""Measured in one whole `make full` of params/mini.yaml, two runs side by side: seconds a token of film, prompt and
-answer, to learn from in SFT and to watch the loss of (taken as 0.4 of that), to sample and learn from in GRPO, and to
-answer.  At 22 to 43 tokens learning and sampling hold within a quarter, answering within a factor of two."""
-STAND_IN_BYTES = {
-    "curate": 0.6e9,
-    "prompts": 1.0e9,
-    "sft": 1.2e9,
-    "grpo": 1.8e9,
-    "predict": 1.2e9,
-    "compare": 0.6e9,
-    "book": 0.7e9,
-}
-"""Measured: the most that the processes of a stage held together, interpreters and libraries included, on
-params/mini.yaml (the book: params/smoke.yaml)."""
-
-STAND_IN_CONDITIONS = "one thread of an AMD EPYC server with 2 cores, 128 x 128 pixels, params/mini.yaml's batches"
+ADAPTER_BYTES = 16
+"""Fact: of a LoRA weight in a checkpoint, float32 with its gradient's place and AdamW's two moments."""
 
 
 class Cost(NamedTuple):
@@ -83,8 +54,8 @@ def plan(study: config.Study) -> dict:
     """Runs, what is missing, hours and the highest peak memory (10^9 bytes), and what the estimates assume.
 
     `short_hours` is without the runs that the params file marks `full`.  `films` counts, of each source in a folder,
-    the films and the images of each split and view (`film_table.on_disk`).  Can be written as JSON; what is not known
-    is None.
+    the films and the images of each split and view (`film_table.on_disk`), `steps` the measured steps.  Can be written
+    as JSON; what is not known is None.
     """
     table, short = runs(study), {run[:4] for run in runs(study.short())}
     films, lacking = _films(study)
@@ -98,6 +69,7 @@ def plan(study: config.Study) -> dict:
         "total_hours": round(sum(run.hours for run in known), 2),
         "short_hours": round(sum(run.hours for run in known if run[:4] in short), 2),
         "peak_memory": peak,
+        "steps": [step._asdict() for steps in measured_models(study) for step in steps],
         "assumptions": assumptions(study),
     }
 
@@ -107,11 +79,11 @@ def runs(study: config.Study) -> list[Run]:
     tried = study.prompts.variants if study.prompts else []
     trained = [(stage, each.run, each) for stage in ("sft", "grpo") for each in study.runs(stage)]
     asked = [("predict", each.name, each) for each in study.checkpoints()]
-    grid = [("prompts", study.prompts.model, name, name, study.seeds[0], None) for name in tried]
-    grid += [(stage, each.model, name, study.prompt(each), each.seed, each) for stage, name, each in trained + asked]
+    grid = [("prompts", study.prompts.model, name, study.seeds[0], None) for name in tried]
+    grid += [(stage, each.model, name, each.seed, each) for stage, name, each in trained + asked]
     return [
-        Run(stage, model, name, seed, *_cost(study, stage, model, prompt, checkpoint))
-        for stage, model, name, prompt, seed, checkpoint in grid
+        Run(stage, model, name, seed, *_cost(study, stage, model, checkpoint))
+        for stage, model, name, seed, checkpoint in grid
     ]
 
 
@@ -120,36 +92,35 @@ def job(study: config.Study, stage: str, checkpoint: config.Checkpoint | None = 
 
     The prompts that are tried are one job, which has no checkpoint.
     """
-    if checkpoint is None:
-        model, tried = study.prompts.model, study.prompts.variants
-        hours = sum(_cost(study, stage, model, name, None).hours for name in tried)
-    else:
-        model = checkpoint.model
-        hours = _cost(study, stage, model, study.prompt(checkpoint), checkpoint).hours
-    return hours, _weights(study.models[model], _known(study, model))
+    model = checkpoint.model if checkpoint else study.prompts.model
+    hours = _cost(study, stage, model, checkpoint).hours * (1 if checkpoint else len(study.prompts.variants))
+    return hours, model_size.weights(_known(study, model)) * {"float32": 4, "bfloat16": 2}[study.models[model].dtype]
 
 
 def _stand_in(study: config.Study, model: str) -> bool:
     return study.models[model].path.startswith(models.STAND_IN)
 
 
-def _cost(study: config.Study, stage: str, model: str, prompt: str, checkpoint: config.Checkpoint | None) -> Cost:
-    """What one run costs, asked or trained with `prompt`; a prompt that is tried has no checkpoint."""
+def _cost(study: config.Study, stage: str, model: str, checkpoint: config.Checkpoint | None) -> Cost:
+    """What one run costs; a prompt that is tried has no checkpoint."""
     asked = study.models[model]
     try:
         with models.one_line(asked.path):
-            if _stand_in(study, model):
-                return _measured(study, stage, model, prompt, checkpoint)
-            shape = _shape(study, model)
-            if stage in ("sft", "grpo"):
+            steps = measured.steps(study, asked.path)
+            if stage in ("sft", "grpo") and not _stand_in(study, model):
                 models.refuse_unreached(model_size.empty(asked.path), asked)
+            weights, key_values = model_size.weights(asked.path), model_size.key_values(asked.path)
     except models.ModelError as error:  # told, and the rest of the plan goes on
         return Cost(math.nan, math.nan, str(error))
+    if not steps:
+        measure = f"chexreason plan --measure {study.file.name}"
+        return Cost(math.nan, math.nan, f"{asked.path}: no step was measured; `{measure}` does it on this machine")
+    base = weights * {"float32": 4, "bfloat16": 2}[asked.dtype]
     if stage == "sft":
-        return _sft(study, shape, study.models[model], prompt, study.sft.of(checkpoint.run))
+        return _sft(study, steps, base, study.sft.of(checkpoint.run))
     if stage == "grpo":
-        return _grpo(study, shape, study.models[model], prompt, study.grpo.of(checkpoint.run))
-    return _predict(study, shape, study.models[model], prompt, _answered(study, checkpoint))
+        return _grpo(study, steps, base, key_values, study.grpo.of(checkpoint.run))
+    return _predict(study, steps, key_values, _answered(study, checkpoint))
 
 
 # What is done: films, steps and answers, by the params file.
@@ -176,162 +147,86 @@ def _answered(study: config.Study, checkpoint: config.Checkpoint | None) -> int:
     return sum(films[dataset] for dataset in study.datasets(checkpoint))
 
 
-# The published models: counted operations and bytes.
+# What that takes, by what was measured.
 
 
-def _sft(study: config.Study, shape: model_size.Shape, model: config.Model, format: str, settings: config.Sft) -> Cost:
+def _sft(study: config.Study, steps: list[Step], weights: int, settings: config.Sft) -> Cost:
     learnt, watched = _trained(study, settings)
-    prompt, answer = _prompt(shape, format), _answer(study, format)
-    forward, film = language_flops(shape, prompt + answer, answer), vision_flops(shape)
-    operations = learnt * (_passes(settings) * forward + film) + watched * (forward + film)
-    seconds = operations / (FLOPS * UTILISATION) + (learnt + watched) * FILM_SECONDS
-    size = _weights(model, shape) + ADAPTER_BYTES * shape.lora
-    size += activations(shape, settings.per_device_train_batch_size, prompt + answer, settings.gradient_checkpointing)
-    how = f"{learnt:,} films learnt from, {prompt + answer:,} tokens each, {watched:,} watched: {operations:.1e} FLOP"
-    return Cost(seconds / 3600, _peak(size), how)
+    step, watch = _step(steps, "sft"), _step(steps, "watch")
+    seconds = (
+        learnt * step.seconds / step.films + watched * watch.seconds / watch.films + _prepared(step, learnt + watched)
+    )
+    batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps / step.films
+    return Cost(
+        seconds / 3600,
+        _peak(weights, step.memory, batch),
+        f"{learnt:,} films learned from, {step.seconds / step.films:.2f} s each, and {watched:,} watched",
+    )
 
 
-def _grpo(
-    study: config.Study, shape: model_size.Shape, model: config.Model, format: str, settings: config.Grpo
-) -> Cost:
+def _grpo(study: config.Study, steps: list[Step], weights: int, key_values: int, settings: config.Grpo) -> Cost:
     sampled, validated = _sampled(study, settings)
     updates = settings.steps_per_generation * settings.num_iterations
     rollouts, batch = math.ceil(settings.max_steps / updates), sampled // settings.max_steps
-    prompt, answer = _prompt(shape, format), settings.max_completion_length
-    once_more = (updates > 1) + (settings.beta > 0)  # under the old policy, under the reference
-    forward, first, film = (
-        language_flops(shape, prompt + answer, answer),
-        language_flops(shape, prompt, 1),
-        vision_flops(shape),
-    )
-    operations = sampled * ((_passes(settings) + once_more) * forward + first)
-    operations += sampled * (once_more + 2) * film  # to learn from, and to sample
-    asked = batch * settings.steps_per_generation
-    seconds = operations / (FLOPS * UTILISATION) + rollouts * writing(shape, asked, prompt, answer, ADAPTED)
-    seconds += 2 * sampled * FILM_SECONDS + _answering(shape, study.predict, validated, prompt)  # trl prepares twice
-    size = _weights(model, shape) + (ADAPTER_BYTES + 4) * shape.lora  # and the reference's adapter
-    working = activations(shape, batch, prompt + answer, settings.gradient_checkpointing)
+    rollout = _step(steps, "rollout")
+    update = _step(steps, "update", rollout._replace(seconds=0.0))
+    longer = settings.max_completion_length / rollout.new_tokens if rollout.weights == measured.RANDOM else 1.0
+    more = max(1.0, batch * settings.steps_per_generation / rollout.films)  # fewer take as long: kernels are launched
+    seconds = longer * (rollouts * more * rollout.seconds + settings.max_steps * batch / update.films * update.seconds)
+    seconds += _answering(study, steps, validated)
     how = (
-        f"{sampled:,} completions of {answer} tokens in {rollouts:,} rollouts, {operations:.1e} FLOP; "
-        f"{validated:,} films validated"
+        f"{rollouts:,} rollouts, {longer * more * rollout.seconds:.1f} s each, and {settings.max_steps:,} updates, "
+        f"{longer * batch / update.films * update.seconds:.1f} s each; {validated:,} films validated"
     )
-    return Cost(seconds / 3600, _peak(size + max(working, held(shape, asked, prompt + answer))), how)
+    memory = max(_peak(weights, rollout.memory, longer * batch / update.films), _answer(study, steps, key_values)[1])
+    return Cost(seconds / 3600, memory, how)
 
 
-def _predict(study: config.Study, shape: model_size.Shape, model: config.Model, prompt: str, films: int) -> Cost:
-    settings, tokens = study.predict, _prompt(shape, prompt)
-    size = _weights(model, shape) + held(shape, settings.batch, tokens + settings.max_new_tokens)
-    how = f"{films:,} films, {settings.batch} at once, {settings.max_new_tokens} tokens each"
-    return Cost(_answering(shape, settings, films, tokens) / 3600, _peak(size), how)
+def _predict(study: config.Study, steps: list[Step], key_values: int, films: int) -> Cost:
+    seconds, memory = _answer(study, steps, key_values)
+    how = f"{films:,} films, {study.predict.batch} at once: {seconds:.1f} s a batch"
+    return Cost(_answering(study, steps, films) / 3600, memory, how)
 
 
-def _measured(study: config.Study, stage: str, model: str, prompt: str, checkpoint: config.Checkpoint | None) -> Cost:
-    """What a run of a stand-in takes, by what was measured."""
-    size = study.sources[study.curate.train].size
-    asked = study.models[model]
-    tokens = _spoken(asked, prompt) + model_size.visual_tokens(asked, size, size)
-    if stage == "sft":
-        learnt, watched = _trained(study, study.sft.of(checkpoint.run))
-        done, how = {"learn": learnt, "watch": watched}, f"{learnt:,} films learnt from, {watched:,} watched"
-    elif stage == "grpo":
-        sampled, validated = _sampled(study, study.grpo.of(checkpoint.run))
-        done = {"sample": sampled, "answer": validated}
-        how = f"{sampled:,} completions, {validated:,} films validated"
-    else:
-        films = _answered(study, checkpoint)
-        done, how = {"answer": films}, f"{films:,} films"
-    seconds = tokens * sum(count * STAND_IN_SECONDS[what] for what, count in done.items())
-    return Cost(seconds / 3600, STAND_IN_BYTES[stage] / 1e9, f"{how}, about {tokens} tokens each; as measured")
+def _step(steps: list[Step], name: str, default: Step | None = None) -> Step:
+    """The first of the measured steps of a kind."""
+    return next((step for step in steps if step.step == name), default)
 
 
-@cache
-def _spoken(model: config.Model, prompt: str) -> int:
-    """Tokens of a prompt and of an answer as the rules write it, by a stand-in's own tokenizer."""
-    from numpy.random import default_rng
-
-    from chexreason.teacher import check, rules
-
-    labels, form = ("Cardiomegaly", "Edema"), prompt if prompt in check.FORMATS else "free_reasoning"
-    trace = rules.write_trace(labels, [], "AP", default_rng(0), form)
-    words = models.load_processor(model).tokenizer
-    return sum(
-        len(words(text).input_ids)
-        for text in (prompts.load(prompt), answers.write(answers.Answer(trace, labels), form))
-    )
-
-
-def language_flops(shape: model_size.Shape, tokens: int, scored: int) -> float:
-    """Operations of a forward pass over one sequence, of which `scored` tokens get logits: two a weight and token."""
-    return 2.0 * (shape.language - shape.head) * tokens + 2.0 * shape.head * scored
-
-
-def vision_flops(shape: model_size.Shape) -> float:
-    """Operations of the vision encoder on one film; in SigLIP a third are patches looking at each other."""
-    attention = 4.0 * shape.patches**2 * shape.vision_hidden * shape.vision_global
-    return 2.0 * shape.vision * shape.patches + attention
-
-
-def writing(shape: model_size.Shape, batch: int, prompt: int, answer: int, slower: int = 1) -> float:
-    """Seconds to write `batch` answers side by side, no token faster than memory is read or kernels are launched."""
-    moved = 2 * shape.language + cached(shape, batch, prompt + answer // 2)
-    return answer * max(moved / (BANDWIDTH * STREAMING), slower * shape.layers * LAYER_SECONDS)
-
-
-def cached(shape: model_size.Shape, batch: int, tokens: int) -> int:
-    """Bytes of the keys and values of `batch` sequences, in bfloat16."""
-    return 2 * shape.key_values * batch * tokens
-
-
-def held(shape: model_size.Shape, batch: int, tokens: int) -> int:
-    """Bytes that writing `batch` answers side by side takes: keys and values, and the films while they are seen."""
-    return cached(shape, batch, tokens) + VISION_BYTES * batch * shape.patches * shape.vision_hidden
-
-
-def activations(shape: model_size.Shape, batch: int, tokens: int, checkpointing: bool) -> int:
-    """Bytes that a forward pass leaves for the backward pass.
-
-    With checkpointing that is every layer's input, and all of one layer with its gradients at a time.
-    """
-    layer = HIDDEN_BYTES * shape.hidden + INNER_BYTES * shape.inner
-    kept = 2 * shape.hidden * shape.layers + 2 * layer if checkpointing else (shape.layers + 1) * layer
-    return batch * (tokens * kept + shape.patches * shape.vision_hidden * VISION_BYTES)
-
-
-def _passes(settings: config.Sft | config.Grpo) -> int:
-    """Forward, back through the frozen weights to the adapters and, with checkpointing, forward again."""
-    return 3 if settings.gradient_checkpointing else 2
-
-
-def _answering(shape: model_size.Shape, protocol: config.Predict, films: int, prompt: int) -> float:
+def _answering(study: config.Study, steps: list[Step], films: int) -> float:
     """Seconds to answer `films` films, none ending before the limit."""
-    batches = math.ceil(films / protocol.batch)
-    seconds = films * ((language_flops(shape, prompt, 1) + vision_flops(shape)) / (FLOPS * UTILISATION) + FILM_SECONDS)
-    return seconds + batches * writing(shape, protocol.batch, prompt, protocol.max_new_tokens)
+    batches = math.ceil(films / study.predict.batch)
+    return batches * _answer(study, steps, 0)[0] + _prepared(steps[0], films)
 
 
-def _shape(study: config.Study, model: str) -> model_size.Shape:
-    height = study.sources[study.curate.train].size
-    return model_size.shape(study.models[model], study.lora, round(WIDTH * height), height)
+def _answer(study: config.Study, steps: list[Step], key_values: int) -> tuple[float, float]:
+    """Seconds of a batch of answers, and its peak memory (10^9 bytes) when they are as long as they may be.
+
+    By the smallest measured batch that is as large, or the largest.  The time for the tokens that random weights were
+    not measured with grows with their number; keys and values (`key_values` numbers of two bytes a token) come on top.
+    """
+    batch, longest = study.predict.batch, study.predict.max_new_tokens
+    usual = steps[0].attention
+    answers = [step for step in steps if step.step == "answer" and step.attention == usual]
+    answer = min(answers, key=lambda step: (step.films < batch, abs(step.films - batch)))
+    read = next(step for step in steps if step[3:5] == answer[3:5] and step.step == "read")
+    seconds = answer.seconds
+    if answer.weights == measured.RANDOM:
+        seconds = read.seconds + (longest - 1) * (answer.seconds - read.seconds) / (answer.new_tokens - 1)
+    seconds *= max(1.0, batch / answer.films)
+    further = 2 * key_values * max(batch, answer.films) * max(0, longest - answer.new_tokens) / 1e9
+    return seconds, SLACK * (answer.memory + further)
 
 
-def _prompt(shape: model_size.Shape, prompt: str) -> int:
-    return shape.tokens + round(len(prompts.load(prompt)) / CHARACTERS_A_TOKEN)
+def _prepared(step: Step, films: int) -> float:
+    """Seconds to make the pixels of films, which no measured step has in it; those of a stand-in are few."""
+    return 0.0 if step.model.startswith(models.STAND_IN) else films * FILM_SECONDS
 
 
-def _answer(study: config.Study, format: str) -> int:
-    """Tokens of the longest answer that is learnt from."""
-    from chexreason.teacher.check import MAX_WORDS
-
-    words = getattr(study.teacher, "max_words", MAX_WORDS.get(format, 0))
-    return LABEL_TOKENS + (0 if format == answers.ONLY_LABEL else round(TOKENS_A_WORD * words))
-
-
-def _weights(model: config.Model, shape: model_size.Shape) -> int:
-    return shape.weights * {"float32": 4, "bfloat16": 2}[model.dtype]
-
-
-def _peak(size: float) -> float:
-    return (SLACK * size + CONTEXT) / 1e9
+def _peak(weights: int, memory: float, times: float) -> float:
+    """Peak memory (10^9 bytes) of a step that is `times` as large as one that held `memory`, weights included."""
+    fixed = min(weights / 1e9, memory)
+    return SLACK * (fixed + (memory - fixed) * max(1.0, times))
 
 
 # What is missing on this machine.
@@ -472,21 +367,21 @@ def needed(study: config.Study) -> float:
     for model, checkpoints in saved:
         if _stand_in(study, model):
             continue
-        size += checkpoints * ADAPTER_BYTES * _known(study, model).lora
+        size += checkpoints * ADAPTER_BYTES * model_size.trainable(_known(study, model), study.lora)
     return size + sum(
-        2 * _known(study, name).weights for name, model in study.models.items() if access(model.path, model.revision)
+        2 * model_size.weights(_known(study, name))
+        for name, model in study.models.items()
+        if access(model.path, model.revision)
     )
 
 
-def _known(study: config.Study, model: str) -> model_size.Shape:
-    """The shape of a model, of Gemma 3's size where it is not known."""
+def _known(study: config.Study, model: str) -> str:
+    """The path of a model, that of Gemma 3's size where its shape is not known."""
     try:
-        with models.one_line(study.models[model].path):
-            return _shape(study, model)
+        model_size.model_config(study.models[model].path)
+        return study.models[model].path
     except models.ModelError:
-        height = study.sources[study.curate.train].size
-        gemma = config.Model(name="gemma-3", path=next(iter(model_size.PUBLISHED)), dtype="bfloat16")
-        return model_size.shape(gemma, study.lora, height, height)
+        return next(iter(model_size.PUBLISHED))
 
 
 # What the estimates rest on, in words.
@@ -494,34 +389,38 @@ def _known(study: config.Study, model: str) -> model_size.Shape:
 
 def assumptions(study: config.Study) -> list[str]:
     """What the estimates rest on, a sentence each."""
-    stand_ins = [_stand_in(study, model) for model in study.models]
-    told = ["Every epoch is run and every answer is as long as it may be: early stopping and short answers cost less."]
-    if not all(stand_ins):
+    told = [
+        "Every epoch is run: early stopping costs less.",
+        "Where weights were random, every answer is as long as it may be; else it is as long as it was when measured.",
+    ]
+    told += [measured.sentence(steps) for steps in measured_models(study)]
+    if not all(_stand_in(study, model) for model in study.models):
         told += [
-            f"Hours are for one {GPU}: {FLOPS / 1e12:.0f} TFLOP/s and {BANDWIDTH / 1e12:.1f} TB/s by its data sheet.",
-            f"Assumed, not measured: training and reading reach {UTILISATION:.0%} of the operations, writing reaches "
-            f"{STREAMING:.0%} of the bandwidth, and no layer takes less than {LAYER_SECONDS * 1e3:g} ms a token, "
-            f"or {ADAPTED * LAYER_SECONDS * 1e3:g} ms with LoRA beside it.",
-            "Operations: two a weight and token and pass; a pass forward, one back to the adapters and, with "
-            "checkpointing, one forward again; the frozen vision encoder is passed forward only.  "
-            "Weights are counted on the models' true shape, without loading them.",
             f"Measured: {FILM_SECONDS:g} s a film for its pixels, on one CPU core, while the GPU waits.",
-            f"Lengths, assumed: {TOKENS_A_WORD} tokens a word, {CHARACTERS_A_TOKEN} characters a token of a prompt.",
-            f"Memory: weights in the params file's dtype; {ADAPTER_BYTES} bytes a LoRA weight (itself, gradient, "
-            "AdamW); bfloat16 keys and values; what autograd keeps, counted on the true shape; "
-            f"{SLACK - 1:.0%} for fragmentation and {CONTEXT / 1e9:g} GB for the rest are assumed.",
-            "`run` starts two stages side by side: on one GPU their memory adds up; --cores 1 runs one at a time.",
-            "The teacher, curation and downloads are not in the hours.",
+            "A rollout of fewer completions is taken to last as long, one of more in proportion.",
+            "`run` starts as many stages side by side as there are GPUs.",
         ]
-    if any(stand_ins):
-        rates = ", ".join(f"{stage} {seconds:g}" for stage, seconds in STAND_IN_SECONDS.items())
-        told.append(
-            f"Stand-ins, measured: seconds a token to {rates}, on {STAND_IN_CONDITIONS}; two runs side by side take "
-            "about half.  Starting a run (some ten seconds), curation, comparison and the book are not in the hours."
-        )
-        peaks = ", ".join(f"{stage} {size / 1e9:.1f}" for stage, size in STAND_IN_BYTES.items())
-        told.append(f"Peak memory of a stage with stand-ins, measured, in GB: {peaks}; two stages side by side add up.")
-    return told
+    return [
+        *told,
+        f"Memory: the most that such a step held, and the keys and values of longer answers; {SLACK - 1:.0%} more are "
+        "assumed, as memory is held in pieces.",
+        "Starting a run (some ten seconds), the teacher, curation, comparison, the book and downloads are not in the "
+        "hours.",
+    ]
+
+
+def measured_models(study: config.Study) -> list[list[Step]]:
+    """The measured steps of each architecture among a study's models, as far as there are any."""
+    found = {}
+    for model in study.models.values():
+        try:
+            with models.one_line(model.path):
+                steps = measured.steps(study, model.path)
+        except models.ModelError:
+            continue  # its runs say so
+        if steps:
+            found[steps[0].model] = steps
+    return list(found.values())
 
 
 def table(found: dict) -> str:
@@ -545,7 +444,7 @@ def table(found: dict) -> str:
 
 
 def page(found: dict) -> str:
-    """A plan as the book shows it, in Markdown: the total, every run, and what the estimates rest on."""
+    """A plan as the book shows it, in Markdown: total, runs, measured steps and what the estimates rest on."""
     rows = [
         (
             *(markdown.escape(str(run[name])) for name in ("stage", "model", "run", "seed")),
@@ -557,7 +456,25 @@ def page(found: dict) -> str:
     ]
     grid = markdown.table(("stage", "model", "run", "seed", "h:mm", "GB", "how it was estimated"), rows, "plan")
     rests = "\n".join(f"- {markdown.escape(told)}" for told in found["assumptions"])
-    return f"In all {markdown.escape(total(found))}\n\n{grid}\n\nThe estimates rest on:\n\n{rests}"
+    parts = [f"In all {markdown.escape(total(found))}", grid, "The steps that were measured:", _steps_table(found)]
+    return "\n\n".join([*parts, "The estimates rest on:", rests])
+
+
+def _steps_table(found: dict) -> str:
+    """The measured steps of a plan as a Markdown table."""
+    rows = [
+        (
+            *(markdown.escape(str(step[key])) for key in ("model", "step")),
+            *(str(step[key]) for key in ("films", "prompt_tokens", "new_tokens")),
+            step["attention"],
+            f"{step['seconds']:.3g}",
+            f"{step['memory']:.1f}",
+        )
+        for step in found["steps"]
+    ]
+    heads = ("model", "step", "films or completions", "tokens of the prompt", "of the answer", "attention", "s", "GB")
+    told = measured.compared([Step(**step) for step in found["steps"]])
+    return "\n\n".join([markdown.table(heads, rows, "steps"), *(f"- {markdown.escape(each)}" for each in told)])
 
 
 def total(found: dict) -> str:

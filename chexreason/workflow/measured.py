@@ -1,0 +1,109 @@
+"""The measured steps that a plan is made of: those of this study, or else those that came with the package."""
+
+import csv
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from chexreason import config
+from chexreason.workflow import model_size
+
+FILE = "measured.csv"
+"""In a study's folder what `chexreason plan --measure` found there, beside this module what was measured before."""
+
+
+class Step(NamedTuple):
+    """What one kind of step took: seconds, and the most memory that was held by then (10^9 bytes).
+
+    `step` is `sft` (an optimizer step), `watch` (the loss of held-out films), `rollout` (sampling, and the
+    log-probabilities under the old policy and the reference), `update` (of the policy), `see` (the vision encoder
+    alone), `read` (a prompt and one token) or `answer` (a prompt and `new_tokens` tokens).  `films` is how many films
+    or completions it has, `prompt_tokens` and `new_tokens` how long the longest of them is.  `weights` says whose
+    they were.  Making the films' pixels is in no step but `rollout`.
+    """
+
+    model: str
+    weights: str
+    step: str
+    attention: str
+    films: int
+    prompt_tokens: int
+    new_tokens: int
+    seconds: float
+    memory: float
+    device: str
+    torch: str
+    transformers: str
+    trl: str
+    peft: str
+    commit: str
+    date: str
+
+
+RANDOM, STAND_IN_WEIGHTS = "random", "a stand-in's"
+"""Whose weights were measured: random ones of the model's shape end no answer; a stand-in's say nothing of a model."""
+
+
+def steps(study: config.Study, path: str) -> list[Step]:
+    """The measured steps of the architecture of the model at `path`; empty where there are none.
+
+    Raises ModelError where its architecture is not known.
+    """
+    wanted = model_size.architecture(path)
+    for file in (study.folder / FILE, Path(__file__).parent / FILE):
+        if file.is_file():
+            every = [step for step in read(file, file.stat().st_mtime_ns) if step.weights != STAND_IN_WEIGHTS]
+            if found := [step for step in every if _architecture(step.model) == wanted]:
+                return found
+    return []
+
+
+@cache
+def read(file: Path, changed: int) -> list[Step]:
+    """The steps in a file that was `changed` then."""
+    kinds = Step.__annotations__.values()
+    with file.open(encoding="utf-8", newline="") as lines:
+        return [
+            Step(*(kind(value) for kind, value in zip(kinds, row, strict=True))) for row in [*csv.reader(lines)][1:]
+        ]
+
+
+@cache
+def _architecture(path: str) -> tuple:
+    from chexreason.models import ModelError
+
+    try:
+        return model_size.architecture(path)
+    except ModelError:  # measured elsewhere, or deleted since
+        return ()
+
+
+def sentence(steps: list[Step]) -> str:
+    """Where, when and with what steps were measured, in a sentence."""
+    first = steps[0]
+    return (
+        f"{first.model}: measured on {first.date} on one {first.device} with {first.weights} weights, "
+        f"{first.attention} attention, torch {first.torch}, transformers {first.transformers} and trl {first.trl}."
+    )
+
+
+def compared(steps: list[Step]) -> list[str]:
+    """What the steps of each model say of larger batches, of keeping the encoder's features, and of attention."""
+    told = []
+    for model in dict.fromkeys(step.model for step in steps):
+        own = [step for step in steps if step.model == model]
+        answers = [step for step in own if (step.step, step.attention) == ("answer", own[0].attention)]
+        few, many = min(answers, key=lambda step: step.films), max(answers, key=lambda step: step.films)
+        see = {step.attention: step for step in own if step.step == "see" and step.films == few.films}
+        each = see[few.attention].seconds / few.films
+        sft, plain = next(step for step in own if step.step == "sft"), see.get("eager", see[few.attention])
+        told += [
+            f"{model}: {many.films} answers of {many.new_tokens} tokens took {many.seconds:.1f} s, {few.films} took "
+            f"{few.seconds:.1f} s.",
+            f"{model}: the vision encoder takes {each * 1000:.0f} ms a film, {each * sft.films / sft.seconds:.1%} of a "
+            f"step of SFT and {each * few.films / few.seconds:.1%} of answers of {few.new_tokens} tokens; keeping its "
+            "features would save no more.",
+            f"{model}: {few.attention} attention held {see[few.attention].memory:.1f} GB while {few.films} films were "
+            f"read, eager attention {plain.memory:.1f} GB.",
+        ]
+    return told
