@@ -111,7 +111,7 @@ def loaded(model):
 
 def adapter(checkpoint):
     """The files of the trained weights of a checkpoint; the untuned model has none."""
-    weights = paths.adapter(checkpoint)
+    weights = paths.weights(checkpoint)
     return [f"{weights}/{name}" for name in ADAPTER] if weights else []
 
 

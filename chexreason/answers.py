@@ -387,7 +387,9 @@ def _names(block: str) -> tuple[tuple[str, ...], int, int] | None:
 
 def _affirmed(sections: list[_Section]) -> list[str]:
     """The labels that are affirmed, repeated ones too."""
-    affirmed, denied, bare, denial = [], set(), False, False
+    affirmed: list[str] = []
+    denied: set[str] = set()
+    bare = denial = False
     for heading, items in sections:
         if any(item.unclear for item in items):
             raise _Unclear
@@ -468,18 +470,25 @@ def _without_explanation(parentheses: re.Match) -> str:
     return "" if explains and not _DOUBT.search(parentheses[1]) else parentheses[0]
 
 
+def _marked(text: str) -> re.Match[str]:
+    """The mark that a text begins with, which may be empty."""
+    found = _MARK.match(text)
+    assert found is not None
+    return found
+
+
 def _lines(block: str) -> Iterator[tuple[str, bool]]:
     """The items of a block, those of several lines line by line, and whether each begins a new line."""
     for item in _SEPARATOR.split(block):
         lines = item.strip().splitlines()
-        if len(lines) == 2 and _kinds(item[_MARK.match(item).end() :])[0] == ["name"]:
+        if len(lines) == 2 and _kinds(item[_marked(item).end() :])[0] == ["name"]:
             lines = [item]
         yield from ((line, number > 0) for number, line in enumerate(lines))
 
 
 def _heading(line: str) -> tuple[bool | None, str] | None:
     """The verdict of the heading that a line begins with, and the rest of the line; None without a heading."""
-    mark = _MARK.match(line)
+    mark = _marked(line)
     end = _HEADING.search(line, mark.end())
     if not end and not line.lstrip().startswith("#"):
         return None
@@ -498,7 +507,7 @@ def _heading(line: str) -> tuple[bool | None, str] | None:
 def _item(line: str) -> _Item:
     """What one item says."""
     line = line.rstrip().removesuffix("|")
-    found = _MARK.match(line)
+    found = _marked(line)
     rest, (sign, number, end) = line[found.end() :], found.groups()
     mark = ("+" if sign[0] == "+" else "-") if sign else (number or "") + ("." if end else "")
     kinds, labels = _kinds(rest)
@@ -515,7 +524,9 @@ def _item(line: str) -> _Item:
 def _kinds(text: str) -> tuple[list[str], tuple[str, ...]]:
     """The kinds of the words in a text that count, and the labels among them."""
     words = _WORD.findall(_GLUE.sub(" ", _HIDDEN.sub("", text)).casefold())
-    kinds, labels, at = [], [], 0
+    kinds: list[str] = []
+    labels: list[str] = []
+    at = 0
     while at < len(words):
         pair = "".join(words[at : at + 2])  # of a name, or "ruled out"
         word = pair if pair in _KINDS else words[at]

@@ -259,8 +259,8 @@ def predict(given: argparse.Namespace) -> int:
             states = ["" if row["labels"] is None else int(label in row["labels"]) for label in CHEXPERT14]
             table.writerow([_printable(row["film"]), *states, row["error"], _printable(row["reply"]), caution])
     else:
-        for row, reply in zip(rows, replies, strict=True):
-            answer = f"Not read: {row['error']}" if row["error"] else predict.format_reply(reply)
+        for row in rows:
+            answer = f"Not read: {row['error']}" if row["error"] else predict.format_reply(row["reply"])
             print(f"{_printable(row['film'])}\n\n{_printable(answer)}\n")
         print(caution)
     faults = [row for row in rows if row["error"]]
@@ -453,7 +453,7 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() or letter in "\n\t" else "�" for letter in text)
 
 
-def _study(path: str | None, full: bool = True):
+def _study(path: str | Path | None, full: bool = True):
     """The study of a params file; without one the default study, of this folder or else of the checkout."""
     from chexreason.config import ParamsError, find, load
 

@@ -105,7 +105,7 @@ def _plain(file: Path) -> str:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(body := getattr(node, "body", None), list):
-            node.body = [each for each in body if not _is_text(each)]
+            vars(node)["body"] = [each for each in body if not _is_text(each)]
     return ast.dump(tree)
 
 

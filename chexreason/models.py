@@ -9,6 +9,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 from chexreason import answers, config, records
 
@@ -92,7 +93,9 @@ def commit(model: config.Model) -> str:
         cached = try_to_load_from_cache(model.path, "config.json", revision=model.revision)
         if isinstance(cached, str):
             return Path(cached).parent.name
-        return model_info(model.path, revision=model.revision).sha if os.environ.get("HF_HUB_OFFLINE") == "0" else ""
+        return (
+            model_info(model.path, revision=model.revision).sha or "" if os.environ.get("HF_HUB_OFFLINE") == "0" else ""
+        )
     except (OSError, ValueError):  # no hub id, no network, no such revision: loading says so
         return ""
 
@@ -254,7 +257,7 @@ def bound(image_processor, model: config.Model) -> None:
     if "shortest_edge" not in image_processor.size:
         raise ModelError(f"{model.path}: visual_tokens: this model's number of tokens is fixed; leave the key out")
     token = (image_processor.patch_size * image_processor.merge_size) ** 2
-    fewest, most = (tokens * token for tokens in model.visual_tokens)
+    fewest, most = (tokens * token for tokens in model.visual_tokens or ())
     image_processor.size = {"shortest_edge": fewest, "longest_edge": most}
 
 
@@ -279,7 +282,7 @@ def load_base(model: config.Model):
     from transformers import AutoModelForImageTextToText
 
     with one_line(model.path):
-        loaded = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             **_source(model), dtype=getattr(torch, model.dtype), use_safetensors=True
         )
     loaded.commit = commit(model)

@@ -12,15 +12,13 @@ import importlib.util
 import inspect
 import json
 import math
-import sys
 import traceback
-import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from chexreason import answers, config
+from chexreason import answers, config, runtime
 
 
 def jaccard(truth: Collection[str], given: Collection[str]) -> float:
@@ -206,6 +204,8 @@ class NuancedReward:
     """
 
     def __init__(self, settings: config.Reward):
+        if settings.nuanced is None:
+            raise RewardError("nuanced: its constants are missing; give grpo.reward.nuanced")
         self.settings = settings.nuanced
         self.window = Window(self.settings.window)
 
@@ -254,7 +254,7 @@ class RewardError(ValueError):
     """A reward cannot be found or called, or has not returned one finite number per reply."""
 
 
-def find(path: str, beside: Path) -> Callable:
+def find(path: str, beside: Path) -> Any:
     """The function or class of a reward: a name of `REWARDS`, `package.module:function`, or `file.py:function`.
 
     The file is relative to the folder `beside`.  Its code is run, as an import runs it.  Raises RewardError.
@@ -272,7 +272,7 @@ def find(path: str, beside: Path) -> Callable:
     if place.endswith(".py") and not (beside / place).is_file():
         raise RewardError(f"{path}: no file {place} beside the params file, in {beside}")
     try:
-        module = _run_file(beside / place) if place.endswith(".py") else importlib.import_module(place)
+        module = runtime.module(beside / place) if place.endswith(".py") else importlib.import_module(place)
     except (Exception, SystemExit) as error:
         missing = isinstance(error, ModuleNotFoundError) and not place.endswith(".py")
         advice = "; install it, or give a file beside the params file as file.py:function" if missing else ""
@@ -287,7 +287,7 @@ def find(path: str, beside: Path) -> Callable:
 def check(path: str, beside: Path, arguments: dict) -> None:
     """Raise RewardError unless there is such a reward, it can be called, and takes the `arguments` of its run."""
     reward = find(path, beside)
-    _refuse_uncallable(path, reward)
+    called = _called(path, reward)
     constants = _parameters(path, reward)
     own = sorted(name for name in constants if name not in {*GIVEN, "settings"})
     for name in arguments:
@@ -295,7 +295,6 @@ def check(path: str, beside: Path, arguments: dict) -> None:
             near = difflib.get_close_matches(name, own, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(own) or 'none'}"
             raise RewardError(f"{path}: reward_args: no argument {name!r}; {hint}")
-    called = _call(reward) if inspect.isclass(reward) else reward
     if not takes(called, "completions") and not takes(called, "completion_ids"):
         raise RewardError(f"{path}: takes no completions; a reward is called with {', '.join(GIVEN)}, by name")
     if inspect.isclass(reward):
@@ -305,7 +304,8 @@ def check(path: str, beside: Path, arguments: dict) -> None:
         _refuse_lacking(path, constants, {*arguments, "settings", *GIVEN})
 
 
-def _refuse_uncallable(path: str, reward) -> None:
+def _called(path: str, reward) -> Callable:
+    """The function by which a reward is called, of a class its method; raises RewardError where there is none."""
     called = _call(reward) if inspect.isclass(reward) else reward
     if not callable(called):
         what = "is a class without the method __call__" if inspect.isclass(reward) else f"is a {type(reward).__name__}"
@@ -316,6 +316,7 @@ def _refuse_uncallable(path: str, reward) -> None:
         raise RewardError(f"{path}: has one of the methods state and restore; a reward with state needs both")
     if hasattr(reward, "state") and not inspect.isclass(reward):
         raise RewardError(f"{path}: has state; give its class, of which each run makes a reward of its own")
+    return called
 
 
 def _call(reward: type) -> Callable | None:
@@ -337,7 +338,8 @@ def make(path: str, beside: Path, arguments: dict, settings: config.Reward) -> C
     check(path, beside, arguments)
     reward = find(path, beside)
     constants = arguments | ({"settings": settings} if "settings" in _parameters(path, reward) else {})
-    return reward(**constants) if inspect.isclass(reward) else functools.partial(reward, **constants)
+    made: Any = reward(**constants) if inspect.isclass(reward) else functools.partial(reward, **constants)
+    return made
 
 
 def code(path: str, beside: Path) -> list[Path]:
@@ -348,8 +350,9 @@ def code(path: str, beside: Path) -> list[Path]:
     if place.endswith(".py"):
         return [beside / place]
     spec = importlib.util.find_spec(place.split(".")[0])
+    assert spec is not None  # it could be imported
     folders = [Path(folder) for folder in spec.submodule_search_locations or []]
-    return sorted(file for folder in folders for file in folder.rglob("*.py")) or [Path(spec.origin)]
+    return sorted(file for folder in folders for file in folder.rglob("*.py")) or [Path(str(spec.origin))]
 
 
 def scores(reward: Callable, name: str, **given) -> list[float]:
@@ -401,7 +404,7 @@ def score_replies(reward: Callable, name: str, replies: Sequence[dict], log_metr
 def _columns(reward: Callable, replies: Sequence[dict]) -> dict:
     """Replies as trl gives them: one list for each name."""
     names = [name for name in ("truth", "film", "cut_off", "completion_ids", "prompts") if name in replies[0]]
-    columns = {name: [reply[name] for reply in replies] for name in names}
+    columns: dict[str, Any] = {name: [reply[name] for reply in replies] for name in names}
     columns["completions"] = [[{"role": "assistant", "content": reply["text"]}] for reply in replies]
     if "image" in inspect.signature(reward).parameters:
         from PIL import Image
@@ -445,15 +448,6 @@ def _parameters(path: str, function: Callable) -> dict[str, inspect.Parameter]:
     parameters.pop("self", None)
     stars = {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}
     return {name: each for name, each in parameters.items() if each.kind not in stars}
-
-
-def _run_file(file: Path):
-    """The module of a file, under a name of its own, so that two files of one name do not meet."""
-    name = f"chexreason_reward_{zlib.crc32(str(file.resolve()).encode()):08x}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _brief(error: BaseException) -> str:

@@ -1,7 +1,11 @@
 """Threads, devices and memory of the machine a stage runs on."""
 
+import importlib.util
 import os
+import sys
+import zlib
 from pathlib import Path
+from types import ModuleType
 
 NO_MEMORY = ("can't allocate memory", "not enough memory", "could not create a primitive", "out of memory when reading")
 """What libraries say when memory is used up: torch, torch, oneDNN, which convolves on a CPU, and Pillow."""
@@ -19,6 +23,17 @@ def gpus() -> list[str]:
 def threads() -> int:
     """How many threads torch may use: what OMP_NUM_THREADS says, or one."""
     return int(os.environ.get("OMP_NUM_THREADS", "1"))
+
+
+def module(file: Path) -> ModuleType:
+    """The module of a user's file, run under a name of its own, so that two files of one name do not meet."""
+    name = f"chexreason_{zlib.crc32(str(file.resolve()).encode()):08x}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file}: no Python file")
+    made = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
 
 
 def steady_threads() -> None:

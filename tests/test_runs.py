@@ -131,7 +131,7 @@ def test_no_two_records_of_a_study_share_a_path():
     places = [study.paths.answers(each) for each in there] + [study.paths.notebook("5_predict", each) for each in there]
     weights = [study.paths.adapter(each) for each in there if each.stage != "untuned"]
     assert len({*places, *weights}) == len(places) + len(weights)
-    assert study.paths.adapter(at("untuned")) is None
+    assert study.paths.weights(at("untuned")) is None
     assert study.paths.adapter(at("grpo/hard-best")) == study.folder / "grpo/medgemma/hard/seed0/best"
     assert study.paths.notebook("4_grpo", at("grpo/hard")).name == "4_grpo-medgemma-hard-seed0.ipynb"
 

@@ -1,11 +1,13 @@
 """What is trained and asked, as a name (`Checkpoint`), and where its records lie in a study's folder (`Paths`)."""
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, cast
 
 from chexreason.config.training import BEST
 
-UNTUNED = "untuned"
+UNTUNED: Final = "untuned"
+
+Stage = Literal["untuned", "sft", "grpo"]
 
 
 class Checkpoint(NamedTuple):
@@ -16,7 +18,7 @@ class Checkpoint(NamedTuple):
     """
 
     model: str
-    stage: Literal["untuned", "sft", "grpo"]
+    stage: Stage
     run: str
     which: Literal["last", "best"]
     seed: int
@@ -28,7 +30,8 @@ class Checkpoint(NamedTuple):
         if (stage == UNTUNED and run) or (stage != UNTUNED and not run) or stage not in (UNTUNED, "sft", "grpo"):
             raise ValueError(f"{name!r} is no checkpoint; write {UNTUNED}, sft/RUN, grpo/RUN or grpo/RUN{BEST}")
         best = stage == "grpo" and run.endswith(BEST)
-        return cls(model, stage, run.removesuffix(BEST) if best else run, "best" if best else "last", seed)
+        run = run.removesuffix(BEST) if best else run
+        return cls(model, cast(Stage, stage), run, "best" if best else "last", seed)
 
     @property
     def name(self) -> str:
@@ -52,10 +55,13 @@ class Paths(NamedTuple):
         """The folder of one training run."""
         return self.root / checkpoint.stage / checkpoint.model / checkpoint.run / f"seed{checkpoint.seed}"
 
-    def adapter(self, checkpoint: Checkpoint) -> Path | None:
+    def adapter(self, checkpoint: Checkpoint) -> Path:
+        """The folder of the weights that a run trained."""
+        return self.run(checkpoint) / ("best" if checkpoint.which == "best" else "adapter")
+
+    def weights(self, checkpoint: Checkpoint) -> Path | None:
         """The folder of the trained weights; None for the untuned model."""
-        which = "best" if checkpoint.which == "best" else "adapter"
-        return None if checkpoint.stage == UNTUNED else self.run(checkpoint) / which
+        return None if checkpoint.stage == UNTUNED else self.adapter(checkpoint)
 
     def log(self, checkpoint: Checkpoint) -> Path:
         """The log of one training run."""

@@ -17,7 +17,7 @@ from chexreason.config import scratch
 from chexreason.config.messages import brief, causes, explain, locate
 from chexreason.config.schema import ParamsError
 from chexreason.config.study import Study
-from chexreason.config.training import GrpoRun, SftRun
+from chexreason.config.training import GrpoRun, Run, SftRun
 
 MOST_BYTES = 1_000_000
 """A params file is a few kilobytes of text; a larger one is something else, and is not parsed."""
@@ -30,8 +30,8 @@ class _Loader(yaml.SafeLoader):
     zero, such as `001` or `0x10`.  Numbers are as in Python: `1e-3`, `.5`, `1_000`.
     """
 
-    yaml_implicit_resolvers: ClassVar = {}
-    yaml_constructors: ClassVar = {}
+    yaml_implicit_resolvers: ClassVar[dict] = {}
+    yaml_constructors: ClassVar[dict] = {}
 
     def compose_node(self, parent, index):
         event = self.peek_event()
@@ -191,8 +191,8 @@ def _pairs(node: yaml.Node) -> Iterator[tuple[str, yaml.Node]]:
 def _merge(base: yaml.Node | None, own: yaml.Node) -> yaml.Node:
     if not (isinstance(base, yaml.MappingNode) and isinstance(own, yaml.MappingNode)):
         return own
-    kinds = [dict(_pairs(node)).get("kind") for node in (base, own)]
-    if all(kinds) and kinds[0].value != kinds[1].value:
+    below, above = (dict(_pairs(node)).get("kind") for node in (base, own))
+    if below and above and below.value != above.value:
         return own
     pairs = {key.value: (key, value) for key, value in base.value}
     for key, value in own.value:
@@ -292,7 +292,7 @@ def _file_of(node: yaml.Node, where: str) -> str:
     return node.start_mark.name
 
 
-RUNS = {"sft": SftRun, "grpo": GrpoRun}
+RUNS: dict[str, type[Run]] = {"sft": SftRun, "grpo": GrpoRun}
 
 
 def _put(values: dict, key: str, value) -> None:

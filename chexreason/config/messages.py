@@ -5,6 +5,7 @@ from datetime import date
 from typing import get_args
 
 from pydantic import BaseModel
+from pydantic_core import ErrorDetails
 
 RENAMED = {
     "lora": {"alpha": "lora_alpha", "dropout": "lora_dropout"},
@@ -67,7 +68,7 @@ def locate(location: tuple, root: type[BaseModel]) -> tuple[str, list[str]]:
     return ".".join(where), list(sections[0].model_fields)
 
 
-def explain(error: dict, root: type[BaseModel]) -> str:
+def explain(error: ErrorDetails, root: type[BaseModel]) -> str:
     """One error of a ValidationError of `root` as a sentence: where, what is wrong, what to do."""
     location = error["loc"] or ("",)
     where, _ = locate(location, root)
@@ -78,7 +79,7 @@ def explain(error: dict, root: type[BaseModel]) -> str:
     if error["type"] == "missing":
         return f"the key {where!r} is missing"
     if location[-1] == "runs" and isinstance(error["input"], list):
-        return f"{where}: runs have names now: write `{NAMED.get(location[0], NAMED['grpo'])}` in place of a list"
+        return f"{where}: runs have names now: write `{NAMED.get(str(location[0]), NAMED['grpo'])}` in place of a list"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] != "value_error":  # our own messages say all
         message += f", got {brief(error['input'])}"
@@ -102,7 +103,7 @@ def _renamed(location: tuple, root: type[BaseModel]) -> str:
     return RENAMED.get(section, {}).get(location[-1], "")
 
 
-def causes(errors: list[dict], root: type[BaseModel]) -> list[dict]:
+def causes(errors: list[ErrorDetails], root: type[BaseModel]) -> list[ErrorDetails]:
     """The errors without those of a new key that is missing because its old name is given."""
     unknown = [error["loc"] for error in errors if error["type"] == "extra_forbidden"]
     found = {(*location[:-1], _renamed(location, root)) for location in unknown}
@@ -115,7 +116,7 @@ def brief(value) -> str:
     return text if len(text) <= 100 else f"{text[:100]} …"
 
 
-def _advice(error: dict) -> str:
+def _advice(error: ErrorDetails) -> str:
     """What to write in place of a plain value that YAML reads as another type, or ""."""
     if error["type"] == "string_type":
         return 'write text in quotes, such as "001"' if error["input"] is not None else 'write "" for an empty text'

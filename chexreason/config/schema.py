@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -24,7 +25,7 @@ Count = Annotated[int, Field(gt=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes for one
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # names folders, too
 View = Literal["PA", "AP", "lateral", "unknown"]
-Label = Literal[CHEXPERT14]
+Label = Literal[CHEXPERT14]  # type: ignore[valid-type]
 Agreement = Annotated[str, StringConstraints(strip_whitespace=True, min_length=10)]  # `no` names none
 
 
@@ -71,10 +72,11 @@ class Folder(Section):
     those whose image is there; `size` is the longest side, in pixels, of the images made from them.
     """
 
+    kind: str
     root: str
     size: Count = 896
     views: list[View] | None = None
-    splits: list[str] | None = None
+    splits: Sequence[str] | None = None
     partial: bool = False
 
     @property
@@ -120,6 +122,7 @@ class Own(Folder):
     """Your own films (`data/own.py`): a CSV and what its columns mean, or a function that reads the folder."""
 
     kind: Literal["own"]
+    splits: list[str] | None = None
     table: str | None = None
     columns: dict[str, str] = {}
     labels: dict[str, str] = {}

@@ -5,7 +5,7 @@ import json
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -99,7 +99,7 @@ class Study(Section):
 
     def _refuse_repeats(self) -> None:
         """What is listed twice would be run, counted or written over twice."""
-        lists = {
+        lists: dict[str, Any] = {
             "seeds": self.seeds,
             "more_seeds": self.more_seeds,
             **{f"label_sets.{name}": labels for name, labels in self.label_sets.items()},
@@ -141,7 +141,7 @@ class Study(Section):
             if name.casefold() in (taken := ("sft", "sft-holdout", "rl", "pool", self.home.casefold())):
                 raise ValueError(f"tests: {name!r} cannot name a test set; {', '.join(taken)} name other films")
         for name in self.rl_sources:
-            if self.sources[name].kind == "mimic" and "test" in self.sources[name].splits:
+            if self.sources[name].kind == "mimic" and "test" in (self.sources[name].splits or []):
                 raise ValueError(f"sources.{name}.splits: MIMIC's own test split must not be trained on")
 
     def _keep_home(self) -> None:
@@ -152,8 +152,8 @@ class Study(Section):
             settings = getattr(self, stage).of(name)
             for source in (each for each in sources if self.sources[each].credentialed):
                 trl_arguments.refuse_sending(stage, source, settings.trl, settings.agreement)
-        hosted = isinstance(self.teacher, Hosted) and not self.teacher.local
-        if hosted and self.sources[self.curate.train].credentialed and not self.teacher.agreement:
+        teacher, credentialed = self.teacher, self.sources[self.curate.train].credentialed
+        if credentialed and isinstance(teacher, Hosted) and not teacher.local and not teacher.agreement:
             raise ValueError(
                 f"teacher: films of {self.curate.train!r} are credentialed and this teacher is on another machine; "
                 "use a local one, or state under teacher.agreement which agreement covers sending them there"
@@ -170,9 +170,9 @@ class Study(Section):
             if missing := set(self._seeds(run)) - set(self._seeds(self.sft.runs[run.start])):
                 raise ValueError(f"grpo.runs.{name}.seeds: sft.runs.{run.start} is not trained with {min(missing)}")
         for section in (self.sft, self.grpo):
-            for name, run in section.runs.items():
+            for name in section.runs:
                 model = self.sft_run(section.stage, name).model
-                if self.models[model].full and not run.full:
+                if self.models[model].full and not section.runs[name].full:
                     key = f"{section.stage}.runs.{name}"
                     raise ValueError(f"{key} is not marked full, and models.{model} is; mark both")
 
@@ -224,7 +224,7 @@ class Study(Section):
         for source in self.sources.values():
             if source.kind == "own" and source.read:
                 places.append(beside / source.read.partition(":")[0])
-            elif source.kind == "own" and "$" not in os.path.expandvars(source.root):
+            elif source.kind == "own" and source.table and "$" not in os.path.expandvars(source.root):
                 places.append(Path(os.path.expandvars(source.root)).expanduser() / source.table)
         return [place for place in places if place.is_file()]
 
@@ -244,23 +244,30 @@ class Study(Section):
         return list(dict.fromkeys(run.format for run in self.sft.runs.values())) or ["free_reasoning"]
 
     @property
+    def trial(self) -> Prompts:
+        """The prompts that are tried; raises ParamsError where the study tries none."""
+        if self.prompts is None:
+            raise ParamsError(f"{self.file.name}: prompts: this study tries none")
+        return self.prompts
+
+    @property
     def left_out(self) -> list[str]:
         """The runs of the file that this study leaves to `make full`."""
         return self._left_out
 
     def short(self) -> "Study":
         """The study without the runs marked `full`; its hash stays that of the file."""
-        kept = {}
+        kept: dict[str, Any] = {}
         for section in (self.sft, self.grpo):
             runs = {name: run for name, run in section.runs.items() if not run.full}
             kept[section.stage] = section.model_copy(update={"runs": runs})
         kept["more_seeds"] = []
         kept["models"] = {name: model for name, model in self.models.items() if not model.full}
-        trying = self.prompts is not None and self.prompts.full
-        study = self.model_copy(update=kept | ({"prompts": None} if trying else {}))
+        tried = self.prompts.variants if self.prompts and self.prompts.full else []
+        study = self.model_copy(update=kept | ({"prompts": None} if tried else {}))
         study.__dict__["hash"] = self.hash
         study._left_out = [
-            *([f"the {len(self.prompts.variants)} prompts of Table 1"] if trying else []),
+            *([f"the {len(tried)} prompts of Table 1"] if tried else []),
             *(f"untuned {name}" for name, model in self.models.items() if model.full),
             *(f"SFT run {name}" for name, run in self.sft.runs.items() if run.full),
             *(f"GRPO run {name}" for name, run in self.grpo.runs.items() if run.full),
@@ -351,7 +358,7 @@ class Study(Section):
 def _refuse_other_films(key: str, source: Source, other: Source, name: str) -> None:
     """Raise ValueError unless two sources describe the same films, so far as the params file can tell."""
     same = source.kind == other.kind
-    if same and source.kind == "phantom":
+    if isinstance(source, Phantom) and isinstance(other, Phantom):
         same = (source.hospital, source.seed) == (other.hospital, other.seed) and other.films >= source.films
     if not same:
         raise ValueError(

@@ -1,5 +1,6 @@
 """The sections of a params file that say what is trained: LoRA, SFT and GRPO, each with its named runs."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -54,7 +55,7 @@ class Trained(Section):
     """
 
     stage: ClassVar[str]
-    runs: dict[Name, Run]
+    runs: Mapping[Name, Run]
     learning_rate: PositiveFloat
     warmup_steps: Annotated[float, Field(ge=0, lt=2**31)]
     max_grad_norm: PositiveFloat

@@ -59,7 +59,7 @@ INSTEAD = {
 }
 """Arguments that a section has under another name, and that name."""
 
-CHOICES = {
+CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
     "sft": {"loss_type": ("nll", "dft")},
     "grpo": {
         "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),

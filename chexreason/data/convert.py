@@ -83,7 +83,7 @@ def _write(image, path: Path, about: dict[str, str]) -> None:
         image.save(temporary, format="PNG", pnginfo=text)
 
 
-def _about(path: Path) -> dict[str, str]:
+def _about(path: Path) -> dict:
     """What this module wrote into an image beside its pixels; nothing where there is no image, or a cut one."""
     from PIL import Image
 

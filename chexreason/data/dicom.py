@@ -146,17 +146,21 @@ def _complete(data, notes: list[str]) -> str:
     return photometric
 
 
+AS_STORED: dict = {"correct_unused_bits": False}
+"""How pydicom is to decode: unused bits are dealt with here."""
+
+
 def _decoded(data, photometric: str) -> tuple[np.ndarray, str]:
     """The pixels as they lie in the file, and their photometric interpretation, which a decoder may change."""
     from pydicom.pixels import get_decoder
 
     syntax = data.file_meta.TransferSyntaxUID
     try:
-        pixels, about = get_decoder(syntax).as_array(data, index=0, raw=True, correct_unused_bits=False)
+        pixels, about = get_decoder(syntax).as_array(data, index=0, raw=True, **AS_STORED)
     except Exception as error:  # damaged files make the decoders raise almost anything
         text = "truncated DICOM" if cut_off(error) else f"broken DICOM: its pixels ({syntax.name}) cannot be decoded"
         raise FilmError(text) from error
-    return pixels, about["photometric_interpretation"]
+    return pixels, str(about["photometric_interpretation"])
 
 
 def _color(samples: np.ndarray, photometric: str, bits: int) -> np.ndarray:
@@ -215,14 +219,14 @@ def _padding(cells: np.ndarray, stored: np.ndarray, data, notes: list[str]) -> n
     if not first:
         return np.zeros(cells.shape, dtype=bool)
     if floats:
-        low, high = sorted([first[0], last[0]])
-        return (stored >= low) & (stored <= high)
+        least, most = sorted([first[0], last[0]])
+        return (stored >= least) & (stored <= most)
     signed, bits, allocated = data.PixelRepresentation, data.BitsStored, data.BitsAllocated
-    least = -(2 ** (bits - 1)) if signed else 0
+    lowest = -(2 ** (bits - 1)) if signed else 0
 
-    def represented(value: float) -> int | None:
+    def represented(value: float) -> float | None:
         others = [value, _wrapped(value, allocated, signed), *([_wrapped(value, bits, True)] if signed else [])]
-        return next((each for each in others if least <= each < least + 2**bits), None)
+        return next((each for each in others if lowest <= each < lowest + 2**bits), None)
 
     low, high = represented(first[0]), represented(last[0])
     if low is None or high is None:  # it lies beyond Bits Stored, so it fills the whole cell
@@ -298,8 +302,9 @@ def _palette(stored: np.ndarray, shown: np.ndarray, data, notes: list[str]) -> n
     """The luma (uint8) of stored values through the palette (C.7.9)."""
     little = data.file_meta.TransferSyntaxUID.is_little_endian
     names = [f"{color}PaletteColorLookupTable" for color in ("Red", "Green", "Blue")]
-    tables = [_entries(data, f"{name}Descriptor", f"{name}Data", stored[shown], little) for name in names]
-    if None in tables:
+    found = [_entries(data, f"{name}Descriptor", f"{name}Data", stored[shown], little) for name in names]
+    tables = [table for table in found if table is not None]
+    if len(tables) < len(names):
         raise FilmError("photometric interpretation PALETTE COLOR")  # without a palette, or with a segmented one
     colors = luma(np.stack([_mapped(stored, *table) for table in tables], axis=-1))
     return colors / 257 if max(entries.max() for entries, _ in tables) > 255 else colors
@@ -318,15 +323,15 @@ def _entries(
         return None
     count, first, bits = int(described[0]) % 2**16 or 2**16, int(described[1]), described[2]
     if words and isinstance(words[0], bytes):
-        words = np.frombuffer(words[0] + b"\0" * (len(words[0]) % 2), "<u2" if little_endian else ">u2")
-    words = np.asarray(words, dtype=np.int64) % 2**16
-    if len(words) < count and bits <= 8:
-        words = words.astype("<u2").view(np.uint8)
-    if len(words) < count:
+        words = [*np.frombuffer(words[0] + b"\0" * (len(words[0]) % 2), "<u2" if little_endian else ">u2")]
+    entries = np.asarray(words, dtype=np.int64) % 2**16
+    if len(entries) < count and bits <= 8:
+        entries = entries.astype("<u2").view(np.uint8)
+    if len(entries) < count:
         return None
     if first >= 2**15 and (values.min() < 0 or first > values.max()):
         first -= 2**16
-    return words[:count].astype(np.float64), first
+    return entries[:count].astype(np.float64), first
 
 
 def _mapped(values: np.ndarray, entries: np.ndarray, first: int) -> np.ndarray:
@@ -412,7 +417,7 @@ def _stream_header(stream: bytes) -> tuple[int, int, int] | None:
 
     if stream.startswith(JPEG_2000):
         about = get_parameters(stream)
-        return about["columns"], about["rows"], about["precision"]
+        return int(about["columns"]), int(about["rows"]), int(about["precision"])
     at = 2
     while stream.startswith(b"\xff\xd8") and (at := stream.find(b"\xff", at)) >= 0 and at + 9 <= len(stream):
         if stream[at + 1] in FRAME_HEADERS:

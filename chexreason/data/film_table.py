@@ -84,6 +84,11 @@ def read_csv(file: Path, text: Collection[str], labels: Collection[str] = ()) ->
     from pyarrow import csv as arrow
 
     uneven = []
+
+    def skipped(row) -> str:
+        uneven.append(row)
+        return "skip"
+
     try:
         heading, lines, width = _heading(file)
         _refuse_columns(heading, [*text, *labels], file)
@@ -97,7 +102,7 @@ def read_csv(file: Path, text: Collection[str], labels: Collection[str] = ()) ->
             arrow.ReadOptions(
                 column_names=[str(number) for number in range(width)], skip_rows=lines, use_threads=False
             ),
-            arrow.ParseOptions(newlines_in_values=True, invalid_row_handler=lambda row: uneven.append(row) or "skip"),
+            arrow.ParseOptions(newlines_in_values=True, invalid_row_handler=skipped),
             arrow.ConvertOptions(
                 column_types=dict.fromkeys([*place.values(), *beyond], pa.string()) | types,
                 include_columns=[*dict.fromkeys(place.values()), *beyond],

@@ -9,7 +9,7 @@ from pathlib import Path
 from textwrap import shorten
 
 import numpy as np
-from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 MAX_PIXELS = 40_000_000  # twice a 43 x 43 cm film at 0.1 mm; more is a mistake or an attack and is never decoded
 MAX_BYTES = 6 * MAX_PIXELS + 10_000_000  # three 16-bit colours a pixel, and a header; a larger file is never read
@@ -178,7 +178,7 @@ def _eight_bit(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("L"))
 
 
-def _sixteen_bit(path: Path, image: Image.Image) -> np.ndarray:
+def _sixteen_bit(path: Path, image: ImageFile.ImageFile) -> np.ndarray:
     """The stretched luma of a PNG of 16 bits per channel.
 
     Pillow has no such colors: it is asked for the upper bytes and for the lower ones.
@@ -189,7 +189,7 @@ def _sixteen_bit(path: Path, image: Image.Image) -> np.ndarray:
             again.tile = [tile._replace(args=layout) for tile in again.tile]
             return np.array(again)
 
-    layout = image.tile[0].args
+    layout = str(image.tile[0].args)
     if layout.startswith("I"):
         samples = np.asarray(image, dtype=np.uint16)[..., np.newaxis]
     elif layout.startswith("LA"):
@@ -254,7 +254,7 @@ def _pose(glance: np.ndarray) -> str:
     ranks = _unit(rankdata(glance[seen]))
     upright, left, down, right = (ranks @ _unit(np.rot90(CHEST, turns)[seen]) for turns in range(4))
     fits = {"rotated by a quarter turn": max(left, right), "upside down": down, "negative: air is bright": -upright}
-    best = max(fits, key=fits.get)
+    best = max(fits, key=lambda pose: fits[pose])
     return best if fits[best] > upright + MARGIN else ""
 
 

@@ -105,11 +105,12 @@ def _labels(native: pd.Series, fibrosis: bool, file: Path) -> pd.DataFrame:
 
 def _splits(root: Path, films: pd.Series, file: Path) -> tuple[pd.Series, pd.DataFrame]:
     """The split of each film, missing where neither list has it, and the list entries that have no row."""
-    files = {split: film_table.look(root, *names) for split, names in LISTS.items()}
-    if not any(files.values()):
+    looked = {split: film_table.look(root, *names) for split, names in LISTS.items()}
+    files = {split: found for split, found in looked.items() if found}
+    if not files:
         return pd.Series("", index=films.index), film_table.excluded([], "", "")
     for split, names in LISTS.items():
-        if files[split] is None:
+        if split not in files:
             raise SourceError(f"{root}: holds one of the two lists, but no {' or '.join(names)}; splits need both")
     lists = [pd.Series(split, index=_listed(list_file)) for split, list_file in files.items()]
     listed = pd.concat(lists)

@@ -3,7 +3,6 @@
 Documentation: the book's page "Your own films".  Licence and citation: those of your films.
 """
 
-import importlib.util
 import os
 import posixpath
 from collections.abc import Iterable
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from chexreason import runtime
 from chexreason.data import film_table
 from chexreason.data.film_table import COLUMNS, HEADING, LABELS, Films, SourceError
 
@@ -56,9 +56,7 @@ def _called(name: str, root: Path, beside: Path) -> pd.DataFrame:
     file, _, function = name.partition(":")
     if not function or not (beside / file).is_file():
         raise SourceError(f"read: {name}: give file.py:function, the file beside the params file, in {beside}")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, beside / file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = runtime.module(beside / file)
     if not hasattr(module, function):
         raise SourceError(f"read: {name}: {file} has no function {function!r}")
     table = getattr(module, function)(root)

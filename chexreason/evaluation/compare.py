@@ -167,7 +167,8 @@ def compare(study) -> dict[str, pd.DataFrame]:
     """
     films = labeled_films(study)
     sets = [(dataset, label_set) for dataset, label_sets in datasets(study).items() for label_set in label_sets]
-    judged, scored = {}, {}
+    judged: dict[tuple, Aligned] = {}
+    scored: dict[tuple, metrics.Scores] = {}
     for one in study.checkpoints():
         answers = records.load(study.paths.answers(one))
         judged |= {(one, dataset): align_predictions(study, films, answers, dataset) for dataset in study.datasets(one)}
@@ -219,7 +220,8 @@ def _record(name: str, tables: list[pd.DataFrame]) -> pd.DataFrame:
 
 def _paired(study, pair: tuple, where: tuple, scored: dict) -> pd.DataFrame:
     reported = metrics.PAIRED if where[1] == "chexpert14" else metrics.PAIRED[:-1]
-    rows = metrics.difference(*(scored[one, *where] for one in pair), reported)
+    first, second = (scored[one, *where] for one in pair)
+    rows = metrics.difference(first, second, reported)
     return rows.assign(dataset=where[0], label_set=where[1], **_step(study, pair))
 
 
@@ -248,7 +250,8 @@ def transfer_pairs(study) -> list[tuple[tuple[str, str], tuple[str, str]]]:
 
 def _pairs_between(study, near: list[tuple[str, str]], far: list[tuple[str, str]]) -> list[tuple]:
     """The pairs of `transfer_pairs` between two sources, each given as its (data set, label set)."""
-    pairs, nine = {}, frozenset(NIH9)
+    pairs: dict[tuple[str, str], tuple] = {}
+    nine = frozenset(NIH9)
     common = dict.fromkeys(frozenset(study.labels(label_set)) for _, label_set in near)
     for labels in sorted(common, key=lambda each: (each != nine, -len(each))):
         first, second = (
@@ -311,8 +314,10 @@ def _macro(study, judged: Aligned, dataset: str, label_set: str) -> dict[str, fl
     return {name: overall[name] for name in ("macro_f1", "macro_f1_low", "macro_f1_high")}
 
 
-RESULT = ("model", "seed", "dataset", "label_set", "n", "micro_f1", "macro_f1", "macro_f1_low", "macro_f1_high")
-RESULT += ("fail_rate", "params_hash", "phantom", "refusal_rate", "protocol")
+RESULT = (
+    *("model", "seed", "dataset", "label_set", "n", "micro_f1", "macro_f1", "macro_f1_low", "macro_f1_high"),
+    *("fail_rate", "params_hash", "phantom", "refusal_rate", "protocol"),
+)
 SPECIFIC = tuple(name + end for name in ("macro_specificity", "false_alarm_rate") for end in ("", "_low", "_high"))
 
 

@@ -26,10 +26,11 @@ Conventions, the same in every table:
 import re
 import warnings
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 COUNTS = ("tp", "fp", "fn", "tn")
 RATES = ("precision", "recall", "f1")
@@ -71,15 +72,15 @@ class TransferGap(NamedTuple):
     samples: pd.DataFrame
 
 
-def tally(truth: np.ndarray, given: np.ndarray) -> np.ndarray:
+def tally(truth: np.ndarray, given: ArrayLike) -> np.ndarray:
     """What each film adds to TP, FP, FN and TN of each label.
 
     `truth` (films, labels) holds 1, 0 or NaN (unknown: adds to none), `given` (films, labels) true or false.  Returns
     bool (films, labels, 4).  Raises ValueError for any other truth: uncertain labels are settled first.
     """
-    truth, given = _known(truth), np.asarray(given, dtype=bool)
+    truth, said = _known(truth), np.asarray(given, dtype=bool)
     present, absent = truth == 1, truth == 0
-    return np.stack([present & given, absent & given, present & ~given, absent & ~given], axis=-1)
+    return np.stack([present & said, absent & said, present & ~said, absent & ~said], axis=-1)
 
 
 def _known(truth: np.ndarray) -> np.ndarray:
@@ -204,11 +205,11 @@ def score(
     table = pd.DataFrame({"label": list(truth), "support": counts[..., [0, 2]].sum(axis=(0, 2))})
     table[list(COUNTS)] = counts.sum(axis=0)
     table[["precision", "recall"]] = rates(counts.sum(axis=0))[:, :2]
-    n = {"n": len(truth), "n_normal": int(means["false_alarm_rate"].notna().sum())}
+    n: dict[str, float] = {"n": len(truth), "n_normal": int(means["false_alarm_rate"].notna().sum())}
     return _scores(table, n, plain, samples, _contributors(by_patient, truth.shape[1], list(means)))
 
 
-def _scores(table: pd.DataFrame, n: dict[str, int], plain: dict, samples: dict, contributors: dict) -> Scores:
+def _scores(table: pd.DataFrame, n: dict[str, float], plain: dict, samples: dict, contributors: dict) -> Scores:
     """Scores of `plain` values (1, labels) or (1,) by metric, with the intervals of their `samples` (draws, ...).
 
     `contributors` says of each metric how many patients it rests on: of fewer than two there is no interval.
@@ -346,8 +347,8 @@ def paired(
     metrics: tuple[str, ...] = PAIRED,
 ) -> pd.DataFrame:
     """What the answers `second` score above `first` on the same films, as `difference` tells it; see `score`."""
-    scores = (score(truth, given, patients, draws, np.random.default_rng(seed)) for given in (first, second))
-    return difference(*scores, metrics)
+    before, after = (score(truth, given, patients, draws, np.random.default_rng(seed)) for given in (first, second))
+    return difference(before, after, metrics)
 
 
 def transfer_gap(near: Scores, far: Scores, metric: str = "macro_f1") -> TransferGap:
@@ -361,14 +362,14 @@ def transfer_gap(near: Scores, far: Scores, metric: str = "macro_f1") -> Transfe
         for name, scored in ends.items()
         for end in ("", "_low", "_high")
     }
-    plain = _changes(*(np.float64(scored.overall[metric]) for scored in ends.values()))
-    samples = _changes(*(scored.samples[metric].to_numpy() for scored in ends.values()))
+    plain = _changes(np.float64(near.overall[metric]), np.float64(far.overall[metric]))
+    samples = _changes(near.samples[metric].to_numpy(), far.samples[metric].to_numpy())
     for name, value in plain.items():
         overall |= with_interval(name, value, samples[name])
     return TransferGap(overall, pd.DataFrame(samples))
 
 
-def _changes(near: np.ndarray, far: np.ndarray) -> dict[str, np.ndarray]:
+def _changes(near: np.ndarray | np.float64, far: np.ndarray | np.float64) -> dict[str, Any]:
     with np.errstate(divide="ignore", invalid="ignore"):
         return {"change": far - near, "relative": np.where(near > 0, far / near - 1, np.nan)}
 

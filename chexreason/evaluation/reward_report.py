@@ -34,7 +34,7 @@ def report(study: config.Study, reward: str, arguments: dict) -> dict:
     if path.rpartition(":")[0].endswith(".py") and not (beside / path.rpartition(":")[0]).is_file():
         beside = Path.cwd()
     rewards.check(path, beside, constants)
-    metrics = defaultdict(list)
+    metrics: dict[str, list] = defaultdict(list)
     table = _scored(study, path, beside, constants, settings, metrics)
     spread = table.groupby(["dataset", "film"])["value"].agg(["std", "size"]).query("size > 1")["std"]
     return {

@@ -86,17 +86,17 @@ def replies(
     """
     from tqdm import tqdm
 
-    images = [Path(image) for image in images]
-    keys = [fingerprint.digest(reader.key, protocol.hash, fingerprint.pixels(image)) for image in images]
+    files = [Path(image) for image in images]
+    keys = [fingerprint.digest(reader.key, protocol.hash, fingerprint.pixels(file)) for file in files]
     given = _kept(journal)
-    batches = [[number for number in batch if keys[number] not in given] for batch in _batches(reader, images)]
-    done = len(images) - sum(map(len, batches))
-    if done < len(images):
+    batches = [[number for number in batch if keys[number] not in given] for batch in _batches(reader, files)]
+    done = len(files) - sum(map(len, batches))
+    if done < len(files):
         _ = reader.model  # loaded here, where a lack of memory is not taken for that of a batch
-    with tqdm(total=len(images), initial=done, desc=what, mininterval=5, file=sys.stderr) as bar:
+    with tqdm(total=len(files), initial=done, desc=what, mininterval=5, file=sys.stderr) as bar:
         for numbers in filter(None, batches):
             new = [keys[number] for number in numbers]
-            said = dict(zip(new, _fitting(reader, [images[number] for number in numbers], protocol), strict=True))
+            said = dict(zip(new, _fitting(reader, [files[number] for number in numbers], protocol), strict=True))
             with records.replacing(journal / f"{fingerprint.digest(new)}.json") as unfinished:
                 unfinished.write_text(json.dumps(said), encoding="utf-8")
             given |= said
@@ -242,7 +242,7 @@ def own(study: config.Study, checkpoint: config.Checkpoint, paths: Sequence[str 
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # `ask` shows the one that tells how long it takes
-        reader = load(study.models[checkpoint.model], study.paths.adapter(checkpoint), study.predict.batch)
+        reader = load(study.models[checkpoint.model], study.paths.weights(checkpoint), study.predict.batch)
         replies = ask(reader, list(images.values()), protocol, Path(folder) / JOURNAL)
     answered = faults | dict(zip(images, replies, strict=True))
     return [answered[number] for number in range(len(paths))]
@@ -277,7 +277,7 @@ def caution(study: config.Study, model: str) -> str:
 
 
 def _refuse_missing(study: config.Study, checkpoint: config.Checkpoint) -> None:
-    weights = study.paths.adapter(checkpoint)
+    weights = study.paths.weights(checkpoint)
     if weights and not (weights / "adapter_config.json").exists():
         full = "" if checkpoint in study.short().checkpoints() else "--full "
         command = f"chexreason run {full}{shlex.quote(os.path.relpath(study.file))} {checkpoint.stage}"
@@ -297,7 +297,7 @@ def predict(study: config.Study, checkpoint: config.Checkpoint) -> pd.DataFrame:
     comparison needs one measure for all.
     The journal stays beside it: where the notebook is cut off after this record, nothing is asked again.
     """
-    trained, model, tables = study.paths.adapter(checkpoint), study.models[checkpoint.model], []
+    trained, model, tables = study.paths.weights(checkpoint), study.models[checkpoint.model], []
     reader, journal = load(model, trained, study.predict.batch), study.paths.asked(checkpoint) / JOURNAL
     for dataset, protocol in protocols(study, checkpoint).items():
         films = curate.dataset(study, dataset)
@@ -318,7 +318,7 @@ def try_prompts(study: config.Study) -> pd.DataFrame:
 
     Also written as `prompts/answers.parquet`.  The journal stays, so that of edited prompts only those are asked again.
     """
-    trial, place = study.prompts, study.folder / "prompts"
+    trial, place = study.trial, study.folder / "prompts"
     films = curate.dataset(study, study.home).head(trial.films)
     reader, tables = load(study.models[trial.model], None, study.predict.batch), []
     for name in trial.variants:
@@ -335,7 +335,7 @@ def read(
     study: config.Study,
     dataset: str,
     films: pd.DataFrame,
-    given: list[Reply | str],
+    given: Sequence[Reply | str],
     processor,
     protocol: Protocol,
     run: str | None = None,
@@ -348,15 +348,15 @@ def read(
     from chexreason.labels import CHEXPERT14
 
     settings, known = study.grpo.reward, films[list(CHEXPERT14)].notna().all(axis="columns")
-    given = [Reply(reply, pd.NA) if isinstance(reply, str) else reply for reply in given]
-    texts = [reply.text for reply in given]
+    replied = [Reply(reply, pd.NA) if isinstance(reply, str) else reply for reply in given]
+    texts = [reply.text for reply in replied]
     readings = [answers.read(text) for text in texts]
     table = films[["film", "patient"]].assign(
         dataset=dataset,
         text=texts,
         labels=[list(reading.labels) for reading in readings],
         failed=[reading.failed for reading in readings],
-        cut_off=pd.array([reply.cut_off for reply in given], dtype="boolean"),
+        cut_off=pd.array([reply.cut_off for reply in replied], dtype="boolean"),
         refused=[reading.refused for reading in readings],
         duplicates=[reading.duplicates for reading in readings],
         unknown=[reading.unknown for reading in readings],
@@ -370,10 +370,11 @@ def read(
         ],
         protocol=protocol.hash,
     )
-    own, constants = (study.grpo.runs[run], study.grpo.of(run).reward) if run else (None, settings)
-    if own and (own.reward != "hard" or constants != settings):
-        made = rewards.make(own.reward, study.file.parent, own.reward_args, constants)
-        table["own_reward"] = score_recorded(made, run, films, table, protocol.prompt, processor)
+    if run:
+        own, constants = study.grpo.runs[run], study.grpo.of(run).reward
+        if own.reward != "hard" or constants != settings:
+            made = rewards.make(own.reward, study.file.parent, own.reward_args, constants)
+            table["own_reward"] = score_recorded(made, run, films, table, protocol.prompt, processor)
     return table[["dataset", *table.columns.drop("dataset")]]
 
 

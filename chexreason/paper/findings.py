@@ -74,16 +74,15 @@ def _formats(study) -> list[pd.DataFrame]:
 
 def _format_pairs(study) -> list[tuple[Checkpoint, Checkpoint]]:
     """The first run of each format, with the settings of the section, for each model of the paper and each seed."""
-    trained = {}
+    trained: dict[tuple, Checkpoint] = {}
     for each in study.runs("sft"):
         if not study.sft.runs[each.run].set:
             trained.setdefault((each.model, each.seed, study.prompt(each)), each)
-    pairs = [
-        (trained.get((model, seed, "free_reasoning")), each)
+    return [
+        (first, each)
         for (model, seed, form), each in trained.items()
-        if form == "reasoning_a" and model in _SCAFFOLD
+        if form == "reasoning_a" and model in _SCAFFOLD and (first := trained.get((model, seed, "free_reasoning")))
     ]
-    return [pair for pair in pairs if pair[0]]
 
 
 def _rewards(study) -> list[pd.DataFrame]:
@@ -119,13 +118,13 @@ def _spoken_to(study) -> dict[int, bool]:
 def _between(study, first: Checkpoint, second: Checkpoint) -> pd.DataFrame:
     """A row as in the `paired` record: two checkpoints on validation films, over all labels scored there."""
     films, label_set = compare.labeled_films(study), study.curate.label_sets[0]
-    scored = [
+    before, after = (
         compare.score_answers(study, films, records.load(study.paths.answers(each)), study.home, label_set)
         for each in (first, second)
-    ]
+    )
     names = {name: compare.model_name(study, each) for name, each in (("first", first), ("second", second))}
     where = {"dataset": study.home, "label_set": label_set, "seed": second.seed, **names}
-    return metrics.difference(*scored, ("macro_f1",)).assign(**where)
+    return metrics.difference(before, after, ("macro_f1",)).assign(**where)
 
 
 def _verdict(expected: str, said: str) -> str:

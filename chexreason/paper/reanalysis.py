@@ -315,9 +315,9 @@ def _macros(first: pd.DataFrame, second: pd.DataFrame, draws: int, seed, **assum
 
 
 def _counts(first: pd.DataFrame, second: pd.DataFrame, draws: int, seed, **assumed: float) -> np.ndarray:
-    f1 = first["f1"].to_numpy(), second["f1"].to_numpy()
+    one, other = first["f1"].to_numpy(), second["f1"].to_numpy()
     prevalence, films = first["prevalence"].to_numpy(), first["films"].iloc[0]
-    return simulate(*f1, prevalence, films, draws, np.random.default_rng(seed), **assumed)
+    return simulate(one, other, prevalence, films, draws, np.random.default_rng(seed), **assumed)
 
 
 def sensitivity(draws: int, seed: int) -> pd.DataFrame:

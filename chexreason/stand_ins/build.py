@@ -75,7 +75,7 @@ def pretraining_films(films: int, seed: int) -> pd.DataFrame:
 def main_finding(row: pd.Series) -> tuple[str, ...]:
     """The most marked finding of a film, which is all a hurried caption names; devices only where nothing else is."""
     strengths = {box.finding: box.strength for box in hospitals.boxes(row.recipe) if box.finding != "Support Devices"}
-    return (max(strengths, key=strengths.get),) if strengths else positives(row)[:1]
+    return (max(strengths, key=lambda name: strengths[name]),) if strengths else positives(row)[:1]
 
 
 def film_turns(films: pd.DataFrame, seed: int) -> list[Turn]:
@@ -248,7 +248,7 @@ def gemma(processor, seed: int):
         image_size=SIZE,
         patch_size=16,
     )
-    config = Gemma3Config(
+    config = Gemma3Config(  # type: ignore[call-arg]
         text_config=text,
         vision_config=vision,
         mm_tokens_per_image=16,
@@ -413,7 +413,8 @@ def train_vision(
     from tqdm import tqdm
 
     torch.manual_seed(seed)
-    rng, eyes, rows = np.random.default_rng(seed), Eyes(model, truth.shape[1]), []
+    rng, eyes = np.random.default_rng(seed), Eyes(model, truth.shape[1])
+    rows: list[dict] = []
     training, held = np.split(np.arange(len(pictures)), [len(pictures) * 19 // 20])
     batches = len(training) // 64
     optimizer = torch.optim.AdamW(eyes.weights, lr=rate, weight_decay=0.05)

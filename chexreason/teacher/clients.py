@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -65,7 +65,8 @@ def asker(settings: config.Asked) -> Asker:
 
     Raises TeacherError for a key that is not set, or a model that cannot look at films although `show_film` says so.
     """
-    return {"transformers": _local, "openai": _endpoint, "gemini": _gemini}[settings.kind](settings)
+    kinds: dict[type, Callable] = {config.LocalTeacher: _local, config.Endpoint: _endpoint, config.Gemini: _gemini}
+    return kinds[type(settings)](settings)
 
 
 def pixels(path: str | Path) -> np.ndarray:
@@ -92,7 +93,7 @@ def _local(settings: config.LocalTeacher) -> Asker:
 
     model, processor = _load(settings)
     stops = torch.tensor(model.generation_config.eos_token_id, device=model.device).flatten()
-    sampling = {"do_sample": False}
+    sampling: dict[str, Any] = {"do_sample": False}
     if settings.temperature:
         sampling = {"do_sample": True, "temperature": settings.temperature}
 
@@ -128,7 +129,7 @@ def _load(settings: config.LocalTeacher):
         return models.load_base(model), models.load_processor(model)
     if settings.show_film:
         raise TeacherError(f"teacher.model: {settings.model} cannot look at films; set teacher.show_film: false")
-    words = AutoModelForCausalLM.from_pretrained(
+    words: Any = AutoModelForCausalLM.from_pretrained(
         place, dtype=settings.dtype, use_safetensors=True, trust_remote_code=False
     )
     tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left", trust_remote_code=False)
@@ -137,7 +138,7 @@ def _load(settings: config.LocalTeacher):
 
 
 def _chat(processor, question: Question) -> str:
-    content = question.text
+    content: str | list = question.text
     if question.image:
         content = [{"type": "image"}, {"type": "text", "text": question.text}]
     message = [{"role": "user", "content": content}]
@@ -161,14 +162,14 @@ def _endpoint(settings: config.Endpoint) -> Asker:
     )
 
     def ask(question: Question) -> Reply:
-        content = [{"type": "text", "text": question.text}]
+        content: list[Any] = [{"type": "text", "text": question.text}]
         if question.image:
             film = f"data:image/png;base64,{base64.b64encode(png(question.image)).decode()}"
             content.insert(0, {"type": "image_url", "image_url": {"url": film}})
         try:
             reply = client.chat.completions.create(
                 model=settings.model,
-                messages=[{"role": "user", "content": content}],
+                messages=[{"role": "user", "content": content}],  # type: ignore[misc, list-item]
                 temperature=settings.temperature,
                 seed=question.seed,
                 max_tokens=settings.max_new_tokens,
@@ -211,7 +212,9 @@ def _gemini(settings: config.Gemini) -> Asker:
     client = genai.Client(api_key=_key(settings), vertexai=False, http_options=http)
 
     def ask(question: Question) -> Reply:
-        film = [types.Part.from_bytes(data=png(question.image), mime_type="image/png")] if question.image else []
+        film: list[Any] = (
+            [types.Part.from_bytes(data=png(question.image), mime_type="image/png")] if question.image else []
+        )
         config = types.GenerateContentConfig(
             temperature=settings.temperature, seed=question.seed, max_output_tokens=settings.max_new_tokens
         )
@@ -245,7 +248,7 @@ def _written(reply, settings: config.Gemini) -> tuple[str, str]:
     return text, "" if text else "an empty reply"
 
 
-def _hosted(ask: Callable[[Question], Reply], settings: config.Hosted, address: str, failed: type) -> Asker:
+def _hosted(ask: Callable[[Question], Reply], settings: config.Hosted, address: str, failed: type[Exception]) -> Asker:
     """An asker from `ask`, for which `failed`, a broken connection or a reply of another shape means no reply."""
     import httpx
 

@@ -47,6 +47,10 @@ class Written(NamedTuple):
     requests: pd.DataFrame
 
 
+NOTHING = Question("", None, 0)
+"""What a case asks before its first question."""
+
+
 class Judged(NamedTuple):
     """A reply, what is wrong with it ("" when nothing is), and whether an earlier run asked for it."""
 
@@ -67,7 +71,7 @@ class Case:
     image: Path
     format: str
     wording: str
-    question: Question | None = None
+    question: Question = NOTHING
     request: str = ""
     judged: list[Judged] = field(default_factory=list)
     unanswered: str = ""
@@ -87,8 +91,8 @@ class Case:
         """The trace, when the last reply was fine."""
         if not self.judged or self.fault:
             return None
-        reasoning, labels = answers.read_strict(self.judged[-1].reply.text, self.format)
-        return answers.Answer(reasoning.strip(), labels)
+        answer = answers.read_strict(self.judged[-1].reply.text, self.format)
+        return answer and answers.Answer(answer.reasoning.strip(), answer.labels)
 
     @property
     def waits(self) -> bool:
@@ -159,7 +163,7 @@ def prompt(study: config.Study, format: str) -> str:
 
     Raises TeacherError when neither is there or can be read, or when the text has no place for the labels.
     """
-    name, packaged = study.teacher.prompts.get(format, format), prompts.names("teacher")
+    name, packaged = _asked(study).prompts.get(format, format), prompts.names("teacher")
     key, beside = f"teacher.prompts.{format}", study.file.parent / name
     if name not in packaged and not beside.is_file():
         raise TeacherError(
@@ -269,9 +273,15 @@ def _outcomes(cases: list[Case]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["film", "format", "reasoning", "labels", "text", "check", "attempts"])
 
 
+def _asked(study: config.Study) -> config.Asked:
+    """The section of a teacher that is a language model."""
+    assert isinstance(study.teacher, config.Asked)
+    return study.teacher
+
+
 def _ask(study: config.Study, cases: dict[str, list[Case]]) -> None:
     """Ask for all cases, format by format."""
-    settings = study.teacher
+    settings = _asked(study)
     asker = cache(lambda: clients.asker(settings))  # made when first needed: what is on disk needs no key and no GPU
     path = study.folder / REPLIES
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -369,7 +379,7 @@ def _fault(reply: Reply, case: Case, settings: config.Asked) -> str:
     return reply.fault or check.check(reply.text, case.labels, case.format, settings.min_words, settings.max_words)
 
 
-def _requests(cases: list[Case], settings: config.Teacher) -> pd.DataFrame:
+def _requests(cases: list[Case], settings) -> pd.DataFrame:
     """The table of requests, from the replies to each case."""
     columns = ["film", "format", "attempt", "fault", "tokens_in", "tokens_out", "cost", "cached"]
     rows = [

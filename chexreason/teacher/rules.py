@@ -182,7 +182,7 @@ def _free(names: list[str], boxes: Sequence, view: str, rng: np.random.Generator
     opening = [_opening(view, rng)] + ([] if terse else [_pick(SURVEYS, rng)])
     closing = _impression(names, rng)
     findings = _findings(names, boxes, check.MAX_WORDS["free_reasoning"] - _words([*opening, closing]), rng)
-    length = rng.integers(170, 250) if terse else rng.integers(265, 340)
+    length = int(rng.integers(170, 250) if terse else rng.integers(265, 340))
     negatives = _negatives(_visible(names, boxes), length - _characters(opening + findings + [closing]), rng)
     return " ".join([*opening, *findings, *negatives, closing])
 
@@ -285,7 +285,7 @@ def _short(name: str) -> str:
 def _negatives(shown: set[str], length: int, rng: np.random.Generator) -> list[str]:
     """Negatives that none of `shown` makes untrue, in random order, until they fill `length` characters."""
     true = [sentence for sentence, untrue in NEGATIVES.items() if not untrue & shown]
-    chosen = []
+    chosen: list[str] = []
     for index in rng.permutation(len(true)):
         if _characters(chosen) >= length:
             break
@@ -328,7 +328,7 @@ def _place(boxes: Sequence) -> str:
 
 
 def _pick(choices: Sequence[str], rng: np.random.Generator) -> str:
-    return choices[rng.integers(len(choices))]
+    return choices[int(rng.integers(len(choices)))]
 
 
 def _words(sentences: Sequence[str]) -> int:

@@ -100,7 +100,7 @@ def resume(trainer, folder: Path):
     from transformers import TrainerState
 
     checkpoint = newest(folder)
-    if checkpoint and ended(state := TrainerState.load_from_json(checkpoint / "trainer_state.json")):
+    if checkpoint and ended(state := TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))):
         return state
     if checkpoint is None:
         shutil.rmtree(folder.parent.parent / "tensorboard", ignore_errors=True)  # of a run that was another

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -99,7 +100,7 @@ def reward_function(reward: Callable, name: str, opening: str = "", ends: Collec
     return score
 
 
-def keeper(reward: Callable) -> list:
+def keeper(reward: Any) -> list:
     """Trainer callbacks by which every checkpoint keeps the state of a reward that has one, and a resumed run takes it.
 
     It is in `trainer_state.json`, which the trainer writes last and by which a checkpoint counts as whole: a file of

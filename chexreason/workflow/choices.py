@@ -35,7 +35,8 @@ def read(file: Path) -> list[Choice]:
 
     They are in the order of the study's keys, those of the extended file first.
     """
-    node, marks, about = config.merged(file), _marks(file), {}
+    node, marks = config.merged(file), _marks(file)
+    about: dict[tuple, list] = {}
     for leaf in _leaves(node):
         if key := _marked(leaf, marks):
             about.setdefault((leaf.file, key), []).append(leaf.path)
@@ -74,7 +75,7 @@ def _marks(file: Path) -> dict[str, dict[tuple[str, ...], tuple[str, str]]]:
 def _lines(file: Path) -> dict[int, tuple[str, str]]:
     """The marks of a file, by line."""
     found = (MARK.search(line) for line in file.read_text(encoding="utf-8").splitlines())
-    return {number: mark.groups() for number, mark in enumerate(found) if mark}
+    return {number: (mark[1], mark[2]) for number, mark in enumerate(found) if mark}
 
 
 def _marks_of(node: yaml.Node, path: tuple[str, ...], lines: dict, above: int = -1) -> Iterator[tuple]:

@@ -57,7 +57,7 @@ def measure(study: config.Study) -> pd.DataFrame:
     for name in _one_of_each(study):
         with TemporaryDirectory(dir=study.folder, prefix="measured-") as folder:
             for values in _model(study, name, Path(folder)):
-                step = Step(*values, **where)
+                step = Step._make([*values, *where.values()])
                 print(
                     f"{step.model}, {step.weights} weights: {step.step} of {step.films} ({step.prompt_tokens} + "
                     f"{step.new_tokens} tokens, {step.attention}): {step.seconds:.3g} s, {step.memory:.3g} GB",

@@ -7,6 +7,7 @@ The numbers are those of the models' own config.json.  The weights they add up t
 import warnings
 from collections import Counter
 from functools import cache
+from typing import Any
 
 from chexreason import config, models
 
@@ -70,7 +71,7 @@ QWEN_2_5_VL_3B = {
     },
 }
 
-PUBLISHED = {
+PUBLISHED: dict[str, dict[str, Any]] = {
     "google/medgemma-4b-it": GEMMA_3_4B,
     "Qwen/Qwen2.5-VL-3B-Instruct": QWEN_2_5_VL_3B,
     "nvidia/NV-Reason-CXR-3B": QWEN_2_5_VL_3B,
@@ -106,7 +107,7 @@ def empty(path: str):
 
 def parts(model) -> dict[str, int]:
     """How many weights the vision encoder with its projector has, and how many the language model with its head."""
-    count = Counter()
+    count: Counter[str] = Counter()
     for name, weight in model.named_parameters():
         count["language" if "language_model" in name or "lm_head" in name else "vision"] += weight.numel()
     return dict(count)
@@ -116,7 +117,7 @@ def adapted(model, lora: config.Lora, settings: config.Model | None = None) -> d
     """The modules that LoRA adapts in a model from `empty`, and how many weights it trains in each; found by peft."""
     from peft import get_peft_model
 
-    count = Counter()
+    count: Counter[str] = Counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft reads a name that transformers is giving up
         adapter = get_peft_model(model, models.lora_config(lora, settings))

@@ -9,9 +9,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from chexreason import fingerprint
 from chexreason.workflow import gpus
@@ -92,7 +92,8 @@ def execute(
     defaults(notebook, parameters)
     output.parent.mkdir(parents=True, exist_ok=True)
     part, failed = output.with_name(f".{output.stem}.part.ipynb"), output.with_suffix(".failed.ipynb")
-    with _alone(output) as lock, gpus.one_gpu() if gpu else nullcontext(("", [])) as (device, reserved):
+    a_gpu: AbstractContextManager[tuple[str, list[int]]] = gpus.one_gpu() if gpu else nullcontext(("", []))
+    with _alone(output) as lock, a_gpu as (device, reserved):
         try:
             with records.telling_full(part):
                 papermill.execute_notebook(
@@ -189,7 +190,7 @@ def _kernel_manager(device: str, locks: list[int]) -> type:
     return Kernels
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Any) -> str:
     if hasattr(error, "evalue"):
         return f"cell {error.exec_count} stopped with {error.ename}: {error.evalue}"
     if type(error).__name__ == "DeadKernelError":
@@ -241,7 +242,7 @@ def _progress(output) -> bool:
 
 def _joined(outputs: Iterable) -> list:
     """The outputs, with neighboring texts of standard output as one: how often a kernel flushes depends on the load."""
-    joined = []
+    joined: list = []
     for output in outputs:
         if joined and output.output_type == joined[-1].output_type == "stream":
             joined[-1].text += output.text

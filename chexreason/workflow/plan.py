@@ -79,7 +79,8 @@ def runs(study: config.Study) -> list[Run]:
     tried = study.prompts.variants if study.prompts else []
     trained = [(stage, each.run, each) for stage in ("sft", "grpo") for each in study.runs(stage)]
     asked = [("predict", each.name, each) for each in study.checkpoints()]
-    grid = [("prompts", study.prompts.model, name, study.seeds[0], None) for name in tried]
+    grid: list[tuple[str, str, str, int, config.Checkpoint | None]]
+    grid = [("prompts", study.trial.model, name, study.seeds[0], None) for name in tried]
     grid += [(stage, each.model, name, each.seed, each) for stage, name, each in trained + asked]
     return [
         Run(stage, model, name, seed, *_cost(study, stage, model, checkpoint))
@@ -92,8 +93,8 @@ def job(study: config.Study, stage: str, checkpoint: config.Checkpoint | None = 
 
     The prompts that are tried are one job, which has no checkpoint.
     """
-    model = checkpoint.model if checkpoint else study.prompts.model
-    hours = _cost(study, stage, model, checkpoint).hours * (1 if checkpoint else len(study.prompts.variants))
+    model = checkpoint.model if checkpoint else study.trial.model
+    hours = _cost(study, stage, model, checkpoint).hours * (1 if checkpoint else len(study.trial.variants))
     return hours, model_size.weights(_known(study, model)) * {"float32": 4, "bfloat16": 2}[study.models[model].dtype]
 
 
@@ -116,9 +117,9 @@ def _cost(study: config.Study, stage: str, model: str, checkpoint: config.Checkp
         measure = f"chexreason plan --measure {study.file.name}"
         return Cost(math.nan, math.nan, f"{asked.path}: no step was measured; `{measure}` does it on this machine")
     base = weights * {"float32": 4, "bfloat16": 2}[asked.dtype]
-    if stage == "sft":
+    if checkpoint and stage == "sft":
         return _sft(study, steps, base, study.sft.of(checkpoint.run))
-    if stage == "grpo":
+    if checkpoint and stage == "grpo":
         return _grpo(study, steps, base, key_values, study.grpo.of(checkpoint.run))
     return _predict(study, steps, key_values, _answered(study, checkpoint))
 
@@ -142,7 +143,7 @@ def _sampled(study: config.Study, settings: config.Grpo) -> tuple[int, int]:
 def _answered(study: config.Study, checkpoint: config.Checkpoint | None) -> int:
     """How many films a checkpoint is asked about or, without one, a prompt is tried on."""
     if checkpoint is None:
-        return min(study.prompts.films, study.curate.validation)
+        return min(study.trial.films, study.curate.validation)
     films = {study.home: study.curate.validation} | {name: test.films for name, test in study.tests.items()}
     return sum(films[dataset] for dataset in study.datasets(checkpoint))
 
@@ -169,7 +170,7 @@ def _grpo(study: config.Study, steps: list[Step], weights: int, key_values: int,
     updates = settings.steps_per_generation * settings.num_iterations
     rollouts, batch = math.ceil(settings.max_steps / updates), sampled // settings.max_steps
     rollout = _step(steps, "rollout")
-    update = _step(steps, "update", rollout._replace(seconds=0.0))
+    update = next((step for step in steps if step.step == "update"), rollout._replace(seconds=0.0))
     longer = settings.max_completion_length / rollout.new_tokens if rollout.weights == measured.RANDOM else 1.0
     more = max(1.0, batch * settings.steps_per_generation / rollout.films)  # fewer take as long: kernels are launched
     seconds = longer * (rollouts * more * rollout.seconds + settings.max_steps * batch / update.films * update.seconds)
@@ -188,9 +189,9 @@ def _predict(study: config.Study, steps: list[Step], key_values: int, films: int
     return Cost(_answering(study, steps, films) / 3600, memory, how)
 
 
-def _step(steps: list[Step], name: str, default: Step | None = None) -> Step:
+def _step(steps: list[Step], name: str) -> Step:
     """The first of the measured steps of a kind."""
-    return next((step for step in steps if step.step == name), default)
+    return next(step for step in steps if step.step == name)
 
 
 def _answering(study: config.Study, steps: list[Step], films: int) -> float:

@@ -29,7 +29,7 @@ def of_job(study: config.Study, stage: str, benchmark: Path, checkpoint: config.
     Without a `checkpoint` it is the job that tries the prompts of Table 1.  What Snakemake measured in the file
     `benchmark`, in an earlier run, counts where it is there.
     """
-    model = study.models[checkpoint.model if checkpoint else study.prompts.model]
+    model = study.models[checkpoint.model if checkpoint else study.trial.model]
     gpu = {"gpu": int(not model.path.startswith(models.STAND_IN))}
     if found := measured(benchmark):
         return gpu | found

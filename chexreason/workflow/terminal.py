@@ -86,7 +86,8 @@ class Progress:
         self.started: dict[int, float] = {}
         self.left: dict[str, int] = {}
         self.total = 0
-        self._cores, self._costs = cores, {}
+        self._cores = cores
+        self._costs: dict[str, float] = {}
         self._looking = threading.Thread(target=lambda: self._costs.update(costs(study)), daemon=True)
         self._looking.start()
 
@@ -188,11 +189,11 @@ def main(file: str, scope: str, shown: str, *arguments: str) -> None:
     `scope` is full or short.  With `shown` findings, a run without an error ends with what the study found, and with
     plan, a dry run ends with how long it would take.
     """
-    study, arguments = config.load(file, full=scope == "full"), list(arguments)
+    study = config.load(file, full=scope == "full")
     cores = int(arguments[arguments.index("--cores") + 1]) if "--cores" in arguments else 1
     LogHandler.progress = Progress(study, cores)
     plugin = ModuleType("snakemake_logger_plugin_chexreason")
-    plugin.LogHandler = LogHandler
+    vars(plugin)["LogHandler"] = LogHandler
     LoggerPluginRegistry().register_plugin(plugin.__name__, plugin)
     try:
         cli.main(["--logger", "chexreason", *arguments])

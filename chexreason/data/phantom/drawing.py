@@ -153,7 +153,7 @@ class Scene(NamedTuple):
         rows = slice(max(int(box.y0 * size), 0), int(np.ceil(box.y1 * size)))
         columns = slice(max(int(box.x0 * size), 0), int(np.ceil(box.x1 * size)))
         whole = (array[rows, columns] for array in self[:5])
-        return Scene(*whole, self.x[:, columns], self.y[rows])
+        return Scene._make([*whole, self.x[:, columns], self.y[rows]])
 
 
 @lru_cache(maxsize=4)
@@ -324,7 +324,7 @@ def _place(a: Anatomy, finding: dict) -> Box:
     name, side, zone, strength = (finding[key] for key in ("finding", "side", "zone", "strength"))
     x0, y0, x1, y1 = PLACES[name](a, finding)
     clip = [round(float(min(max(value, 0.0), 1.0)), 4) for value in (min(x0, x1), y0, max(x0, x1), y1)]
-    return Box(name, *clip, side, zone, strength)
+    return Box._make([name, *clip, side, zone, strength])
 
 
 def _patch(width: float, height: float) -> Callable:

@@ -69,10 +69,9 @@ def film_table(
     """
     channel = HOSPITALS["hospitals"][labels or hospital]["labels"]
     pipeline = HOSPITALS["hospitals"][pixels or hospital]["pixels"]
-    blocks, found = [], 0
-    while found < films:
+    blocks: list[pd.DataFrame] = []
+    while (found := sum(map(len, blocks))) < films:
         blocks.append(_block(seed, len(blocks), hospital, channel, pipeline, films - found))
-        found += len(blocks[-1])
     return pd.concat(blocks, ignore_index=True)
 
 
@@ -196,7 +195,7 @@ def _abnormal(copula: Copula, patients: int, rng: np.random.Generator) -> np.nda
 
 
 def _any(latent: np.ndarray, cut: np.ndarray) -> np.ndarray:
-    return (latent[:, :PATHOLOGIES] > cut[:PATHOLOGIES]).any(axis=1)
+    return np.asarray((latent[:, :PATHOLOGIES] > cut[:PATHOLOGIES]).any(axis=1))
 
 
 @lru_cache
