@@ -18,14 +18,15 @@ PACKAGE = Path(__file__).resolve().parent
 ROOMS = {
     "phantom": ("data/phantom/drawing.py", "data/phantom/hospitals.py"),
     "images": ("data/images.py", "data/dicom.py"),
-    "sft": ("training/common.py", "training/sft.py", "models.py", "runtime.py"),
+    "sft": ("training/sft.py", "training/common.py", "models.py", "runtime.py"),
     "grpo": (
-        *("training/common.py", "training/grpo.py", "models.py", "runtime.py", "rewards.py", "answers.py"),
+        *("training/grpo.py", "training/common.py", "models.py", "runtime.py", "rewards.py", "answers.py"),
         *("inference/predict.py", "evaluation/metrics.py", "labels.py"),  # these choose the best checkpoint
     ),
     "predict": ("inference/predict.py", "models.py", "runtime.py"),
+    "scores": ("evaluation/metrics.py",),
 }
-"""The modules that decide what each of these makes."""
+"""The modules that decide what each of these makes; whatever reaches the first of them may make it."""
 
 LIBRARIES = {
     "phantom": ("numpy", "pillow", "scipy"),
@@ -33,6 +34,7 @@ LIBRARIES = {
     "sft": ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "pillow"),
     "grpo": ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "pillow"),
     "predict": ("torch", "transformers", "peft", "tokenizers", "pillow"),
+    "scores": ("numpy", "pandas", "scipy", "scikit-learn"),
 }
 """The libraries whose version decides it too."""
 
@@ -72,9 +74,16 @@ def pixels(image: str | Path) -> str:
 
 
 def notebook(path: Path) -> str:
-    """The digest of a notebook's cells and of the code they reach; outputs and counts of execution do not count."""
-    cells = [(cell["cell_type"], cell["source"], _shown(cell["metadata"])) for cell in _cells(path)]
-    return digest(cells, code(tuple(modules(path))))
+    """The digest of a notebook's cells, the code they reach, and the versions of the libraries it computes with.
+
+    Outputs and counts of execution do not count.
+    """
+    cells, files = (
+        [(cell["cell_type"], cell["source"], _shown(cell["metadata"])) for cell in _cells(path)],
+        modules(path),
+    )
+    rooms = [name for name, (main, *_) in ROOMS.items() if PACKAGE / main in files]
+    return digest(cells, code(tuple(files)), {each: _version(each) for name in rooms for each in LIBRARIES[name]})
 
 
 def modules(notebook: Path) -> list[Path]:

@@ -7,8 +7,12 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from chexreason import fingerprint, records
 
+NOTEBOOKS = sorted((fingerprint.PACKAGE.parent / "notebooks").glob("*.ipynb"))
+
 CODE = """
 import math
+
+NOTEBOOKS = sorted((fingerprint.PACKAGE.parent / "notebooks").glob("*.ipynb"))
 
 
 def area(radius: float) -> float:
@@ -95,3 +99,20 @@ def test_rows_count_and_provenance_does_not(tmp_path):
 def test_every_room_names_files_that_exist():
     assert all((fingerprint.PACKAGE / file).is_file() for files in fingerprint.ROOMS.values() for file in files)
     assert len({fingerprint.room(name) for name in fingerprint.ROOMS}) == len(fingerprint.ROOMS)
+
+
+@pytest.mark.parametrize(
+    ("library", "stale"),
+    [
+        ("peft", {"0_stand_ins", "2_prompts", "3_sft", "4_grpo", "5_predict", "7_variants"}),
+        ("trl", {"0_stand_ins", "3_sft", "4_grpo", "7_variants"}),
+        ("pydicom", {name.stem for name in NOTEBOOKS} - {"8_reread"}),
+        ("scikit-learn", {"2_prompts", "4_grpo", "6_compare", "7_variants", "8_reread", "9_findings"}),
+        ("seaborn", set()),
+    ],
+)
+def test_another_version_of_a_library_makes_the_notebooks_stale_that_compute_with_it(monkeypatch, library, stale):
+    before = {path.stem: fingerprint.notebook(path) for path in NOTEBOOKS}
+    known = fingerprint._version.__wrapped__
+    monkeypatch.setattr(fingerprint, "_version", lambda name: "99.0" if name == library else known(name))
+    assert {path.stem for path in NOTEBOOKS if fingerprint.notebook(path) != before[path.stem]} == stale
