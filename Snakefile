@@ -30,7 +30,7 @@ from chexreason.workflow import resources
 min_version("9.0")
 
 ROOT = Path(workflow.basedir)
-COMPARED = ("scores", "overall", "paired", "mcnemar", "travel", "travel_paired", "sensitivity")
+COMPARED = ("scores", "overall", "paired", "mcnemar", "transfer", "transfer_paired", "sensitivity")
 FULL = bool(config.get("full"))
 study = load(config.get("params", "params/mini.yaml"), full=FULL)
 file, runs = os.path.relpath(study.file), os.path.relpath(study.folder)

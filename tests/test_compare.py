@@ -33,11 +33,11 @@ def table(values, columns=None):
 @pytest.mark.parametrize(
     ("low", "high", "word"),
     [
-        (0.01, 0.2, "gained"),
-        (-0.2, -0.01, "lost"),
-        (-0.1, 0.1, "cannot be told apart"),
-        (0.0, 0.1, "cannot be told apart"),
-        (-0.1, 0.0, "cannot be told apart"),
+        (0.01, 0.2, "gain"),
+        (-0.2, -0.01, "loss"),
+        (-0.1, 0.1, "no clear difference"),
+        (0.0, 0.1, "no clear difference"),
+        (-0.1, 0.0, "no clear difference"),
     ],
 )
 def test_the_verdict_follows_the_interval(low, high, word):
@@ -46,7 +46,7 @@ def test_the_verdict_follows_the_interval(low, high, word):
     row |= {"metric": "macro_f1", "difference": (low + high) / 2, "low": low, "high": high}
     (sentence,) = report.step_lines(pd.DataFrame([row]))
     assert (
-        word in sentence
+        {"gain": "gains", "loss": "loses"}.get(word, word) in sentence
         and "macro-F1" in sentence
         and "seed 2" in sentence
         and f"{low:+.3f} to {high:+.3f}" in sentence
@@ -59,7 +59,7 @@ def test_in_short_sorts_the_data_sets_of_a_step_by_its_verdict():
         {"step": "x → y", "seed": 0, "dataset": name, "low": low, "high": high} for name, (low, high) in bounds.items()
     ]
     assert report.gain_lines(pd.DataFrame(rows)) == [
-        "x → y, seed 0: gained on a, b; lost on c; cannot be told apart on d."
+        "x → y, seed 0: gain on a, b; loss on c; no clear difference on d."
     ]
 
 
@@ -205,7 +205,7 @@ def test_a_difference_without_an_interval_is_told_as_such():
     row |= {"metric": "macro_f1", "difference": 0.1, "low": np.nan, "high": np.nan, "step": "untuned → sft/x"}
     rows = pd.DataFrame([row])
     (sentence,) = report.step_lines(rows)
-    assert "cannot be told apart: +0.100 macro-F1 (no interval: too few patients)." in sentence
+    assert sentence.endswith(": +0.100 macro-F1 (no interval: too few patients).") and "no clear difference" in sentence
     assert report.changes(rows).loc[0, "change"] == "+0.10 (no interval: too few patients)"
     assert tables.estimate_text(0.5, np.nan, np.nan) == "0.500 (no\u00a0interval)"
 
@@ -235,7 +235,7 @@ def test_paired_rows_are_the_steps_of_training(compared):
         "stand-in-medgemma/sft/free_reasoning → grpo/hard-best",
     }
     assert all(
-        ("gained" in text) == ("/sft/free_reasoning gained" in text) and "cannot" not in text
+        ("gains" in text) == ("/sft/free_reasoning gains" in text) and "no clear" not in text
         for text in report.step_lines(gains)
     )
 
@@ -291,17 +291,25 @@ def test_the_way_to_the_far_hospital_is_measured_on_the_nine_labels_both_have(co
     study, tables = compared
     assert compare.transfer_pairs(study) == [(("b-test", "shared9"), ("c-test", "nih9"))]
     macro = tables["overall"].set_index(["model", "seed", "dataset", "label_set"])["macro_f1"]
-    travel = tables["travel"].set_index(["model", "seed"])
-    assert len(travel) == 7
-    for (model, seed), row in travel.iterrows():
-        near, far = macro[model, seed, "b-test", "shared9"], macro[model, seed, "c-test", "nih9"]
-        assert [row["near_macro_f1"], row["far_macro_f1"], row["change"]] == [near, far, far - near]
-        assert np.isnan(row["relative"]) if near == 0 else row["relative"] == pytest.approx(far / near - 1)
-    paired = tables["travel_paired"].query("metric == 'change'")
+    transfer = tables["transfer"].set_index(["model", "seed"])
+    assert len(transfer) == 7
+    for (model, seed), row in transfer.iterrows():
+        in_domain, out_of_domain = macro[model, seed, "b-test", "shared9"], macro[model, seed, "c-test", "nih9"]
+        assert [row["in_domain_macro_f1"], row["out_of_domain_macro_f1"], row["change"]] == [
+            in_domain,
+            out_of_domain,
+            out_of_domain - in_domain,
+        ]
+        assert (
+            np.isnan(row["relative"])
+            if in_domain == 0
+            else row["relative"] == pytest.approx(out_of_domain / in_domain - 1)
+        )
+    paired = tables["transfer_paired"].query("metric == 'change'")
     assert len(paired) == 6
     for row in paired.itertuples():
-        before = travel.loc[(row.first, 0 if row.first.endswith("untuned") else row.seed), "change"]
-        assert row.difference == pytest.approx(travel.loc[(row.second, row.seed), "change"] - before)
+        before = transfer.loc[(row.first, 0 if row.first.endswith("untuned") else row.seed), "change"]
+        assert row.difference == pytest.approx(transfer.loc[(row.second, row.seed), "change"] - before)
 
 
 SCORED = {"b": ["chexpert14", "shared9", "competition5"], "c": ["nih9", "nih10"]}
@@ -313,14 +321,16 @@ def pairs(*tests: tuple[str, str, list[str]], **label_sets: list[str]) -> list[s
     values |= {"label_sets": label_sets, "sources": {name: values["sources"]["b"] for name in "abcd"}}
     values["tests"] = {name: {"source": source, "films": 5, "label_sets": sets} for name, source, sets in tests}
     found = compare.transfer_pairs(config.Study.model_validate(values))
-    return [f"{near[0]} {near[1]} {far[0]} {far[1]}" for near, far in found]
+    return [
+        f"{in_domain[0]} {in_domain[1]} {out_of_domain[0]} {out_of_domain[1]}" for in_domain, out_of_domain in found
+    ]
 
 
 def test_no_test_set_with_the_same_labels_as_one_elsewhere_is_left_out_of_transfer():
     b, c = (("b1", "b", SCORED["b"]), ("b2", "b", SCORED["b"])), (("c1", "c", SCORED["c"]), ("c2", "c", SCORED["c"]))
     default = ["b1 shared9 c1 nih9", "b2 shared9 c2 nih9"]
     assert pairs(b[0], c[0], b[1], c[1]) == default == pairs(*b, *c)
-    assert pairs(*c, *b) == default  # the source scored on more labels is near, wherever it is in the file
+    assert pairs(*c, *b) == default  # the source scored on more labels is in-domain, wherever it is in the file
     third = ("c3", "c", ["nih9"])
     assert pairs(*b, *c, third) == [*default, "b1 shared9 c3 nih9", "b2 shared9 c3 nih9"]
     assert pairs(b[0], *c, third) == ["b1 shared9 c1 nih9", "b1 shared9 c2 nih9", "b1 shared9 c3 nih9"]
@@ -349,42 +359,49 @@ def test_a_label_set_of_the_params_file_is_scored_and_its_transfer_measured(tmp_
     tables = compare.compare(study)
     rows = tables["scores"].query("label_set == 'mine'")
     assert set(rows["label"]) == {"Edema", "Cardiomegaly"} and set(rows["dataset"]) == {"b-test", "c-test"}
-    assert set(tables["travel"]["label_set"]) == {"mine"} and len(tables["travel"]) == 7
-    assert " from b-test to c-test on mine: " in report.transfer_lines(tables["travel"])[-1]
+    assert set(tables["transfer"]["label_set"]) == {"mine"} and len(tables["transfer"]) == 7
+    assert " from b-test to c-test on mine: " in report.transfer_lines(tables["transfer"])[-1]
 
 
 def test_the_words_about_the_way_follow_its_interval():
     row = {
         "model": "m/grpo/hard",
         "seed": 0,
-        "near": "b",
-        "far": "c",
+        "in_domain": "b",
+        "out_of_domain": "c",
         "label_set": "shared9",
-        "near_macro_f1": 0.4,
-        "far_macro_f1": 0.3,
+        "in_domain_macro_f1": 0.4,
+        "out_of_domain_macro_f1": 0.3,
     }
     row |= {"change": -0.1, "relative": -0.25, "relative_low": -0.4, "relative_high": -0.1}
     bounds = [(-0.15, -0.05), (-0.2, 0.1), (0.01, 0.1)]
     rows = pd.DataFrame([row | {"change_low": low, "change_high": high} for low, high in bounds])
     lost, unclear, gained = report.transfer_lines(rows)
     assert lost == (
-        "m/grpo/hard, seed 0, from b to c: macro-F1 0.400 to 0.300 (-25%, 95 % interval -40% to -10%), a loss."
+        "m/grpo/hard, seed 0, from b to c: macro-F1 0.400 to 0.300 (-25%, 95 % interval -40% to -10%), loss."
     )
-    assert unclear.endswith("which cannot be told from no change.") and gained.endswith("a gain.")
-    nothing = rows.head(1).assign(near_macro_f1=0.0, relative=np.nan)
+    assert unclear.endswith("no clear difference.") and gained.endswith("gain.")
+    nothing = rows.head(1).assign(in_domain_macro_f1=0.0, relative=np.nan)
     assert "0.000 to 0.300 (from nothing)" in report.transfer_lines(nothing)[0]
     assert report.transfer_lines(rows.assign(change=np.nan)) == [report.ALONE]
 
 
 def test_more_is_lost_only_where_the_interval_of_the_difference_says_so():
-    row = {"near": "b", "far": "c", "seed": 0, "first": "m/sft/x", "second": "m/grpo/hard", "metric": "change"}
+    row = {
+        "in_domain": "b",
+        "out_of_domain": "c",
+        "seed": 0,
+        "first": "m/sft/x",
+        "second": "m/grpo/hard",
+        "metric": "change",
+    }
     row |= {"label_set": "shared9"}
     rows = pd.DataFrame(
         [row | {"difference": (low + high) / 2, "low": low, "high": high} for low, high in [(-0.2, -0.1), (-0.1, 0.1)]]
     )
     more, unclear = report.gap_lines(rows)
     assert "m/grpo/hard (seed 0) loses more than m/sft/x: -0.150 macro-F1" in more
-    assert "cannot be told apart from m/sft/x: +0.000 macro-F1" in unclear
+    assert "shows no clear difference from m/sft/x: +0.000 macro-F1" in unclear
     assert report.gap_lines(rows.head(0)) == [report.UNTRAINED]
 
 
@@ -459,10 +476,10 @@ def test_a_study_without_a_step_of_training_or_a_far_hospital_has_empty_records(
         }
     )
     tables = compare.compare(alone)
-    assert {name: len(tables[name]) for name in ("paired", "mcnemar", "travel", "travel_paired")} == dict.fromkeys(
-        ("paired", "mcnemar", "travel", "travel_paired"), 0
+    assert {name: len(tables[name]) for name in ("paired", "mcnemar", "transfer", "transfer_paired")} == dict.fromkeys(
+        ("paired", "mcnemar", "transfer", "transfer_paired"), 0
     )
-    for name in ("paired", "mcnemar", "travel", "travel_paired"):
+    for name in ("paired", "mcnemar", "transfer", "transfer_paired"):
         records.save(tables[name], study.folder / f"{name}.parquet", records.origin(study))
         assert records.load(study.folder / f"{name}.parquet").dtypes.equals(tables[name].dtypes)
 

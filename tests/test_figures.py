@@ -74,17 +74,17 @@ def test_tension_shows_gains_and_losses_about_zero(axes):
     gains = gains.assign(low=gains["difference"] - 0.05, high=gains["difference"] + 0.05)
     ax = figures.step_gains(gains, axes[0], phantom=True)
     assert drawn(ax) == {"b": [0.1], "c": [-0.1]}
-    assert "lost" in ax.get_xlabel() and "gained" in ax.get_xlabel() and "phantom" in ax.get_title(loc="left")
+    assert "loss" in ax.get_xlabel() and "gain" in ax.get_xlabel() and "phantom" in ax.get_title(loc="left")
     assert [label.get_text() for label in ax.get_yticklabels()] == ["m\nsft → grpo"]
 
 
 def test_journeys_are_a_line_a_model_with_a_bar_at_either_end(axes):
-    travel = pd.DataFrame({"model": ["m/sft", "m/grpo"], "near": "b", "far": "c"})
-    travel = travel.assign(near_macro_f1=[0.3, 0.5], far_macro_f1=[0.2, np.nan])
-    for end in ("near", "far"):
-        score = travel[f"{end}_macro_f1"]
-        travel = travel.assign(**{f"{end}_macro_f1_low": score - 0.1, f"{end}_macro_f1_high": score + 0.1})
-    ax = figures.transfer_gaps(travel, axes[0], phantom=True)
+    transfer = pd.DataFrame({"model": ["m/sft", "m/grpo"], "in_domain": "b", "out_of_domain": "c"})
+    transfer = transfer.assign(in_domain_macro_f1=[0.3, 0.5], out_of_domain_macro_f1=[0.2, np.nan])
+    for end in ("in_domain", "out_of_domain"):
+        score = transfer[f"{end}_macro_f1"]
+        transfer = transfer.assign(**{f"{end}_macro_f1_low": score - 0.1, f"{end}_macro_f1_high": score + 0.1})
+    ax = figures.transfer_gaps(transfer, axes[0], phantom=True)
     assert {line.get_label(): list(line.get_ydata())[:1] for line in ax.lines} == {"m/sft": [0.3], "m/grpo": [0.5]}
     segments = [segment for each in ax.collections for segment in each.get_segments() if len(segment)]
     bars = [tuple(np.round(segment[:, 1], 6)) for segment in segments]

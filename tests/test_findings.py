@@ -57,12 +57,12 @@ def test_each_finding_has_its_comparisons(whole):
     keys = table[["finding", "second", "dataset", "expected"]].drop_duplicates().to_numpy().tolist()
     name = "stand-in-medgemma/{}".format
     grpo = [f"grpo/{reward}{which}" for reward in ("hard", "nuanced") for which in ("", "-best")]
-    first = [[1, name(one), *where] for where in (["b-test", "gained"], ["c-test", "lost"]) for one in grpo]
+    first = [[1, name(one), *where] for where in (["b-test", "gain"], ["c-test", "loss"]) for one in grpo]
     assert [key for key in keys if key[0] == 1] == first
-    assert [2, name("sft/free_reasoning"), "c-test", "gained"] in keys
+    assert [2, name("sft/free_reasoning"), "c-test", "gain"] in keys
     assert [key for key in keys if key[0] >= 3] == [
-        [3, name("sft/reasoning_a"), "a-validation", "not gained"],
-        [3, "stand-in-qwen/sft/qwen-reasoning_a", "a-validation", "gained"],
+        [3, name("sft/reasoning_a"), "a-validation", "no gain"],
+        [3, "stand-in-qwen/sft/qwen-reasoning_a", "a-validation", "gain"],
         [4, name("grpo/hard"), "a-validation", "level"],
         [4, name("grpo/hard-best"), "a-validation", "level"],
     ]
@@ -73,30 +73,28 @@ def test_verdicts_follow_what_was_made_up(whole):
     grpo = table[table["finding"] == 1]
     assert set(grpo["difference"] < 0) == {True}  # GRPO knows less than SFT everywhere
     assert set(zip(grpo["expected"], grpo["verdict"], strict=True)) == {
-        ("gained", "otherwise"),
-        ("lost", "as published"),
+        ("gain", "contradicts"),
+        ("loss", "agrees"),
     }
-    assert set(table.loc[table["finding"] == 3, "verdict"]) == {
-        "as published"
-    }  # lost on one model, gained on the other
+    assert set(table.loc[table["finding"] == 3, "verdict"]) == {"agrees"}  # lost on one model, gained on the other
     assert table.loc[table["finding"] == 3, "difference"].tolist() == pytest.approx([-1, 1])
-    assert set(table.loc[table["finding"] == 4, "verdict"]) == {"not told"}  # equal answers: level is never shown
+    assert set(table.loc[table["finding"] == 4, "verdict"]) == {"inconclusive"}  # equal answers: level is never shown
 
 
 def test_a_comparison_is_told_with_its_step_and_interval(whole):
     _, table = whole
     row = findings.comparison_table(table).set_index("finding").loc[2].iloc[0]
-    assert row["step"] == "stand-in-medgemma/untuned → sft/free_reasoning" and row["verdict"] == "as published"
+    assert row["step"] == "stand-in-medgemma/untuned → sft/free_reasoning" and row["verdict"] == "agrees"
     assert row["change"] == "+1.000 (+1.000\u00a0to\u00a0+1.000)"
 
 
 def test_the_conclusions_count_verdicts_and_say_phantom(whole):
     study, table = whole
     first, second, third, fourth = findings.conclusions(study, table)
-    assert "in some comparisons, and others speak against it (4 as published, 4 otherwise, 0 not told)" in first
+    assert "in some comparisons, and others speak against it (4 agrees, 4 contradicts, 0 inconclusive)" in first
     # Qwen after SFT was silenced, and so was Qwen untuned
-    assert second == "Finding 2 appears in this phantom run in part (1 as published, 0 otherwise, 1 not told)."
-    assert third == "Finding 3 appears in this phantom run (2 as published, 0 otherwise, 0 not told)."
+    assert second == "Finding 2 appears in this phantom run in part (1 agrees, 0 contradicts, 1 inconclusive)."
+    assert third == "Finding 3 appears in this phantom run (2 agrees, 0 contradicts, 0 inconclusive)."
     assert "can be neither seen nor ruled out" in fourth
 
 
@@ -108,7 +106,7 @@ def test_the_summary_keeps_published_and_phantom_under_headers_of_their_own(whol
         "0.282 to 0.346" in summary["the paper, published"][0]
         and "0.299 to 0.243" in summary["the paper, published"][0]
     )
-    assert summary.iloc[0, 2] == "of 4 expected gained: 4 lost; of 4 expected lost: 4 lost"
+    assert summary.iloc[0, 2] == "of 4 expected gain: 4 loss; of 4 expected loss: 4 loss"
     assert "one training seed" in summary["how sure"][0]
 
 
@@ -126,7 +124,7 @@ def test_a_finding_without_a_comparison_is_said_to_be_one(tmp_path):
 )
 def test_what_make_full_would_add_is_read_from_the_params_file(name, left_to_full):
     study = config.load(f"params/{name}.yaml", full=False)
-    nothing = pd.DataFrame(columns=["finding", "expected", "said", "verdict"])
+    nothing = pd.DataFrame(columns=["finding", "expected", "result", "verdict"])
     shown = findings.summary(study, nothing).iloc[:, 2]
     assert [text.endswith("left to a full run") for text in shown] == left_to_full
 
@@ -147,11 +145,11 @@ def test_a_study_that_trains_nothing_is_told_and_drawn(tmp_path):
 @pytest.mark.parametrize(
     ("verdicts", "word"),
     [
-        (["not told", "not told"], "can be neither seen nor ruled out in this run"),
-        (["as published", "as published"], "appears in this run ("),
-        (["as published", "not told"], "appears in this run in part"),
-        (["otherwise", "not told"], "does not appear in this run, which speaks against it"),
-        (["otherwise", "as published"], "in some comparisons, and others speak against it"),
+        (["inconclusive", "inconclusive"], "can be neither seen nor ruled out in this run"),
+        (["agrees", "agrees"], "appears in this run ("),
+        (["agrees", "inconclusive"], "appears in this run in part"),
+        (["contradicts", "inconclusive"], "does not appear in this run, which speaks against it"),
+        (["contradicts", "agrees"], "in some comparisons, and others speak against it"),
     ],
 )
 def test_the_word_for_a_finding_is_chosen_by_its_verdicts(verdicts, word):

@@ -69,7 +69,7 @@ def intervals(overall: pd.DataFrame, ax, *, phantom: bool, metric: str = "macro_
 def step_gains(gains: pd.DataFrame, ax, *, phantom: bool):
     """What each step of training gained or lost on each data set, with 95 % intervals, from `report.gains`."""
     steps = gains.assign(step=gains["step"].str.replace("/", "\n", n=1))
-    ax.set_xlabel("← lost      macro-F1, 95 % paired interval      gained →")
+    ax.set_xlabel("← loss      macro-F1, 95 % paired interval      gain →")
     ax.set_title(tables.title_text("What each step gained or lost at each hospital", phantom))
     return _about_zero(steps, ax, y="step", hue="dataset", empty="no step of training")
 
@@ -93,22 +93,25 @@ def published_finding(scores: pd.DataFrame, differences: pd.DataFrame, axes: Ite
     return axes
 
 
-def transfer_gaps(travel: pd.DataFrame, ax, *, phantom: bool):
-    """Each model a line from its macro-F1 at the near test set to that at the far, with 95 % intervals.
+def transfer_gaps(transfer: pd.DataFrame, ax, *, phantom: bool):
+    """One line per model, from its macro-F1 in-domain to that out-of-domain, with 95 % intervals.
 
-    `travel` holds rows of that record about one pair of test sets and one seed.
+    `transfer` holds rows of that record about one pair of test sets and one seed.
     """
     import seaborn as sns
 
-    colours = sns.color_palette("colorblind", len(travel))
-    for number, (row, colour) in enumerate(zip(travel.itertuples(), colours, strict=True)):
-        places = np.array([0, 1]) + (number - (len(travel) - 1) / 2) * 0.03  # no bar hides another
-        lows, highs = [row.near_macro_f1_low, row.far_macro_f1_low], [row.near_macro_f1_high, row.far_macro_f1_high]
+    colours = sns.color_palette("colorblind", len(transfer))
+    for number, (row, colour) in enumerate(zip(transfer.itertuples(), colours, strict=True)):
+        places = np.array([0, 1]) + (number - (len(transfer) - 1) / 2) * 0.03  # no bar hides another
+        lows, highs = (
+            [row.in_domain_macro_f1_low, row.out_of_domain_macro_f1_low],
+            [row.in_domain_macro_f1_high, row.out_of_domain_macro_f1_high],
+        )
         ax.vlines(places, lows, highs, color=colour, linewidth=2)
         marker = MARKERS[number % len(MARKERS)]
-        ends = [row.near_macro_f1, row.far_macro_f1]
+        ends = [row.in_domain_macro_f1, row.out_of_domain_macro_f1]
         ax.plot(places, ends, marker=marker, color=colour, label=row.model, markeredgecolor="white")
-    ends = [*travel["near"].unique(), *travel["far"].unique()]
+    ends = [*transfer["in_domain"].unique(), *transfer["out_of_domain"].unique()]
     ax.set(xlim=(-0.3, 1.3), ylim=(-0.02, None), ylabel="macro-F1, 95 % interval")
     ax.set_xticks(range(len(ends)), ends)
     ax.grid(visible=False, axis="x")

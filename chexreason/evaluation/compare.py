@@ -21,15 +21,17 @@ from chexreason.labels import CHEXPERT14, CLOSURES, NIH9, POLICIES, add_parent_l
 _STEP = {"seed": int, "first": "str", "second": "str"}
 _DIFFERENCE = {"metric": "str", "difference": float, "low": float, "high": float}
 _TESTED = {"label": "str", "n": int, "first_only": int, "second_only": int, "p": float, "p_holm": float}
-_WHERE, _JOURNEY = {"dataset": "str", "label_set": "str"}, {"near": "str", "far": "str"}
-_TRAVELLED = [
-    name + end for name in ("near_macro_f1", "far_macro_f1", "change", "relative") for end in ("", "_low", "_high")
+_WHERE, _ENDS = {"dataset": "str", "label_set": "str"}, {"in_domain": "str", "out_of_domain": "str"}
+_GAP = [
+    name + end
+    for name in ("in_domain_macro_f1", "out_of_domain_macro_f1", "change", "relative")
+    for end in ("", "_low", "_high")
 ]
 COLUMNS = {
     "paired": _WHERE | _STEP | _DIFFERENCE,
     "mcnemar": _WHERE | _STEP | _TESTED,
-    "travel": {"model": "str", "seed": int} | _JOURNEY | dict.fromkeys(_TRAVELLED, float) | {"label_set": "str"},
-    "travel_paired": _JOURNEY | _STEP | _DIFFERENCE | {"label_set": "str"},
+    "transfer": {"model": "str", "seed": int} | _ENDS | dict.fromkeys(_GAP, float) | {"label_set": "str"},
+    "transfer_paired": _ENDS | _STEP | _DIFFERENCE | {"label_set": "str"},
     "sensitivity": {"model": "str", "seed": int, "dataset": "str", "label_set": "str", "policy": "str", "closed": bool}
     | dict.fromkeys(("macro_f1", "macro_f1_low", "macro_f1_high"), float),
 }
@@ -159,9 +161,9 @@ def compare(study) -> dict[str, pd.DataFrame]:
     - `paired`: what `second` scores above `first` on the same films, for every step of training; the reward is over all
       fourteen labels, so it stands with `chexpert14` only
     - `mcnemar`: the same steps label by label, as `metrics.mcnemar` has them; Holm over the labels of the set
-    - `travel`: macro-F1 at a `near` and a `far` test set (`transfer_pairs`), and their `metrics.TransferGap`; over the
-      labels of `label_set`, as the near one calls them
-    - `travel_paired`: what `second` has above `first` in `change` and `relative` (the `metric`), for every step
+    - `transfer`: macro-F1 on an `in_domain` and an `out_of_domain` test set (`transfer_pairs`) and their transfer gap
+      (`metrics.TransferGap`), over the labels of `label_set`, by its name in-domain
+    - `transfer_paired`: what `second` has above `first` in `change` and `relative` (the `metric`), for every step
 
     Reads `curate/manifest.parquet` and the answers of every checkpoint of the study.
     """
@@ -232,31 +234,34 @@ def _mcnemar(study, pair: tuple, where: tuple, judged: dict) -> pd.DataFrame:
 
 
 def transfer_pairs(study) -> list[tuple[tuple[str, str], tuple[str, str]]]:
-    """Pairs of (data set, label set), near and far: test sets of two sources that are scored on the same labels.
+    """Pairs of test sets of two sources that are scored on the same labels, each as (data set, label set).
 
-    Near is the source that is scored on more labels or, of equals, the first of the params file.  Its first test set
-    goes with the first of the far one, the second with the second, and one that is left over with each of the other's.
-    Two test sets with several label sets in common are paired on NIH's nine labels, or else on the largest.
+    The first of a pair counts as in-domain: it is of the source that is scored on more labels or, if both are scored on
+    as many, of the first in the params file.  The first test sets of both sources make a pair, then the second ones;
+    one that is left over is paired with each of the other source's.  Two test sets with several label sets in common
+    are paired on NIH's nine labels, or else on the largest.
     """
     sets: dict[str, list[tuple[str, str]]] = {}
     for name, test in study.tests.items():
         sets.setdefault(test.source, []).extend((name, label_set) for label_set in test.label_sets)
     pairs = []
     for ends in combinations(sets.values(), 2):
-        near, far = sorted(ends, key=lambda end: -len({name for _, each in end for name in study.labels(each)}))
-        pairs += _pairs_between(study, near, far)
+        in_domain, out_of_domain = sorted(
+            ends, key=lambda end: -len({name for _, each in end for name in study.labels(each)})
+        )
+        pairs += _pairs_between(study, in_domain, out_of_domain)
     return pairs
 
 
-def _pairs_between(study, near: list[tuple[str, str]], far: list[tuple[str, str]]) -> list[tuple]:
+def _pairs_between(study, in_domain: list[tuple[str, str]], out_of_domain: list[tuple[str, str]]) -> list[tuple]:
     """The pairs of `transfer_pairs` between two sources, each given as its (data set, label set)."""
     pairs: dict[tuple[str, str], tuple] = {}
     nine = frozenset(NIH9)
-    common = dict.fromkeys(frozenset(study.labels(label_set)) for _, label_set in near)
+    common = dict.fromkeys(frozenset(study.labels(label_set)) for _, label_set in in_domain)
     for labels in sorted(common, key=lambda each: (each != nine, -len(each))):
         first, second = (
             list({name: (name, each) for name, each in end if set(study.labels(each)) == labels}.values())
-            for end in (near, far)
+            for end in (in_domain, out_of_domain)
         )
         both = min(len(first), len(second))
         left_over = [*product(first[both:], second), *product(first, second[both:])]
@@ -266,26 +271,32 @@ def _pairs_between(study, near: list[tuple[str, str]], far: list[tuple[str, str]
 
 
 def _transfer(study, scored: dict) -> dict[str, pd.DataFrame]:
-    """The records `travel` and `travel_paired`."""
-    travelled = {
-        (one, near, far): metrics.transfer_gap(scored[one, *near], scored[one, *far])
-        for near, far in transfer_pairs(study)
+    """The records `transfer` and `transfer_paired`."""
+    gaps = {
+        (one, in_domain, out_of_domain): metrics.transfer_gap(scored[one, *in_domain], scored[one, *out_of_domain])
+        for in_domain, out_of_domain in transfer_pairs(study)
         for one in study.checkpoints()
-        if (one, *near) in scored and (one, *far) in scored
+        if (one, *in_domain) in scored and (one, *out_of_domain) in scored
     }
     rows = [
-        pd.DataFrame([_model(study, one) | {"near": near[0], "far": far[0], "label_set": near[1]} | travel.overall])
-        for (one, near, far), travel in travelled.items()
+        pd.DataFrame(
+            [
+                _model(study, one)
+                | {"in_domain": in_domain[0], "out_of_domain": out_of_domain[0], "label_set": in_domain[1]}
+                | transfer.overall
+            ]
+        )
+        for (one, in_domain, out_of_domain), transfer in gaps.items()
     ]
     paired = [
-        metrics.difference(travelled[first, *ends], travelled[second, *ends], ("change", "relative")).assign(
-            near=ends[0][0], far=ends[1][0], label_set=ends[0][1], **_step(study, (first, second))
+        metrics.difference(gaps[first, *ends], gaps[second, *ends], ("change", "relative")).assign(
+            in_domain=ends[0][0], out_of_domain=ends[1][0], label_set=ends[0][1], **_step(study, (first, second))
         )
         for ends in transfer_pairs(study)
         for first, second in training_steps(study)
-        if (first, *ends) in travelled and (second, *ends) in travelled
+        if (first, *ends) in gaps and (second, *ends) in gaps
     ]
-    return {"travel": _record("travel", rows), "travel_paired": _record("travel_paired", paired)}
+    return {"transfer": _record("transfer", rows), "transfer_paired": _record("transfer_paired", paired)}
 
 
 def sensitivity(study) -> pd.DataFrame:

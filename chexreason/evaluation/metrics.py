@@ -41,7 +41,9 @@ PAIRED = ("macro_f1", "micro_f1", "reward")
 NORMAL = ("nofinding", "nofindings", "normal")
 """What the label of a normal film is called, in small letters without blanks; every other label is a finding."""
 
-_CELLS = 2_000_000  # weights held at once, draws x patients: 16 MB as float64, small enough to stay near the processor
+_CELLS = (
+    2_000_000  # weights held at once, draws x patients: 16 MB as float64, small enough to stay close to the processor
+)
 
 
 class Scores(NamedTuple):
@@ -63,9 +65,9 @@ class Scores(NamedTuple):
 class TransferGap(NamedTuple):
     """How one metric of a model changes from one data set to another.
 
-    `overall` holds the two scores as `near_<metric>` and `far_<metric>`, `change` (far less near) and `relative` (that
-    as a share of near: the paper's ratio), each with `_low` and `_high`; `samples` has a row a bootstrap sample and the
-    columns `change` and `relative`.
+    `overall` holds both scores as `in_domain_<metric>` and `out_of_domain_<metric>`, `change` (the second minus the
+    first) and `relative` (the change as a share of the first, the paper's ratio), each with `_low` and `_high`.
+    `samples` has one row per bootstrap sample and the columns `change` and `relative`.
     """
 
     overall: dict[str, float]
@@ -351,27 +353,30 @@ def paired(
     return difference(before, after, metrics)
 
 
-def transfer_gap(near: Scores, far: Scores, metric: str = "macro_f1") -> TransferGap:
-    """How `metric` changes from the data set of `near` to that of `far`, for one model on one set of labels.
+def transfer_gap(in_domain: Scores, out_of_domain: Scores, metric: str = "macro_f1") -> TransferGap:
+    """The change of `metric` from the scores `in_domain` to `out_of_domain`, for one model and one set of labels.
 
-    The two must have been drawn independently.  A sample in which `near` scores nothing has no relative change.
+    The two must have been resampled independently.  A sample whose score in-domain is 0 has no relative change.
     """
-    ends = {"near": near, "far": far}
+    ends = {"in_domain": in_domain, "out_of_domain": out_of_domain}
     overall = {
         f"{name}_{metric}{end}": scored.overall[f"{metric}{end}"]
         for name, scored in ends.items()
         for end in ("", "_low", "_high")
     }
-    plain = _changes(np.float64(near.overall[metric]), np.float64(far.overall[metric]))
-    samples = _changes(near.samples[metric].to_numpy(), far.samples[metric].to_numpy())
+    plain = _changes(np.float64(in_domain.overall[metric]), np.float64(out_of_domain.overall[metric]))
+    samples = _changes(in_domain.samples[metric].to_numpy(), out_of_domain.samples[metric].to_numpy())
     for name, value in plain.items():
         overall |= with_interval(name, value, samples[name])
     return TransferGap(overall, pd.DataFrame(samples))
 
 
-def _changes(near: np.ndarray | np.float64, far: np.ndarray | np.float64) -> dict[str, Any]:
+def _changes(in_domain: np.ndarray | np.float64, out_of_domain: np.ndarray | np.float64) -> dict[str, Any]:
     with np.errstate(divide="ignore", invalid="ignore"):
-        return {"change": far - near, "relative": np.where(near > 0, far / near - 1, np.nan)}
+        return {
+            "change": out_of_domain - in_domain,
+            "relative": np.where(in_domain > 0, out_of_domain / in_domain - 1, np.nan),
+        }
 
 
 def mcnemar(truth: pd.DataFrame, first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
@@ -401,7 +406,7 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def verdict(low: float, high: float) -> str:
-    """What a 95 % interval of a difference allows one to say: gained, lost or cannot be told apart."""
+    """What a 95 % interval of a difference shows: "gain", "loss" or, if it includes zero, "no clear difference"."""
     if low > 0:
-        return "gained"
-    return "lost" if high < 0 else "cannot be told apart"
+        return "gain"
+    return "loss" if high < 0 else "no clear difference"

@@ -50,7 +50,7 @@ def in_domain(study, overall: pd.DataFrame, stage: str) -> pd.DataFrame:
     return rows[["model", "seed", *rates, "macro_f1_low", "macro_f1_high", "fail_rate"]].reset_index(drop=True)
 
 
-ALONE = "No two test sets of this study of two sources are scored on the same labels, so no score travels."
+ALONE = "No two test sets of this study of two sources are scored on the same labels, so there is no transfer gap."
 UNTRAINED = "This study trains no model, so there is no step to compare."
 
 
@@ -68,20 +68,19 @@ def changes(gains: pd.DataFrame) -> pd.DataFrame:
             row.second,
             row.seed,
             f"{row.difference:+.2f} ({compare._bounds(row.low, row.high, '+.2f')})",
-            said,
+            metrics.verdict(row.low, row.high),
         )
         for row in gains.itertuples()
-        for said in [metrics.verdict(row.low, row.high)]
     ]
     return pd.DataFrame(rows, columns=["dataset", "model", "seed", "change", "verdict"])
 
 
 def gain_lines(gains: pd.DataFrame) -> list[str]:
-    """For each step and seed, one line: on which data sets it gained, lost, or cannot be told apart."""
-    said = gains.assign(said=[metrics.verdict(*row) for row in gains[["low", "high"]].to_numpy()])
+    """For each step and seed, one line: on which data sets it shows a gain, a loss or no clear difference."""
+    verdicts = gains.assign(verdict=[metrics.verdict(*row) for row in gains[["low", "high"]].to_numpy()])
     lines = []
-    for (step, seed), rows in said.groupby(["step", "seed"], sort=False):
-        parts = [f"{word} on {', '.join(where)}" for word, where in rows.groupby("said", sort=False)["dataset"]]
+    for (step, seed), rows in verdicts.groupby(["step", "seed"], sort=False):
+        parts = [f"{word} on {', '.join(where)}" for word, where in rows.groupby("verdict", sort=False)["dataset"]]
         lines.append(f"{step}, seed {seed}: {'; '.join(parts)}.")
     return lines or [UNTRAINED]
 
@@ -92,13 +91,13 @@ def step_lines(paired: pd.DataFrame) -> list[str]:
 
 
 def _sentence(row) -> str:
-    said, metric = metrics.verdict(row.low, row.high), row.metric.replace("_f1", "-F1")
+    verdict, metric = metrics.verdict(row.low, row.high), row.metric.replace("_f1", "-F1")
     where = f"On {row.dataset} ({row.label_set}), seed {row.seed}"
     bounds = compare._bounds(row.low, row.high, "+.3f", "95 % interval ")
-    if said == "cannot be told apart":
-        return f"{where}, {row.second} and {row.first} {said}: {row.difference:+.3f} {metric} ({bounds})."
-    against = {"gained": "over", "lost": "against"}[said]
-    return f"{where}, {row.second} {said} {abs(row.difference):.3f} {metric} {against} {row.first} ({bounds})."
+    if verdict == "no clear difference":
+        return f"{where}, {verdict} from {row.first} to {row.second}: {row.difference:+.3f} {metric} ({bounds})."
+    gains = {"gain": "gains", "loss": "loses"}[verdict]
+    return f"{where}, {row.second} {gains} {abs(row.difference):.3f} {metric} compared with {row.first} ({bounds})."
 
 
 def without_positive(scores: pd.DataFrame) -> str:
@@ -202,31 +201,31 @@ def _on(label_set: str) -> str:
     return "" if LABEL_SETS.get(label_set) == NIH9 else f" on {label_set}"
 
 
-def transfer_lines(travel: pd.DataFrame) -> list[str]:
-    """A sentence for each row of the `travel` record that has a score at both ends: what is left of it on the way."""
-    return [_transfer_line(row) for row in travel.dropna(subset=["change"]).itertuples()] or [ALONE]
+def transfer_lines(transfer: pd.DataFrame) -> list[str]:
+    """A sentence for each row of the `transfer` record that has a score on both data sets: its transfer gap."""
+    return [_transfer_line(row) for row in transfer.dropna(subset=["change"]).itertuples()] or [ALONE]
 
 
 def _transfer_line(row) -> str:
     verdict = metrics.verdict(row.change_low, row.change_high)
-    said = {"gained": "a gain", "lost": "a loss"}.get(verdict, "which cannot be told from no change")
     share = f"{row.relative:+.0%}, {compare._bounds(row.relative_low, row.relative_high, '+.0%', '95 % interval ')}"
-    ends = f"from {row.near} to {row.far}{_on(row.label_set)}"
+    ends = f"from {row.in_domain} to {row.out_of_domain}{_on(row.label_set)}"
     return (
-        f"{row.model}, seed {row.seed}, {ends}: macro-F1 {row.near_macro_f1:.3f} to {row.far_macro_f1:.3f} "
-        f"({'from nothing' if np.isnan(row.relative) else share}), {said}."
+        f"{row.model}, seed {row.seed}, {ends}: macro-F1 {row.in_domain_macro_f1:.3f} to "
+        f"{row.out_of_domain_macro_f1:.3f} ({'from nothing' if np.isnan(row.relative) else share}), {verdict}."
     )
 
 
 def gap_lines(paired: pd.DataFrame) -> list[str]:
-    """A sentence for each step in the `travel_paired` record: does the later checkpoint lose more on the way?"""
+    """A sentence for each step in the `transfer_paired` record: does the later checkpoint lose more out of domain?"""
     return [_gap_line(row) for row in paired[paired["metric"] == "change"].itertuples()] or [UNTRAINED]
 
 
 def _gap_line(row) -> str:
-    word = metrics.verdict(row.low, row.high)
-    said = {"gained": "travels better than", "lost": "loses more than"}.get(word, "cannot be told apart from")
+    less = {"gain": "loses less than", "loss": "loses more than"}
+    compared = less.get(metrics.verdict(row.low, row.high), "shows no clear difference from")
+    ends = f"From {row.in_domain} to {row.out_of_domain}{_on(row.label_set)}"
     return (
-        f"From {row.near} to {row.far}{_on(row.label_set)}, {row.second} (seed {row.seed}) {said} {row.first}: "
+        f"{ends}, {row.second} (seed {row.seed}) {compared} {row.first}: "
         f"{row.difference:+.3f} macro-F1 ({compare._bounds(row.low, row.high, '+.3f', '95 % interval ')})."
     )

@@ -1,11 +1,11 @@
-"""The paper's four findings, held against a run in words that its intervals choose.
+"""The paper's four findings, compared with a run: the intervals of the run choose the words.
 
-A run speaks to a finding through comparisons of two of its checkpoints on the same films: what the second scores above
-the first in macro-F1.  Each has what the finding would lead one to expect, and a verdict:
+A run tests a finding by comparing two of its checkpoints on the same films: the difference in macro-F1 between the
+second and the first.  Each comparison has the result that the finding predicts, and a verdict:
 
-- `as published`: the paired 95 % interval leaves out zero, on the side that was expected;
-- `otherwise`: it leaves out zero on another side;
-- `not told`: it holds zero.  So two rewards that end level are never `as published`: no interval shows that.
+- `agrees`: the paired 95 % interval excludes zero, on the predicted side;
+- `contradicts`: it excludes zero, on the other side;
+- `inconclusive`: it includes zero.  Two rewards that end level never agree: no interval shows that.
 """
 
 import pandas as pd
@@ -16,12 +16,12 @@ from chexreason.display.tables import estimate_text, title_text
 from chexreason.evaluation import compare, metrics, report
 from chexreason.paper import published
 
-VERDICTS = ("as published", "otherwise", "not told")
+VERDICTS = ("agrees", "contradicts", "inconclusive")
 
-_NEAR = {"shared9": "gained", "nih9": "lost"}
+_GRPO = {"shared9": "gain", "nih9": "loss"}
 """What finding 1 expects of GRPO on a test set with the labels of training, and on one with NIH's."""
 
-_SCAFFOLD = {"medgemma": "not gained", "qwen": "gained"}
+_SCAFFOLD = {"medgemma": "no gain", "qwen": "gain"}
 """What finding 3 expects of Reasoning A over Free Reasoning, by the model's key in the params file."""
 
 
@@ -47,22 +47,22 @@ def comparisons(study, paired: pd.DataFrame) -> pd.DataFrame:
 
     `paired` is the record of that name.  The steps of training stand in it; formats and rewards are compared here on
     validation films, from the answers' records, with the draws that `paired` was made with.  Columns: finding,
-    expected, those of `paired`, said (`metrics.verdict`) and verdict (one of `VERDICTS`).
+    expected, those of `paired`, result (`metrics.verdict`) and verdict (one of `VERDICTS`).
     """
     steps = report.gains(paired)
     steps = steps[steps["dataset"].isin(study.tests)]
     grpo, sft = (steps[steps["second"].str.contains(f"/{stage}/")] for stage in ("grpo", "sft"))
     tables = [
-        grpo.assign(finding=1, expected=grpo["label_set"].map(_NEAR)),
-        sft[sft["label_set"] == "nih9"].assign(finding=2, expected="gained"),
+        grpo.assign(finding=1, expected=grpo["label_set"].map(_GRPO)),
+        sft[sft["label_set"] == "nih9"].assign(finding=2, expected="gain"),
         *_formats(study),
         *_rewards(study),
     ]
     columns = ["finding", "expected", *paired.columns]
     table = pd.concat([one.reindex(columns=columns) for one in tables], ignore_index=True)
-    said = [metrics.verdict(*bounds) for bounds in table[["low", "high"]].to_numpy()]
-    told = [_verdict(*pair) for pair in zip(table["expected"], said, strict=True)]
-    return table.assign(said=pd.Series(said, dtype="str"), verdict=pd.Series(told, dtype="str"))
+    result = [metrics.verdict(*bounds) for bounds in table[["low", "high"]].to_numpy()]
+    told = [_verdict(*pair) for pair in zip(table["expected"], result, strict=True)]
+    return table.assign(result=pd.Series(result, dtype="str"), verdict=pd.Series(told, dtype="str"))
 
 
 def _formats(study) -> list[pd.DataFrame]:
@@ -127,11 +127,11 @@ def _between(study, first: Checkpoint, second: Checkpoint) -> pd.DataFrame:
     return metrics.difference(before, after, ("macro_f1",)).assign(**where)
 
 
-def _verdict(expected: str, said: str) -> str:
-    if said == "cannot be told apart":
-        return "not told"
-    agrees = said == expected or (expected, said) == ("not gained", "lost")
-    return "as published" if agrees else "otherwise"
+def _verdict(expected: str, result: str) -> str:
+    if result == "no clear difference":
+        return "inconclusive"
+    agrees = result == expected or (expected, result) == ("no gain", "loss")
+    return "agrees" if agrees else "contradicts"
 
 
 def comparison_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -164,7 +164,7 @@ def _status(rows: pd.DataFrame, full: bool) -> str:
         return f"no comparison speaks to it{'; left to a full run' if full else ''}"
     parts = []
     for expected, group in rows.groupby("expected", sort=False):
-        counts = ", ".join(f"{count} {said}" for said, count in group["said"].value_counts(sort=False).items())
+        counts = ", ".join(f"{count} {result}" for result, count in group["result"].value_counts(sort=False).items())
         parts.append(f"of {len(group)} expected {expected}: {counts}")
     return "; ".join(parts)
 
@@ -189,11 +189,11 @@ def _conclusion(rows: pd.DataFrame, kind: str) -> str:
         return f"is one that {kind} cannot speak to."
     counts = rows["verdict"].value_counts().reindex(VERDICTS, fill_value=0)
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    if counts["not told"] == len(rows):
+    if counts["inconclusive"] == len(rows):
         word = f"can be neither seen nor ruled out in {kind}"
-    elif counts["otherwise"] == 0:
-        word = f"appears in {kind}" + (" in part" if counts["not told"] else "")
-    elif counts["as published"] == 0:
+    elif counts["contradicts"] == 0:
+        word = f"appears in {kind}" + (" in part" if counts["inconclusive"] else "")
+    elif counts["agrees"] == 0:
         word = f"does not appear in {kind}, which speaks against it"
     else:
         word = f"appears in {kind} in some comparisons, and others speak against it"

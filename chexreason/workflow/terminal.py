@@ -170,7 +170,7 @@ def closing(study: config.Study) -> str:
     from chexreason.evaluation import report
 
     gains = report.gains(records.load(study.paths.compared("paired")))
-    gaps = records.load(study.paths.compared("travel_paired"))
+    gaps = records.load(study.paths.compared("transfer_paired"))
     gains, gaps = (
         table[(table["seed"] == study.seeds[0]) & ~table["second"].str.endswith(config.BEST)] for table in (gains, gaps)
     )
