@@ -26,7 +26,17 @@ class Copy:
 
     def run(self, target: str = "findings") -> str:
         """Run the study, the book aside; returns what was said."""
-        call = [sys.executable, "-m", "chexreason.cli", "run", "params/smoke.yaml", target, "predict", "variants"]
+        call = [
+            sys.executable,
+            "-m",
+            "chexreason.cli",
+            "run",
+            "params/smoke.yaml",
+            target,
+            "prompts",
+            "predict",
+            "variants",
+        ]
         environment = os.environ | {"PYTHONPATH": str(self.folder)}
         run = subprocess.run(call, cwd=self.folder, env=environment, capture_output=True, text=True)
         assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-6000:]

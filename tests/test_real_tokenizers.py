@@ -1,5 +1,6 @@
 """The whole chain with the published tokenizers of Gemma 3 and Qwen3, which are fetched and never committed."""
 
+import dataclasses
 import shutil
 import subprocess
 import tarfile
@@ -165,7 +166,7 @@ def test_the_whole_chain_runs_and_greedy_prediction_knows_no_sampling_default(st
     images = list(curate.dataset(study, study.home)["image"])
     protocol = Protocol.of(study, "free_reasoning", study.home)
     together = predict.replies(reader, images, protocol, tmp_path / "together")
-    alone = predict.replies(reader._replace(batch=1), images, protocol, tmp_path / "alone")
+    alone = predict.replies(dataclasses.replace(reader, batch=1), images, protocol, tmp_path / "alone")
     assert together == alone and len(together) == len(images)
 
     from PIL import Image

@@ -140,9 +140,14 @@ def test_a_study_stops_at_a_full_disk_and_goes_on_when_there_is_room(smoke, disk
     assert differing(smoke, place, "curate/") == []
 
 
+MEASURED = ("costs.md", "costs.html", "searchindex.js")
+"""The book's page of costs shows the seconds that each job took, and the index of its words has them too."""
+
+
 def differing(smoke: config.Study, folder: Path, stage: str) -> list[str]:
-    """The files of a stage that a study in `folder` and the smoke study do not have alike."""
+    """The files of a stage that a study in `folder` and the smoke study do not have alike, measured times aside."""
     whole = {name: each for name, each in killing.results(smoke.folder.parents[1]).items() if name.startswith(stage)}
+    whole = {name: each for name, each in whole.items() if not name.endswith(MEASURED)}
     return killing.differing(whole, {name: each for name, each in killing.results(folder).items() if name in whole})
 
 
