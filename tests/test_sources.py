@@ -128,3 +128,11 @@ def test_the_images_of_each_split_and_view_are_counted(mimic_folder, capsys):
     }  # fmt: skip
     assert main(["films", "mimic", str(mimic_folder)]) == 0
     assert "  train, PA                          1         1" in capsys.readouterr().out.splitlines()
+
+
+def test_a_row_that_is_cut_within_a_letter_is_refused_in_one_line(tmp_path, capfd):
+    file = tmp_path / "table.csv"
+    file.write_bytes(b"id,Edema\n" + b"".join(b"f%d,1\n" % number for number in range(20_000)) + b"b,1,\xc3\n")
+    with pytest.raises(film_table.SourceError, match="row 20002: has 3 cells, and the rows before it have 2"):
+        film_table.read_csv(file, ["id"], ["Edema"])
+    assert capfd.readouterr().err == ""

@@ -33,6 +33,7 @@ UNPRINTABLE = "[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffd]"
 SHORTENED = r"^\d(?:[.,]\d+)?[Ee]\+\d+$"  # 1.23E+12: a spreadsheet has dropped digits of a long number
 PLAIN = r"[^!-~]"  # finds what is not plain ASCII without blanks
 LABEL = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.ASCII)
+UNEVEN = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+): (.*)", re.DOTALL)  # as pyarrow reports a row
 HEADING = 2
 """Row number of the first row of a table: people and spreadsheets count from 1, and the heading is row 1."""
 
@@ -83,12 +84,6 @@ def read_csv(file: Path, text: Collection[str], labels: Collection[str] = ()) ->
     import pyarrow as pa
     from pyarrow import csv as arrow
 
-    uneven = []
-
-    def skipped(row) -> str:
-        uneven.append(row)
-        return "skip"
-
     try:
         heading, lines, width = _heading(file)
         _refuse_columns(heading, [*text, *labels], file)
@@ -102,7 +97,7 @@ def read_csv(file: Path, text: Collection[str], labels: Collection[str] = ()) ->
             arrow.ReadOptions(
                 column_names=[str(number) for number in range(width)], skip_rows=lines, use_threads=False
             ),
-            arrow.ParseOptions(newlines_in_values=True, invalid_row_handler=skipped),
+            arrow.ParseOptions(newlines_in_values=True),
             arrow.ConvertOptions(
                 column_types=dict.fromkeys([*place.values(), *beyond], pa.string()) | types,
                 include_columns=[*dict.fromkeys(place.values()), *beyond],
@@ -112,14 +107,14 @@ def read_csv(file: Path, text: Collection[str], labels: Collection[str] = ()) ->
     except (ValueError, OSError, EOFError, OverflowError, csv.Error, zlib.error) as error:
         if isinstance(error, SourceError):
             raise
+        if uneven := UNEVEN.search(str(error)):
+            row, expected, actual, text = uneven.groups()
+            raise SourceError(
+                f"{file}, row {int(row) - lines + 1}: has {actual} cells, and the rows before it have {expected}: "
+                f"{shorten(text, 80)!r}"
+            ) from None
         hint = "; save it as CSV in UTF-8" if "UTF" in str(error).upper() else ""
         raise SourceError(f"{file}: cannot be read as a table: {shorten(str(error), 200)}{hint}") from None
-    if uneven:
-        row = uneven[0]
-        raise SourceError(
-            f"{file}, row {row.number - lines + 1}: has {row.actual_columns} cells, and the rows before it have "
-            f"{row.expected_columns}: {shorten(row.text, 80)!r}"
-        )
     table = read.to_pandas()
     for number in beyond:
         filled = table[number].str.strip() != ""
