@@ -377,10 +377,12 @@ def needed(study: config.Study) -> float:
 
 
 def _known(study: config.Study, model: str) -> str:
-    """The path of a model, that of Gemma 3's size where its shape is not known."""
+    """The path of a model, or that of Gemma 3 in its place where its shape or its LoRA layers are not known."""
+    path = study.models[model].path
     try:
-        model_size.model_config(study.models[model].path)
-        return study.models[model].path
+        with models.one_line(path):
+            model_size.trainable(path, study.lora)
+        return path
     except models.ModelError:
         return next(iter(model_size.PUBLISHED))
 
