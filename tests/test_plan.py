@@ -168,14 +168,14 @@ STEPS = {
 def measured_here(tmp_path):
     """The published study in a folder of its own with measured steps: completions of 384 tokens, answers of 128."""
 
-    def make(weights: str = "random", steps: dict = STEPS) -> config.Study:
+    def make(weights: str = "random", path: str = MEDGEMMA) -> config.Study:
         study = changed_study(tmp_path, "paper", {})
         study.claim()
         tokens = {"rollout": 384, "update": 384, "answer": 128}
         rows = [",".join(measured.Step._fields)]
-        for name, (films, seconds, memory) in steps.items():
+        for name, (films, seconds, memory) in STEPS.items():
             numbers = f"{films},300,{tokens.get(name, 1)},{seconds},{memory}"
-            rows.append(f"{MEDGEMMA},{weights},{name},sdpa,{numbers},GPU,1,2,3,4,abc,2026-01-01")
+            rows.append(f"{path},{weights},{name},sdpa,{numbers},bfloat16,GPU,1,2,3,4,abc,2026-01-01")
         (study.folder / measured.FILE).write_text("\n".join(rows) + "\n")
         return study
 
@@ -221,6 +221,21 @@ def test_steps_of_a_stand_in_say_nothing_of_the_model_it_stood_for(measured_here
     assert run(measured_here("a stand-in's"), "sft", "free_reasoning") == shipped
 
 
+def test_another_model_of_the_same_shape_may_answer_at_any_length(measured_here):
+    study = measured_here("its own", path=QWEN)
+    by_model = {run.model: run for run in plan.runs(study) if (run.stage, run.run) == ("predict", "untuned")}
+    prepared = 1506 * 0.04
+    assert by_model["qwen"].hours * 3600 == pytest.approx(24 * 13.7 + prepared)
+    assert by_model["nv_reason"].hours * 3600 == pytest.approx(24 * (1 + 2047 * 0.1) + prepared)
+
+
+def test_steps_in_another_dtype_say_nothing(measured_here):
+    study = measured_here()
+    study.models["medgemma"] = study.models["medgemma"].model_copy(update={"dtype": "float32"})
+    found = run(study, "sft", "free_reasoning")
+    assert math.isnan(found.hours) and "no step in float32 was measured" in found.how
+
+
 def test_a_larger_batch_than_was_measured_takes_longer_in_proportion(measured_here):
     study = changed(measured_here(), "predict", batch=128)
     assert run(study, "predict", "untuned").hours * 3600 == pytest.approx(12 * 2 * (1 + 2047 * 0.1) + 1506 * 0.04)
@@ -233,7 +248,10 @@ def test_a_model_that_was_never_measured_says_how_to(tmp_path):
     AutoConfig.for_model(**model_size.GEMMA_3_4B | {"text_config": text}).save_pretrained(tmp_path)
     study = config.load(PAPER)
     study.models["medgemma"] = config.Model(name="x", path=str(tmp_path), dtype="bfloat16")
-    assert "no step was measured; `chexreason plan --measure paper.yaml`" in run(study, "sft", "free_reasoning").how
+    assert (
+        "no step in bfloat16 was measured; `chexreason plan --measure paper.yaml`"
+        in run(study, "sft", "free_reasoning").how
+    )
 
 
 def test_a_short_study_costs_less_than_a_full_one():

@@ -26,7 +26,7 @@ from chexreason.inference import predict
 from chexreason.teacher import check, generate
 from chexreason.training import grpo, sft
 from chexreason.workflow import model_size
-from chexreason.workflow.measured import FILE, RANDOM, STAND_IN_WEIGHTS, Step
+from chexreason.workflow.measured import FILE, OWN, RANDOM, STAND_IN_WEIGHTS, Step
 
 STEPS, ROLLOUTS = 3, 2
 """Optimizer steps of SFT and rollouts of GRPO; the first of each warms up and is not counted."""
@@ -48,9 +48,9 @@ RUN = "measured"
 
 
 def measure(study: config.Study) -> pd.DataFrame:
-    """A row of `Step` for each kind of step of each model; models of one architecture are measured once.
+    """One row (`Step`) per kind of step and model; models of one architecture are measured once.
 
-    Each is printed when it is there.  Also written as measured.csv in the study's folder, model by model.
+    Prints each step as soon as it is measured, and writes measured.csv in the study's folder after each model.
     """
     rows, where = [], conditions()
     study.claim()
@@ -97,7 +97,7 @@ def _model(study: config.Study, name: str, folder: Path) -> Iterator[tuple]:
     try:
         _curate(small, study)
         for steps in (_sft, _grpo, _predict):
-            yield from ((model.path, weights, *step) for step in steps(small, name, weights == RANDOM))
+            yield from ((model.path, weights, *step, dtype) for step in steps(small, name, weights == RANDOM))
             _free()
     finally:
         shutil.rmtree(small.folder, ignore_errors=True)
@@ -109,7 +109,7 @@ def _standing_for(model: config.Model, folder: Path) -> tuple[str, str, str]:
 
     place = Path(models.folder(model.path))
     if any(place.glob("*.safetensors")) or models.commit(model):
-        return model.path, "its own", model.dtype
+        return model.path, OWN, model.dtype
     kind = model_size.model_config(model.path).model_type
     stand_in = next(
         each for each in ("medgemma", "qwen") if model_size.model_config(f"stand-in:{each}").model_type == kind

@@ -31,6 +31,7 @@ class Step(NamedTuple):
     new_tokens: int
     seconds: float
     memory: float
+    dtype: str
     device: str
     torch: str
     transformers: str
@@ -40,21 +41,24 @@ class Step(NamedTuple):
     date: str
 
 
-RANDOM, STAND_IN_WEIGHTS = "random", "a stand-in's"
-"""Whose weights were measured: random ones of the model's shape end no answer; a stand-in's say nothing of a model."""
+OWN, OTHER, RANDOM, STAND_IN_WEIGHTS = "its own", "another model's", "random", "a stand-in's"
+"""Whose weights were measured.  Only its own show how long a model's answers are; random ones never end an answer, and
+a stand-in's show nothing about a model."""
 
 
-def steps(study: config.Study, path: str) -> list[Step]:
-    """The measured steps of the architecture of the model at `path`; empty where there are none.
+def steps(study: config.Study, model: config.Model) -> list[Step]:
+    """The measured steps of the architecture of a model in its dtype; empty if there are none.
 
     Raises ModelError where its architecture is not known.
     """
-    wanted = model_size.architecture(path)
+    wanted = model_size.architecture(model.path)
     for file in (study.folder / FILE, Path(__file__).parent / FILE):
         if file.is_file():
             every = [step for step in read(file, file.stat().st_mtime_ns) if step.weights != STAND_IN_WEIGHTS]
-            if found := [step for step in every if _architecture(step.model) == wanted]:
-                return found
+            alike = [step for step in every if step.dtype == model.dtype and _architecture(step.model) == wanted]
+            if alike:
+                others = {step for step in alike if step.weights == OWN and step.model != model.path}
+                return [step._replace(weights=OTHER) if step in others else step for step in alike]
     return []
 
 
@@ -82,7 +86,7 @@ def sentence(steps: list[Step]) -> str:
     """Where, when and with what steps were measured, in a sentence."""
     first = steps[0]
     return (
-        f"{first.model}: measured on {first.date} on one {first.device} with {first.weights} weights, "
+        f"{first.model}: measured on {first.date} on one {first.device} with {first.weights} weights in {first.dtype}, "
         f"{first.attention} attention, torch {first.torch}, transformers {first.transformers} and trl {first.trl}."
     )
 

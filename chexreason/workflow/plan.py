@@ -1,8 +1,8 @@
 """What a study would run, what it lacks on this machine, and about what it would cost, before anything is spent.
 
 Nothing is downloaded, loaded or asked here.  Hours and memory are those of measured steps (`measured`), as often as the
-study takes them: every epoch is run; an answer is as long as it was when it was measured or, of a model whose weights
-were random, as long as it may be.
+study takes them: every epoch is run; an answer is as long as the model's own weights made it or, if these were not
+measured, as long as it may be.
 """
 
 import json
@@ -107,7 +107,7 @@ def _cost(study: config.Study, stage: str, model: str, checkpoint: config.Checkp
     asked = study.models[model]
     try:
         with models.one_line(asked.path):
-            steps = measured.steps(study, asked.path)
+            steps = measured.steps(study, asked)
             if stage in ("sft", "grpo") and not _stand_in(study, model):
                 models.refuse_unreached(model_size.empty(asked.path), asked)
             weights, key_values = model_size.weights(asked.path), model_size.key_values(asked.path)
@@ -115,7 +115,9 @@ def _cost(study: config.Study, stage: str, model: str, checkpoint: config.Checkp
         return Cost(math.nan, math.nan, str(error))
     if not steps:
         measure = f"chexreason plan --measure {study.file.name}"
-        return Cost(math.nan, math.nan, f"{asked.path}: no step was measured; `{measure}` does it on this machine")
+        return Cost(
+            math.nan, math.nan, f"{asked.path}: no step in {asked.dtype} was measured; `{measure}` does it here"
+        )
     base = weights * {"float32": 4, "bfloat16": 2}[asked.dtype]
     if checkpoint and stage == "sft":
         return _sft(study, steps, base, study.sft.of(checkpoint.run))
@@ -171,7 +173,7 @@ def _grpo(study: config.Study, steps: list[Step], weights: int, key_values: int,
     rollouts, batch = math.ceil(settings.max_steps / updates), sampled // settings.max_steps
     rollout = _step(steps, "rollout")
     update = next((step for step in steps if step.step == "update"), rollout._replace(seconds=0.0))
-    longer = settings.max_completion_length / rollout.new_tokens if rollout.weights == measured.RANDOM else 1.0
+    longer = settings.max_completion_length / rollout.new_tokens if rollout.weights != measured.OWN else 1.0
     more = max(1.0, batch * settings.steps_per_generation / rollout.films)  # fewer take as long: kernels are launched
     seconds = longer * (rollouts * more * rollout.seconds + settings.max_steps * batch / update.films * update.seconds)
     seconds += _answering(study, steps, validated)
@@ -203,8 +205,9 @@ def _answering(study: config.Study, steps: list[Step], films: int) -> float:
 def _answer(study: config.Study, steps: list[Step], key_values: int) -> tuple[float, float]:
     """Seconds of a batch of answers, and its peak memory (10^9 bytes) when they are as long as they may be.
 
-    By the smallest measured batch that is as large, or the largest.  The time for the tokens that random weights were
-    not measured with grows with their number; keys and values (`key_values` numbers of two bytes a token) come on top.
+    Uses the smallest measured batch that is as large, or else the largest.  Without the model's own weights, an answer
+    is taken to be as long as it may be, and the time grows with its tokens.  Keys and values (`key_values` numbers of
+    two bytes per token) are added to the memory.
     """
     batch, longest = study.predict.batch, study.predict.max_new_tokens
     usual = steps[0].attention
@@ -212,7 +215,7 @@ def _answer(study: config.Study, steps: list[Step], key_values: int) -> tuple[fl
     answer = min(answers, key=lambda step: (step.films < batch, abs(step.films - batch)))
     read = next(step for step in steps if step[3:5] == answer[3:5] and step.step == "read")
     seconds = answer.seconds
-    if answer.weights == measured.RANDOM:
+    if answer.weights != measured.OWN:
         seconds = read.seconds + (longest - 1) * (answer.seconds - read.seconds) / (answer.new_tokens - 1)
     seconds *= max(1.0, batch / answer.films)
     further = 2 * key_values * max(batch, answer.films) * max(0, longest - answer.new_tokens) / 1e9
@@ -394,7 +397,9 @@ def assumptions(study: config.Study) -> list[str]:
     """What the estimates rest on, a sentence each."""
     told = [
         "Every epoch is run: early stopping costs less.",
-        "Where weights were random, every answer is as long as it may be; else it is as long as it was when measured.",
+        "An answer is as long as the model's own weights made it when measured; without these, as long as it may be.",
+        "Steps were measured with the batch and gradient checkpointing of their own params file; measure again after "
+        "changing these.",
     ]
     told += [measured.sentence(steps) for steps in measured_models(study)]
     if not all(_stand_in(study, model) for model in study.models):
@@ -418,7 +423,7 @@ def measured_models(study: config.Study) -> list[list[Step]]:
     for model in study.models.values():
         try:
             with models.one_line(model.path):
-                steps = measured.steps(study, model.path)
+                steps = measured.steps(study, model)
         except models.ModelError:
             continue  # its runs say so
         if steps:
