@@ -2,11 +2,13 @@
 
 import fcntl
 import io
+import socket
 import threading
 
 import nbformat
 import pytest
 from conftest import ROOT
+from jupyter_client.provisioning.local_provisioner import LocalPortCache
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from chexreason.fingerprint import PACKAGE, modules
@@ -112,6 +114,16 @@ def test_a_run_waits_for_one_that_is_still_writing_the_same_output(tmp_path, cap
     run.join(timeout=60)
     assert output.exists()
     assert "waiting for an earlier run" in capsys.readouterr().err
+
+
+def test_a_kernel_whose_port_was_taken_meanwhile_is_started_once_more(tmp_path, monkeypatch, capfd):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = iter([taken.getsockname()[1]])
+        free = LocalPortCache.find_available_port
+        monkeypatch.setattr(LocalPortCache, "find_available_port", lambda self, ip: next(ports, None) or free(self, ip))
+        execute(write(tmp_path, BODY), tmp_path / "output.ipynb", {"name": "b"})
+    assert "its kernel did not start and is started once more" in capfd.readouterr().err
+    assert nbformat.read(tmp_path / "output.ipynb", as_version=4).cells[-1].outputs[0].text.startswith("b 2 1")
 
 
 def test_an_error_that_tells_all_is_told_without_a_traceback(tmp_path, monkeypatch, capsys):

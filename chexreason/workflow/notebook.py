@@ -84,8 +84,6 @@ def execute(
     the partly run notebook kept as `<output>.failed.ipynb`; the cell's traceback is printed, unless the error is one
     of the classes named in `expected`, which tell all in their message.
     """
-    import papermill
-
     from chexreason import records
 
     notebook, output = Path(notebook), Path(output)
@@ -96,14 +94,11 @@ def execute(
     with _alone(output) as lock, a_gpu as (device, reserved):
         try:
             with records.telling_full(part):
-                papermill.execute_notebook(
+                _run_cells(
                     notebook,
                     part,
                     parameters,
-                    kernel_name="python3",
                     kernel_manager_class=_kernel_manager(device, [lock.fileno(), *reserved]),
-                    progress_bar=False,
-                    start_timeout=600,  # seconds; a kernel starts slowly from a busy network file system
                     stderr_file=Relay(output.stem, sys.stderr),
                 )
         except BaseException as error:
@@ -139,6 +134,24 @@ def defaults(notebook: str | Path, names: Iterable[str] = ()) -> dict:
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
             raise NotebookError(f"{notebook}: no parameter {name!r}; {hint}")
     return {name: _literal(code) for name, code in known.items()}
+
+
+def _run_cells(notebook: Path, part: Path, parameters: dict, **options) -> None:
+    """Run the cells with papermill; a kernel that dies at its start is started once more.
+
+    Its ports are chosen before it opens them, so another program may take one in between.
+    """
+    import papermill
+
+    # seconds; a kernel starts slowly from a busy network file system
+    options |= {"kernel_name": "python3", "progress_bar": False, "start_timeout": 600}
+    try:
+        papermill.execute_notebook(notebook, part, parameters, **options)
+    except RuntimeError as error:
+        if "died before replying" not in str(error):  # jupyter_client's words; no cell has run yet
+            raise
+        print(f"{notebook.stem}: its kernel did not start and is started once more", file=sys.stderr, flush=True)
+        papermill.execute_notebook(notebook, part, parameters, **options)
 
 
 def _literal(code: str):
