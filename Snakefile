@@ -4,7 +4,7 @@
     chexreason run params/mini.yaml grpo       as far as the GRPO runs
 
 A stage runs again when its `key` changes, and for no other reason: the cells of its notebook with the code they reach
-(docstrings aside), the params it uses, and the content it reads.  Time stamps do not count.  Curation is a checkpoint:
+(docstrings do not count), the params it uses, and the content it reads.  Time stamps do not count.  Curation is a checkpoint:
 what it chose is known only after it ran, so the keys of the later stages are made then.
 Paths are relative to the folder that holds `params/` and `runs/`.
 """
@@ -217,7 +217,7 @@ checkpoint curate:
     output:
         update(manifest),
         update(traces),
-        update(f"{runs}/curate/aside.parquet"),
+        update(f"{runs}/curate/excluded.parquet"),
         update(f"{runs}/curate/prevalence.parquet"),
         update(f"{runs}/curate/relabeled.parquet"),
         notebook=str(paths.notebook("1_curate")),

@@ -222,7 +222,7 @@ def score(given: argparse.Namespace) -> None:
     from chexreason.evaluation import csv_files
 
     labels = None if given.labels is None else [name.strip() for name in given.labels.split(",")]
-    options = {"draws": given.draws, "seed": given.seed, "labels": labels, "threshold": given.threshold}
+    options = {"n_resamples": given.n_resamples, "seed": given.seed, "labels": labels, "threshold": given.threshold}
     scored = csv_files.score_files(given.truth, given.pred, given.label_set, given.patient, **options)
     print(json.dumps(scored, indent=1, allow_nan=False) if given.json else csv_files.report_text(scored))
 
@@ -361,7 +361,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--labels", metavar="A,B", help="the label columns (all columns that both files have)")
     command.add_argument("--threshold", type=float, metavar="P", help="F1 too: a probability of at least P is present")
     command.add_argument("--patient", metavar="COLUMN", help="whose film it is, in the truth: patients are resampled")
-    command.add_argument("--draws", type=int, default=10_000, help="bootstrap resamples, 40 or more (10000)")
+    command.add_argument(
+        "--resamples",
+        dest="n_resamples",
+        type=int,
+        default=10_000,
+        help="bootstrap resamples, 40 or more (10000)",
+    )
     command.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (0)")
     command.add_argument("--json", action="store_true", help="one JSON object")
     command.set_defaults(command=score)

@@ -1,6 +1,6 @@
 """Is this still valid?  Digests of code, libraries, notebooks and records.
 
-A stage is valid as long as four things are: the code it runs (docstrings and comments aside), the versions of the
+A stage is valid as long as four things are: the code it runs (without docstrings and comments), the versions of the
 libraries it computes with, the params it uses and the content it reads.  Time stamps, commits and provenance do not
 count.  The graph asks this of whole notebooks; training, prediction and images ask it of the modules in `ROOMS`.
 """
@@ -40,7 +40,7 @@ LIBRARIES = {
 
 
 def digest(*parts) -> str:
-    """Sixteen hexadecimal digits of values that can be written as JSON, the order of keys aside."""
+    """Sixteen hexadecimal digits of values that can be written as JSON, whatever the order of their keys."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -54,7 +54,7 @@ def room(name: str) -> str:
 
 @cache
 def code(files: tuple[Path, ...]) -> str:
-    """The digest of source files, docstrings and comments aside; of other files, their bytes."""
+    """The digest of source files without docstrings and comments; of other files, of their bytes."""
     return digest([_plain(file) if file.suffix == ".py" else file.read_bytes().hex() for file in files])
 
 

@@ -109,7 +109,7 @@ def version(model: config.Model) -> str:
 
 
 def provenance(model: config.Model) -> dict:
-    """What a record's origin says of the base model it was made with."""
+    """What a record's provenance says of the base model it was made with."""
     return {"model": {"path": model.path, "version": version(model)}}
 
 

@@ -1,4 +1,4 @@
-"""Records: the parquet and JSON files through which notebooks meet, each with its origin, written atomically."""
+"""Records: the parquet and JSON files through which notebooks meet, each with its provenance, written atomically."""
 
 import errno
 import fcntl
@@ -17,7 +17,7 @@ import pandas as pd
 
 from chexreason import __version__
 
-ORIGIN = b"chexreason"
+PROVENANCE = b"chexreason"
 
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -52,7 +52,7 @@ def commit() -> str:
     return git.stdout.decode("ascii").strip()
 
 
-def origin(study, seed: int | None = None, inputs: Iterable[Path] = ()) -> dict:
+def provenance(study, seed: int | None = None, inputs: Iterable[Path] = ()) -> dict:
     """What a record was made from: the study's params, the package, the seed and the hash of every input record.
 
     `study` is a `chexreason.config.Study`.  No time and no path of this machine is in it, so that the same study gives
@@ -170,19 +170,19 @@ def _sync_names(folder: Path) -> None:
         os.close(opened)
 
 
-def save(table: pd.DataFrame, path: Path, origin: dict) -> None:
-    """Write `table` as parquet with its origin in the file's metadata; the index is not kept."""
+def save(table: pd.DataFrame, path: Path, provenance: dict) -> None:
+    """Write `table` as parquet with its provenance in the file's metadata; the index is not kept."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     arrow = pa.Table.from_pandas(table, preserve_index=False)
-    metadata = {**(arrow.schema.metadata or {}), ORIGIN: json.dumps(origin, sort_keys=True).encode()}
+    metadata = {**(arrow.schema.metadata or {}), PROVENANCE: json.dumps(provenance, sort_keys=True).encode()}
     with replacing(Path(path)) as temporary, open(temporary, "wb") as file:
         pq.write_table(arrow.replace_schema_metadata(metadata), file, write_page_checksum=True)
 
 
 def load(path: Path) -> pd.DataFrame:
-    """Read a record; its origin is in `.attrs["origin"]`.
+    """Read a record; its provenance is in `.attrs["provenance"]`.
 
     Raises RecordError, naming the file, when it is not there, is damaged, or was not written by `save`.
     """
@@ -197,16 +197,16 @@ def load(path: Path) -> pd.DataFrame:
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:  # damage raises any of these
         raise RecordError(f"{path}: not a parquet file, or a damaged one: {error}") from None
     try:
-        table.attrs["origin"] = json.loads(arrow.schema.metadata[ORIGIN])
+        table.attrs["provenance"] = json.loads(arrow.schema.metadata[PROVENANCE])
     except (TypeError, KeyError, ValueError):
-        raise RecordError(f"{path}: this parquet file names no origin, so it is not a record of a study") from None
+        raise RecordError(f"{path}: this parquet file names no provenance, so it is not a record of a study") from None
     return table
 
 
-def save_json(data, path: Path, origin: dict) -> None:
-    """Write JSON-able `data` beside its origin."""
+def save_json(data, path: Path, provenance: dict) -> None:
+    """Write JSON-able `data` beside its provenance."""
     with replacing(Path(path)) as temporary:
-        temporary.write_text(json.dumps({"origin": origin, "data": data}, indent=1, sort_keys=True) + "\n")
+        temporary.write_text(json.dumps({"provenance": provenance, "data": data}, indent=1, sort_keys=True) + "\n")
 
 
 def load_json(path: Path):
@@ -216,8 +216,8 @@ def load_json(path: Path):
         record = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{path}: not a JSON file: {error}") from None
-    if not isinstance(record, dict) or set(record) != {"origin", "data"}:
-        raise RecordError(f"{path}: this JSON file names no origin, so it is not a record of a study")
+    if not isinstance(record, dict) or set(record) != {"provenance", "data"}:
+        raise RecordError(f"{path}: this JSON file names no provenance, so it is not a record of a study")
     return record["data"]
 
 

@@ -47,29 +47,32 @@ def made_up(films: int, patients: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.S
     return truth, given, pd.Series(rng.integers(0, patients, films).astype(str))
 
 
-def bootstrap(draws: int = 10_000, films: int = 25_596, patients: int = 2_797) -> str:
-    """Our draws and those of a loop over scikit-learn, in turn; the loop is timed on few draws, and scaled."""
+def bootstrap(n_resamples: int = 10_000, films: int = 25_596, patients: int = 2_797) -> str:
+    """Our resamples and those of a loop over scikit-learn, in turn; the loop is timed on few resamples, and scaled."""
     from chexreason.evaluation import metrics
 
     truth, given, owner = made_up(films, patients)
     ours, loop, few = [], [], 10
     for _ in range(3):
-        ours.append(best(lambda: metrics.score(truth, given, owner, draws, np.random.default_rng(0)), 1) / draws)
+        ours.append(
+            best(lambda: metrics.score(truth, given, owner, n_resamples, np.random.default_rng(0)), 1) / n_resamples
+        )
         loop.append(best(lambda: scikit_learn(truth, given, owner, few), 1) / few)
     return (
-        f"{min(ours) * draws:.1f} s for {draws:,} draws of {films:,} films; a loop over scikit-learn's f1_score would "
-        f"take {min(loop) * draws:.0f} s (from {few} draws), {min(loop) / min(ours):.0f} times as long"
+        f"{min(ours) * n_resamples:.1f} s for {n_resamples:,} resamples of {films:,} films; a loop over scikit-learn's "
+        f"f1_score would take {min(loop) * n_resamples:.0f} s (from {few} resamples), "
+        f"{min(loop) / min(ours):.0f} times as long"
     )
 
 
-def scikit_learn(truth: pd.DataFrame, given: pd.DataFrame, owner: pd.Series, draws: int) -> None:
+def scikit_learn(truth: pd.DataFrame, given: pd.DataFrame, owner: pd.Series, n_resamples: int) -> None:
     """F1 of each label, micro and macro, of samples of patients, as one would write it with scikit-learn."""
     from sklearn.metrics import f1_score
 
     rng = np.random.default_rng(0)
     present, said = truth.to_numpy(dtype=bool), given.to_numpy()
     films = list(owner.groupby(owner).indices.values())
-    for _ in range(draws):
+    for _ in range(n_resamples):
         drawn = np.concatenate([films[patient] for patient in rng.integers(0, len(films), len(films))])
         for average in (None, "micro", "macro"):
             f1_score(present[drawn], said[drawn], average=average, zero_division=np.nan)

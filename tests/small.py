@@ -36,11 +36,11 @@ SMALL = {
 def curated(folder: Path, changes: dict | None = None) -> config.Study:
     """The small study with its films and traces; `changes` as in `changed_study`."""
     study = changed_study(folder, "smoke", SMALL | (changes or {}))
-    records.save(curate.manifest(study)[0], study.folder / curate.MANIFEST, records.origin(study))
+    records.save(curate.manifest(study)[0], study.folder / curate.MANIFEST, records.provenance(study))
     films = curate.dataset(study, "sft")
     held_out = curate.dataset(study, "sft-holdout")
     written = generate.write(study, pd.concat([films, held_out], ignore_index=True)).traces
-    records.save(written, study.folder / check.TRACES, records.origin(study))
+    records.save(written, study.folder / check.TRACES, records.provenance(study))
     return study
 
 

@@ -128,7 +128,7 @@ def sft_format(copy: Copy) -> None:
 
 def values(copy: Copy) -> None:
     copy.edit("params/smoke.yaml", "predict: {batch: 64}", "predict: {batch: 48}")
-    copy.edit("params/smoke.yaml", "compare: {draws: 50}", "compare: {draws: 60}")
+    copy.edit("params/smoke.yaml", "compare: {n_resamples: 50}", "compare: {n_resamples: 60}")
 
 
 def beta(copy: Copy) -> None:

@@ -145,8 +145,8 @@ def test_with_labels_by_study_the_films_are_those_in_the_folder(tmp_path, folder
     assert films.table["view"].tolist() == ["unknown", "lateral", "unknown"]
     assert films.table["Cardiomegaly"].tolist() == [1.0, 1.0, 0.0]
     assert film_table.present(films, tmp_path).all()
-    aside = films.aside.set_index("film")["reason"]
-    assert aside.to_dict() == {
+    excluded = films.excluded.set_index("film")["reason"]
+    assert excluded.to_dict() == {
         "patient69999_study1_view1_frontal": "film of a study without a row in groundtruth.csv",
         "patient64743_study1": "study of groundtruth.csv without a film in test/",
     }
@@ -156,7 +156,7 @@ def test_labels_by_study_without_any_image_give_no_film_and_say_so(tmp_path):
     write(tmp_path, train=TRAIN, groundtruth=TEST_STUDIES)
     films = chexpert.read(tmp_path)
     assert films.table["split"].unique().tolist() == ["train"]
-    assert len(films.aside) == 3
+    assert len(films.excluded) == 3
 
 
 def test_labels_by_film_are_preferred_to_labels_by_study(root):

@@ -32,7 +32,7 @@ def scored(tmp_path, monkeypatch):
     monkeypatch.chdir(study_folder(tmp_path))
     study = config.load("params/smoke.yaml")
     overall = pd.DataFrame([ROW | {"params_hash": study.hash, "phantom": True} | ASKED])
-    records.save(overall, study.folder / "compare" / "overall.parquet", records.origin(study))
+    records.save(overall, study.folder / "compare" / "overall.parquet", records.provenance(study))
     return study
 
 

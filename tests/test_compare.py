@@ -81,7 +81,7 @@ def compared(tmp_path_factory):
 def made_up(folder):
     """A study of 60 films a data set whose answers are made up: untuned fails always, SFT knows all, GRPO a part."""
     values = yaml.safe_load(config.find("params/mini.yaml").read_text())
-    values |= {"seeds": [0, 1], "more_seeds": [], "compare": {"draws": 200, "seed": 0}}
+    values |= {"seeds": [0, 1], "more_seeds": [], "compare": {"n_resamples": 200, "seed": 0}}
     values["models"] = {"medgemma": values["models"]["medgemma"]}
     values["tests"] = {name: values["tests"][name] for name in ("b-test", "c-test")}
     values["sft"]["runs"] = {"free_reasoning": {"model": "medgemma", "format": "free_reasoning"}}
@@ -96,12 +96,12 @@ def made_up(folder):
 
 def make_up(study):
     manifest = pd.concat([films(name) for name in compare.datasets(study)] + [films("sft")], ignore_index=True)
-    records.save(manifest, study.folder / "curate" / "manifest.parquet", records.origin(study))
+    records.save(manifest, study.folder / "curate" / "manifest.parquet", records.provenance(study))
     for checkpoint in study.checkpoints():
         answers = pd.concat(
             [replies(manifest, name, checkpoint.stage) for name in compare.datasets(study)], ignore_index=True
         )
-        records.save(answers, study.paths.answers(checkpoint), records.origin(study, checkpoint.seed))
+        records.save(answers, study.paths.answers(checkpoint), records.provenance(study, checkpoint.seed))
 
 
 def films(split):
@@ -152,7 +152,7 @@ def test_a_failed_reply_counts_as_an_empty_answer_even_if_labels_stand_in_it(stu
     path = study.paths.answers(at("untuned"))
     answers = records.load(path)
     answers["labels"] = [list(CHEXPERT14)] * len(answers)
-    records.save(answers, path, records.origin(study))
+    records.save(answers, path, records.provenance(study))
     overall = compare.compare(study)["overall"]
     untuned = overall[overall["model"] == "stand-in-medgemma/untuned"]
     assert (untuned["macro_f1"] == 0).all() and (untuned["fail_rate"] == 1).all()
@@ -262,7 +262,7 @@ def test_answers_under_two_protocols_are_refused(study):
     path = study.paths.answers(at("untuned"))
     answers = records.load(path)
     answers.loc[0, "protocol"] = "another"
-    records.save(answers, path, records.origin(study))
+    records.save(answers, path, records.provenance(study))
     with pytest.raises(
         ValueError,
         match="a-validation: answers under the protocols another, untuned on a-validation; run 5_predict again",
@@ -276,7 +276,7 @@ def test_failures_are_empty_answers_in_the_score_and_left_out_beside_it(study):
     answers = records.load(path)
     answers["failed"] = np.arange(len(answers)) % 2 == 0
     answers["refused"] = np.arange(len(answers)) % 4 == 0
-    records.save(answers, path, records.origin(study))
+    records.save(answers, path, records.provenance(study))
     settled = compare.labeled_films(study)
     overall = compare.score_answers(study, settled, answers, "b-test", "chexpert14").overall
     read = answers.loc[(answers["dataset"] == "b-test") & ~answers["failed"], "film"]
@@ -480,7 +480,7 @@ def test_a_study_without_a_step_of_training_or_a_far_hospital_has_empty_records(
         ("paired", "mcnemar", "transfer", "transfer_paired"), 0
     )
     for name in ("paired", "mcnemar", "transfer", "transfer_paired"):
-        records.save(tables[name], study.folder / f"{name}.parquet", records.origin(study))
+        records.save(tables[name], study.folder / f"{name}.parquet", records.provenance(study))
         assert records.load(study.folder / f"{name}.parquet").dtypes.equals(tables[name].dtypes)
 
 
@@ -533,19 +533,19 @@ def test_films_without_a_single_positive_are_compared_without_a_score(study):
     path = study.folder / "curate" / "manifest.parquet"
     manifest = records.load(path)
     manifest[list(CHEXPERT14)] = 0.0
-    records.save(manifest, path, records.origin(study))
+    records.save(manifest, path, records.provenance(study))
     tables = compare.compare(study)
     assert tables["overall"]["macro_f1"].isna().all() and tables["scores"]["f1"].isna().all()
     assert set(tables["paired"]["metric"]) == {"reward"}
     assert report.gain_lines(report.gains(tables["paired"])) == [report.UNTRAINED]
     for name, one in tables.items():
-        records.save(one, study.folder / f"{name}.parquet", records.origin(study))
+        records.save(one, study.folder / f"{name}.parquet", records.provenance(study))
         assert records.load(study.folder / f"{name}.parquet").dtypes.equals(one.dtypes)
 
 
 def test_answers_about_other_films_are_refused(study):
     path = study.paths.answers(at("untuned"))
-    records.save(records.load(path).iloc[1:], path, records.origin(study))
+    records.save(records.load(path).iloc[1:], path, records.provenance(study))
     with pytest.raises(ValueError, match="a-validation: 59 films are answered and the manifest has 60"):
         compare.compare(study)
 
@@ -562,7 +562,7 @@ def test_results_are_json_with_the_promised_keys(study):
     assert all(list(row) == RESULT_KEYS for row in rows)
     assert len(rows) == 7 * sum(map(len, compare.datasets(study).values()))
     assert all(row["phantom"] is True and row["params_hash"] == study.hash and row["n"] == 60 for row in rows)
-    inputs = records.load(study.folder / "compare" / "paired.parquet").attrs["origin"]["inputs"]
+    inputs = records.load(study.folder / "compare" / "paired.parquet").attrs["provenance"]["inputs"]
     assert len(inputs) == 1 + len(study.checkpoints())
 
 
@@ -582,7 +582,7 @@ def test_predictions_are_closed_upwards_where_a_test_set_asks_for_it(study):
     path = study.paths.answers(at("untuned"))
     answers = records.load(path)
     answers["labels"], answers["failed"] = [["Edema", "Cardiomegaly"]] * len(answers), False
-    records.save(answers, path, records.origin(study))
+    records.save(answers, path, records.provenance(study))
     films = compare.labeled_films(study)
     closing = study.tests["b-test"].model_copy(update={"close_predictions": True})
     closed = study.model_copy(update={"tests": study.tests | {"b-test": closing}})

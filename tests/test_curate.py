@@ -44,9 +44,9 @@ def study(tmp_path_factory):
 @pytest.fixture(scope="module")
 def manifest(study):
     """The manifest of the tiny study, its films written and its record saved."""
-    written, aside = curate.manifest(study)
-    assert aside.empty
-    records.save(written, study.folder / curate.MANIFEST, records.origin(study, study.curate.seed))
+    written, excluded = curate.manifest(study)
+    assert excluded.empty
+    records.save(written, study.folder / curate.MANIFEST, records.provenance(study, study.curate.seed))
     return written
 
 

@@ -1,4 +1,4 @@
-"""Curating films that lie on disk: bad ones set aside, frozen manifests followed, credentialed films not shown.
+"""Curating films that lie on disk: bad ones excluded, frozen manifests followed, credentialed films not shown.
 
 The folder is laid out as NIH ChestX-ray14 is, with phantoms in place of its films.
 """
@@ -67,7 +67,7 @@ def sample(folder, root, changes=()):
 def kept(study) -> pd.DataFrame:
     """The study's manifest, made and saved."""
     manifest = curate.manifest(study).films
-    records.save(manifest, study.folder / curate.MANIFEST, records.origin(study, study.curate.seed))
+    records.save(manifest, study.folder / curate.MANIFEST, records.provenance(study, study.curate.seed))
     return manifest
 
 
@@ -84,19 +84,19 @@ def test_films_become_small_grey_images_that_name_the_file_they_came_from(nih, t
     assert curate.dataset(study, "sft")[["Fracture", "Support Devices", "Lung Opacity"]].isna().all(axis=None)
 
 
-def test_a_bad_film_is_set_aside_with_its_reason_and_replaced(copy, tmp_path):
+def test_a_bad_film_is_excluded_with_its_reason_and_replaced(copy, tmp_path):
     first = curate.manifest(sample(tmp_path / "first", copy)).films
     blank, cut = first.loc[first["split"] == "rl", "original"].iloc[:2]
     Image.new("L", (160, 160), 128).save(copy / blank)
     (copy / cut).write_bytes((copy / cut).read_bytes()[:2000])
-    manifest, aside = curate.manifest(sample(tmp_path / "second", copy))
+    manifest, excluded = curate.manifest(sample(tmp_path / "second", copy))
     assert manifest["split"].value_counts().to_dict() == first["split"].value_counts().to_dict()
-    reasons = aside.set_index("path")["reason"]
+    reasons = excluded.set_index("path")["reason"]
     assert "blank" in reasons[blank] and reasons[cut]
     assert not manifest["original"].isin([blank, cut]).any()
     untouched = first["split"] != "rl"
     assert manifest.loc[untouched, "film"].tolist() == first.loc[untouched, "film"].tolist()
-    assert f"{reasons[blank]}: 1 films" in describe.exclusion_counts(aside)
+    assert f"{reasons[blank]}: 1 films" in describe.exclusion_counts(excluded)
 
 
 def test_more_bad_films_than_the_stated_share_stop_the_study(copy, tmp_path):
@@ -109,8 +109,8 @@ def test_more_bad_films_than_the_stated_share_stop_the_study(copy, tmp_path):
 def test_missing_images_are_bad_films_unless_the_folder_is_partial(copy, tmp_path):
     for film in sorted((copy / "images").iterdir())[::2]:
         film.unlink()
-    manifest, aside = curate.manifest(sample(tmp_path / "partial", copy))
-    assert len(manifest) == 100 and aside.empty
+    manifest, excluded = curate.manifest(sample(tmp_path / "partial", copy))
+    assert len(manifest) == 100 and excluded.empty
     whole = [("sources.home.partial", False), ("sources.away.partial", False)]
     with pytest.raises(sampling.CurateError, match="its image is not there"):
         curate.manifest(sample(tmp_path / "whole", copy, whole))

@@ -15,7 +15,7 @@ from chexreason.paper import findings, published
 def study_of(folder, sft, grpo):
     """A study of 60 films a data set with made-up answers: untuned fails always, SFT knows all, GRPO a part."""
     values = yaml.safe_load(config.find("params/mini.yaml").read_text(encoding="utf-8"))
-    values |= {"seeds": [0], "more_seeds": [], "compare": {"draws": 100, "seed": 0}}
+    values |= {"seeds": [0], "more_seeds": [], "compare": {"n_resamples": 100, "seed": 0}}
     values["tests"] = {name: values["tests"][name] for name in ("b-test", "c-test")}
     values["models"]["qwen"]["full"] = False
     values["sft"]["runs"] = {named(model, form): {"model": model, "format": form} for model, form in sft}
@@ -37,7 +37,7 @@ def silence(study, model, checkpoint):
     path = study.paths.answers(at(checkpoint, model))
     answers = records.load(path)
     answers["labels"] = [[] for _ in range(len(answers))]
-    records.save(answers, path, records.origin(study))
+    records.save(answers, path, records.provenance(study))
 
 
 @pytest.fixture(scope="module")

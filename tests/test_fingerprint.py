@@ -88,8 +88,8 @@ def test_a_changed_cell_its_tags_and_its_alternative_text_make_a_chapter_stale(t
 
 def test_rows_count_and_provenance_does_not(tmp_path):
     table = pd.DataFrame({"film": ["a", "b"], "labels": [["Edema"], []]})
-    for name, origin in (("one", {"commit": "1"}), ("two", {"commit": "2"})):
-        records.save(table, tmp_path / f"{name}.parquet", origin)
+    for name, provenance in (("one", {"commit": "1"}), ("two", {"commit": "2"})):
+        records.save(table, tmp_path / f"{name}.parquet", provenance)
     one, two = (records.load(tmp_path / f"{name}.parquet") for name in ("one", "two"))
     assert one.attrs != two.attrs and fingerprint.rows(one) == fingerprint.rows(two)
     assert fingerprint.rows(one.iloc[::-1]) != fingerprint.rows(one)

@@ -111,9 +111,9 @@ def test_the_radiologists_labels_have_a_study_id_only_and_say_airspace_opacity(r
     assert (film["Lung Opacity"], film["Consolidation"], film["No Finding"]) == (1.0, -1.0, 0.0)
 
 
-def test_a_labelled_study_without_a_film_is_set_aside(root):
+def test_a_labelled_study_without_a_film_is_excluded(root):
     rewrite(root, "2.0.0-chexpert", "10000764,59999999", "10000764,53911762")
-    (row,) = mimic.read(root).aside.to_dict("records")
+    (row,) = mimic.read(root).excluded.to_dict("records")
     assert row["film"] == "s59999999"
     assert row["reason"] == "study of mimic-cxr-2.0.0-chexpert.csv without a film in mimic-cxr-2.0.0-split.csv.gz"
 

@@ -123,7 +123,7 @@ def test_the_official_lists_give_the_splits_under_either_name(root, names, packe
         (root / (name + ".gz" * packed)).write_bytes(gzip.compress(text) if packed else text)
     films = nih.read(root)
     assert films.table["split"].tolist() == ["train_val"] * 4 + ["test"] * 3
-    assert films.aside.empty
+    assert films.excluded.empty
 
 
 def test_without_the_lists_there_is_no_split(root):
@@ -165,12 +165,12 @@ def test_two_images_of_one_film_are_refused(root):
         nih.read(root)
 
 
-def test_what_one_table_has_and_another_has_not_is_set_aside(root):
+def test_what_one_table_has_and_another_has_not_is_excluded(root):
     rewrite(root / "test_list.txt", "00000007_000", "00000006_000")
     (root / "00000008_000.png").touch()
     (root / "lung.png").touch()  # no name of a film, no concern of ours
     films = nih.read(root)
-    assert films.aside.set_index("film")["reason"].to_dict() == {
+    assert films.excluded.set_index("film")["reason"].to_dict() == {
         "00000006_000": "film in neither of the two lists",
         "00000007_000": "film of the lists without a row in Data_Entry_2017_v2020.csv",
         "00000008_000": "image without a row in Data_Entry_2017_v2020.csv",
@@ -225,7 +225,7 @@ def test_the_real_table_has_the_published_size(real):
     assert (len(table), table["patient"].nunique()) == (112_120, 30_805)
     assert table["split"].value_counts().to_dict() == {"train_val": 86_524, "test": 25_596}
     assert table.groupby("split")["patient"].nunique().to_dict() == {"train_val": 28_008, "test": 2_797}
-    assert real.aside.empty
+    assert real.excluded.empty
 
 
 def test_the_real_films_are_found_whatever_their_ending(real):
@@ -290,7 +290,7 @@ def test_what_macos_leaves_beside_a_film_is_not_a_film(root):
         (root / image).parent.mkdir(parents=True, exist_ok=True)
         (root / image).touch()
     films = nih.read(root)
-    assert films.table["path"].tolist()[:2] == ["images/00000001_000.png", ""] and films.aside.empty
+    assert films.table["path"].tolist()[:2] == ["images/00000001_000.png", ""] and films.excluded.empty
 
 
 def test_kaggles_sample_is_read_without_splits(root):
@@ -307,7 +307,7 @@ def test_padded_numbers_and_lists_of_windows_read_alike(root):
     (root / "train_val_list.txt").write_bytes(b"\xef\xbb\xbf" + TRAIN_VAL.replace("\n", " \r\n").encode() + b"\r\n")
     films = nih.read(root)
     pd.testing.assert_frame_equal(films.table, expected.table)
-    assert films.aside.empty
+    assert films.excluded.empty
 
 
 def test_a_finding_in_the_column_of_the_next_is_refused(root):

@@ -284,9 +284,9 @@ def test_a_record_cut_short_a_folder_and_an_origin_that_is_none_are_told(record)
         record.write_bytes(whole[:size])
         with pytest.raises(records.RecordError, match="damaged"):
             records.load(record)
-    for origin in (b"{", b"\xff"):
-        pq.write_table(pa.table({"a": [1]}).replace_schema_metadata({records.ORIGIN: origin}), record)
-        with pytest.raises(records.RecordError, match="names no origin"):
+    for provenance in (b"{", b"\xff"):
+        pq.write_table(pa.table({"a": [1]}).replace_schema_metadata({records.PROVENANCE: provenance}), record)
+        with pytest.raises(records.RecordError, match="names no provenance"):
             records.load(record)
     record.unlink()
     for _ in in_its_place(record):

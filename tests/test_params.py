@@ -151,7 +151,7 @@ def test_the_hash_follows_values_and_not_comments(tmp_path):
     same = load(file).hash
     file.write_text("# a comment\n" + MINI, encoding="utf-8")
     assert load(file).hash == same
-    file.write_text(yaml.safe_dump(mini(put("compare.draws", 70))), encoding="utf-8")
+    file.write_text(yaml.safe_dump(mini(put("compare.n_resamples", 70))), encoding="utf-8")
     assert load(file).hash != same
 
 
@@ -345,9 +345,13 @@ def test_a_test_set_cannot_have_the_name_of_other_films(tmp_path, name):
     assert f"tests: {name!r} cannot name a test set" in refusal(tmp_path, mini(rename("tests.b-test", name)))
 
 
-@pytest.mark.parametrize(("draws", "right"), [(39, "greater than or equal to 40"), (10**6 + 1, "less than or equal")])
-def test_resamples_are_enough_for_an_interval_and_fit_in_memory(tmp_path, draws, right):
-    assert f"compare.draws: Input should be {right}" in refusal(tmp_path, mini(put("compare.draws", draws)))
+@pytest.mark.parametrize(
+    ("n_resamples", "right"), [(39, "greater than or equal to 40"), (10**6 + 1, "less than or equal")]
+)
+def test_resamples_are_enough_for_an_interval_and_fit_in_memory(tmp_path, n_resamples, right):
+    assert f"compare.n_resamples: Input should be {right}" in refusal(
+        tmp_path, mini(put("compare.n_resamples", n_resamples))
+    )
 
 
 @pytest.mark.parametrize(
@@ -432,7 +436,7 @@ def test_files_may_extend_each_other_in_a_chain_through_folders(tmp_path):
     file = extending(tmp_path, "")
     (tmp_path / "far" / "third.yaml").write_text("extends: ../mine.yaml\nstudy: third\ncompare: {seed: 1}\n")
     third, first = load(tmp_path / "far" / "third.yaml"), load(file)
-    assert third.model_dump() == first.model_dump() | {"study": "third", "compare": {"draws": 10000, "seed": 1}}
+    assert third.model_dump() == first.model_dump() | {"study": "third", "compare": {"n_resamples": 10000, "seed": 1}}
     assert third.file == tmp_path / "far" / "third.yaml"
 
 
@@ -537,7 +541,7 @@ def shared(study) -> set[str]:
         ({"grpo.runs.nuanced.beta": 0.1}, {"curate", "sft", "grpo"}),
         ({"sft.runs.only_label.num_train_epochs": 2}, {"curate", "sft", "grpo"}),
         ({"sft.runs.free_reasoning.num_train_epochs": 2}, {"curate"}),
-        ({"compare.draws": 50, "title": "x"}, {"curate", "sft", "grpo"}),
+        ({"compare.n_resamples": 50, "title": "x"}, {"curate", "sft", "grpo"}),
         ({"sft.num_train_epochs": 2, "grpo.beta": 0.1}, {"curate"}),
         ({"lora": {"r": 2, "lora_alpha": 4, "lora_dropout": 0.0}}, {"curate"}),
         ({"curate.rl": 20}, set()),

@@ -59,7 +59,7 @@ def test_answers_do_not_depend_on_the_batch(smoke, asked, tmp_path):
 
 def test_every_row_bears_the_hash_of_the_protocol_that_the_record_holds(smoke, asked):
     told = {each.hash: each.model_dump() for each in protocols(smoke, at("sft/free_reasoning")).values()}
-    assert asked.attrs["origin"]["protocols"] == told
+    assert asked.attrs["provenance"]["protocols"] == told
     assert set(asked["protocol"]) == set(told)
 
 
@@ -230,7 +230,7 @@ def test_csv_of_predictions_can_be_scored(unmade, answering, capsys):
     Path("pred.csv").write_text(capsys.readouterr().out)
     truth = pd.DataFrame({"id": FOUND, **dict.fromkeys(CHEXPERT14, 1)})
     truth.to_csv("truth.csv", index=False)
-    scored = csv_files.score_files("truth.csv", "pred.csv", "chexpert14", None, draws=40, seed=0)
+    scored = csv_files.score_files("truth.csv", "pred.csv", "chexpert14", None, n_resamples=40, seed=0)
     assert scored["left_out"] == {"truth": 0, "predictions": 4 * 14}
     recall = {row["label"]: row["recall"] for row in scored["labels"]}
     assert {label for label, share in recall.items() if share == 1} == {"Cardiomegaly", "Edema"}

@@ -60,7 +60,7 @@ def reader(name: str, batch: int) -> predict.Reader:
 def study(tmp_path_factory) -> config.Study:
     """A small study after curation, with a stand-in in the place of another project's model."""
     small = changed_study(tmp_path_factory.mktemp("study"), "smoke", SMALL)
-    records.save(curate.manifest(small)[0], small.folder / curate.MANIFEST, records.origin(small))
+    records.save(curate.manifest(small)[0], small.folder / curate.MANIFEST, records.provenance(small))
     return small
 
 
@@ -251,7 +251,7 @@ def test_another_projects_model_is_asked_in_its_own_words_and_read_by_the_same_r
     kept = records.load(study.paths.answers(at("untuned", "external")))
     asked = protocols(study, at("untuned", "external"))["b-test"]
     assert set(kept["protocol"]) == {asked.hash}
-    assert kept.attrs["origin"]["protocols"] == {asked.hash: asked.model_dump()}
+    assert kept.attrs["provenance"]["protocols"] == {asked.hash: asked.model_dump()}
     assert "\n\nIt has seen b" in predict.summary(table, study.models["external"].note)
 
 

@@ -1,4 +1,4 @@
-"""Records keep their origin, appear whole or not at all, and say what is wrong with a file that is none."""
+"""Records keep their provenance, appear whole or not at all, and say what is wrong with a file that is none."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 
 from chexreason import config, records
 
-ORIGIN = {"study": "mini", "phantom": True, "seed": 3}
+PROVENANCE = {"study": "mini", "phantom": True, "seed": 3}
 
 
 @pytest.fixture
@@ -25,27 +25,27 @@ def study(tmp_path):
 
 
 def test_a_table_comes_back_as_it_was_with_its_origin(table, tmp_path):
-    records.save(table, tmp_path / "deep" / "answers.parquet", ORIGIN)
+    records.save(table, tmp_path / "deep" / "answers.parquet", PROVENANCE)
     back = records.load(tmp_path / "deep" / "answers.parquet")
-    assert back.attrs["origin"] == ORIGIN
+    assert back.attrs["provenance"] == PROVENANCE
     assert list(back) == list(table) and [list(each) for each in back["labels"]] == [["Edema"], []]
     pd.testing.assert_series_equal(back["reward"], table["reward"])
 
 
 def test_the_same_table_and_origin_give_the_same_bytes(table, tmp_path):
     for name in ("one", "two"):
-        records.save(table, tmp_path / f"{name}.parquet", ORIGIN)
+        records.save(table, tmp_path / f"{name}.parquet", PROVENANCE)
     assert records.sha256(tmp_path / "one.parquet") == records.sha256(tmp_path / "two.parquet")
 
 
 def test_the_index_is_not_kept(table, tmp_path):
-    records.save(table.set_index("film").reset_index().iloc[::-1], tmp_path / "a.parquet", ORIGIN)
+    records.save(table.set_index("film").reset_index().iloc[::-1], tmp_path / "a.parquet", PROVENANCE)
     assert list(records.load(tmp_path / "a.parquet").index) == [0, 1]
 
 
 def test_a_write_that_fails_leaves_the_old_record_and_no_debris(table, tmp_path):
     path = tmp_path / "a.parquet"
-    records.save(table, path, ORIGIN)
+    records.save(table, path, PROVENANCE)
     before = path.read_bytes()
     with pytest.raises(ZeroDivisionError), records.replacing(path) as temporary:
         temporary.write_bytes(b"half a file")
@@ -66,20 +66,20 @@ def test_origin_names_params_package_seed_and_inputs_without_this_machine(study)
     made_from = study.folder / "curate" / "manifest.parquet"
     made_from.parent.mkdir(parents=True)
     made_from.write_bytes(b"films")
-    origin = records.origin(study, 7, [made_from])
-    assert origin["study"] == "mini" and origin["params_hash"] == study.hash and origin["seed"] == 7
-    assert origin["phantom"] is True and set(origin) >= {"version", "commit"}
-    assert origin["inputs"] == {"curate/manifest.parquet": records.sha256(made_from)}
-    assert str(study.folder) not in json.dumps(origin)
+    provenance = records.provenance(study, 7, [made_from])
+    assert provenance["study"] == "mini" and provenance["params_hash"] == study.hash and provenance["seed"] == 7
+    assert provenance["phantom"] is True and set(provenance) >= {"version", "commit"}
+    assert provenance["inputs"] == {"curate/manifest.parquet": records.sha256(made_from)}
+    assert str(study.folder) not in json.dumps(provenance)
 
 
 def test_origin_changes_with_the_bytes_of_an_input(study):
     made_from = study.folder / "a.parquet"
     made_from.parent.mkdir(parents=True)
     made_from.write_bytes(b"one")
-    before = records.origin(study, 0, [made_from])
+    before = records.provenance(study, 0, [made_from])
     made_from.write_bytes(b"two")
-    assert records.origin(study, 0, [made_from])["inputs"] != before["inputs"]
+    assert records.provenance(study, 0, [made_from])["inputs"] != before["inputs"]
 
 
 def test_without_git_the_commit_is_empty(monkeypatch):
@@ -88,9 +88,9 @@ def test_without_git_the_commit_is_empty(monkeypatch):
 
 
 def test_json_comes_back(tmp_path):
-    records.save_json({"films": [1, 2]}, tmp_path / "a.json", ORIGIN)
+    records.save_json({"films": [1, 2]}, tmp_path / "a.json", PROVENANCE)
     assert records.load_json(tmp_path / "a.json") == {"films": [1, 2]}
-    assert json.loads((tmp_path / "a.json").read_text())["origin"] == ORIGIN
+    assert json.loads((tmp_path / "a.json").read_text())["provenance"] == PROVENANCE
 
 
 @pytest.mark.parametrize("load", [records.load, records.load_json])
@@ -101,7 +101,7 @@ def test_a_missing_record_is_named_with_what_writes_it(load, tmp_path):
 
 def test_a_parquet_file_of_someone_else_is_no_record(table, tmp_path):
     table.to_parquet(tmp_path / "theirs.parquet")
-    with pytest.raises(records.RecordError, match=r"theirs\.parquet: .*names no origin"):
+    with pytest.raises(records.RecordError, match=r"theirs\.parquet: .*names no provenance"):
         records.load(tmp_path / "theirs.parquet")
 
 
@@ -111,7 +111,9 @@ def test_a_broken_parquet_file_is_named(tmp_path):
         records.load(tmp_path / "broken.parquet")
 
 
-@pytest.mark.parametrize(("text", "said"), [("{", "not a JSON file"), ("[1]", "no origin"), ('{"a": 1}', "no origin")])
+@pytest.mark.parametrize(
+    ("text", "said"), [("{", "not a JSON file"), ("[1]", "no provenance"), ('{"a": 1}', "no provenance")]
+)
 def test_a_json_file_of_someone_else_is_no_record(text, said, tmp_path):
     (tmp_path / "theirs.json").write_text(text)
     with pytest.raises(records.RecordError, match=f"theirs.json: .*{said}"):

@@ -71,9 +71,9 @@ def test_answering_as_often_as_the_label_is_there_makes_precision_equal_recall()
     assert sensitivity == pytest.approx(0.6)  # precision 0.3, half of it: 2 * 0.3 * 0.6 / 0.9 is 0.4
 
 
-def one_label(f1, prevalence, films, draws, **assumed):
+def one_label(f1, prevalence, films, n_resamples, **assumed):
     arrays = (np.array([value]) for value in (f1, f1, prevalence))
-    return reanalysis.simulate(*arrays, films, draws, np.random.default_rng(0), **assumed)[0, :, 0]
+    return reanalysis.simulate(*arrays, films, n_resamples, np.random.default_rng(0), **assumed)[0, :, 0]
 
 
 def test_the_spread_of_f1_is_that_of_the_delta_method():

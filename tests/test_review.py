@@ -33,14 +33,14 @@ def study(tmp_path, monkeypatch) -> config.Study:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((4, 4), number, np.uint8)).save(path, pnginfo=about)
     manifest = pd.DataFrame({"film": names, "path": [f"curate/films/{name}.png" for name in names], "source": "a"})
-    records.save(manifest[::-1], given.folder / curate.MANIFEST, records.origin(given))
+    records.save(manifest[::-1], given.folder / curate.MANIFEST, records.provenance(given))
     traces = {"reasoning": NASTY, "labels": [["Cardiomegaly"]] * 130, "text": names}
     save(given, pd.DataFrame({"film": names, "format": "free_reasoning", **traces}))
     return given
 
 
 def save(study, traces):
-    records.save(traces, study.folder / check.TRACES, records.origin(study))
+    records.save(traces, study.folder / check.TRACES, records.provenance(study))
 
 
 class Page(HTMLParser):

@@ -51,7 +51,7 @@ def study(tmp_path_factory) -> config.Study:
     for checkpoint, names in zip(asked, WRITTEN, strict=True):
         protocol = Protocol.of(study, study.prompt(checkpoint), study.home)
         table = predict.read(study, study.home, films, [reply(names)] * len(films), processor, protocol)
-        records.save(table, study.paths.answers(checkpoint), records.origin(study))
+        records.save(table, study.paths.answers(checkpoint), records.provenance(study))
     return study
 
 

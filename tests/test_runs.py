@@ -43,7 +43,7 @@ def study(tmp_path_factory) -> config.Study:
     folder = tmp_path_factory.mktemp("runs")
     study = curated(folder, {"sources": sources, "grpo.runs": runs})
     manifest = records.load(study.folder / curate.MANIFEST)
-    records.save(curate.relabeled(study, manifest), study.folder / curate.RELABELED, records.origin(study))
+    records.save(curate.relabeled(study, manifest), study.folder / curate.RELABELED, records.provenance(study))
     return study
 
 

@@ -15,9 +15,9 @@ def table(values, columns=None):
     return pd.DataFrame(values, columns=columns)
 
 
-def scored(truth, given, patients=None, draws=50, seed=0, means=None):
+def scored(truth, given, patients=None, n_resamples=50, seed=0, means=None):
     patients = pd.Series(range(len(truth))) if patients is None else pd.Series(patients)
-    return metrics.score(truth, given, patients, draws, rng(seed), means)
+    return metrics.score(truth, given, patients, n_resamples, rng(seed), means)
 
 
 # --- counts and rates ------------------------------------------------------------------------------------------------
@@ -146,9 +146,9 @@ def test_without_the_label_no_finding_a_normal_film_shows_no_label():
 # --- bootstrap -------------------------------------------------------------------------------------------------------
 
 
-def mean_interval(values, patients, draws=4000, seed=0):
+def mean_interval(values, patients, n_resamples=4000, seed=0):
     films = table(np.ones((len(values), 1)), ["A"])
-    overall = scored(films, films.astype(bool), patients, draws, seed, table({"reward": values})).overall
+    overall = scored(films, films.astype(bool), patients, n_resamples, seed, table({"reward": values})).overall
     return overall["reward"], overall["reward_low"], overall["reward_high"]
 
 
@@ -189,9 +189,9 @@ def test_paired_interval_is_much_narrower_than_the_models_own():
     """What the films share cancels: a model right wherever another is, and on a few films more."""
     truth = table((rng(3).random((600, 1)) < 0.5).astype(float), ["A"])
     wrong = rng(4).random((600, 1)) < 0.3
-    first = scored(truth, (truth == 1) ^ wrong, draws=1000)
+    first = scored(truth, (truth == 1) ^ wrong, n_resamples=1000)
     better = wrong & (rng(5).random((600, 1)) < 0.9)
-    second = scored(truth, (truth == 1) ^ better, draws=1000)
+    second = scored(truth, (truth == 1) ^ better, n_resamples=1000)
     row = metrics.difference(first, second, ("macro_f1",)).iloc[0]
     assert row["difference"] == second.overall["macro_f1"] - first.overall["macro_f1"]
     assert 0 < row["low"] < row["difference"] < row["high"]
@@ -209,7 +209,7 @@ def test_resampling_is_what_a_loop_over_patients_does():
     truth = (rng(6).random((60, 4)) < 0.4).astype(float)
     given, patients = rng(7).random((60, 4)) < 0.4, rng(8).integers(12, size=60)
     names, codes = np.unique(patients, return_inverse=True)
-    result = scored(table(truth), table(given), patients, draws=30, seed=9)
+    result = scored(table(truth), table(given), patients, n_resamples=30, seed=9)
     drawn = rng(9).integers(len(names), size=(30, len(names)))
     for draw, sample in zip(drawn, result.samples["macro_f1"], strict=True):
         films = np.concatenate([np.flatnonzero(codes == code) for code in draw])
@@ -357,7 +357,7 @@ def model(f1, seed, films=400):
     truth = table(np.arange(films) < films // 2, ["A"]).astype(float)
     given = table(np.arange(films) < round(films // 2 * f1), ["A"])
     given |= (np.arange(films) >= films - round(films // 2 * (1 - f1)))[:, None]
-    return scored(truth, given, draws=4000, seed=seed)
+    return scored(truth, given, n_resamples=4000, seed=seed)
 
 
 def test_what_is_lost_on_the_way_is_the_difference_and_its_share_of_what_was_there():

@@ -39,11 +39,13 @@ def files(tmp_path):
     """Writes truth and predictions, and scores them."""
 
     def scored(
-        truth=TRUTH, predictions=PREDICTIONS, label_set="competition5", patient=None, draws=50, seed=0, **options
+        truth=TRUTH, predictions=PREDICTIONS, label_set="competition5", patient=None, n_resamples=50, seed=0, **options
     ):
         for name, text in (("truth.csv", truth), ("pred.csv", predictions)):
             (tmp_path / name).write_bytes(text.encode() if isinstance(text, str) else text)
-        return score_files(tmp_path / "truth.csv", tmp_path / "pred.csv", label_set, patient, draws, seed, **options)
+        return score_files(
+            tmp_path / "truth.csv", tmp_path / "pred.csv", label_set, patient, n_resamples, seed, **options
+        )
 
     return scored
 
@@ -68,7 +70,7 @@ def test_a_case_worked_by_hand(files):
         [7 / 8, 5 / 8, 17 / 24]
     )
     assert scored["left_out"] == {"truth": 2, "predictions": 1}
-    assert (scored["label_set"], scored["draws"], scored["seed"], scored["clustered_by"]) == (
+    assert (scored["label_set"], scored["n_resamples"], scored["seed"], scored["clustered_by"]) == (
         "competition5",
         50,
         0,
@@ -300,7 +302,7 @@ def test_patients_are_drawn_whole(files):
     predictions = pd.read_csv(StringIO(PREDICTIONS), dtype=str)
     given = pd.concat([predictions.assign(id=predictions["id"] + str(k)) for k in range(25)])
     texts = rows.to_csv(index=False), given.to_csv(index=False)
-    films, patients = (files(*texts, patient=owner, draws=2000)["overall"] for owner in (None, "patient"))
+    films, patients = (files(*texts, patient=owner, n_resamples=2000)["overall"] for owner in (None, "patient"))
     assert films["micro_f1"] == patients["micro_f1"]
     widths = [one["micro_f1_high"] - one["micro_f1_low"] for one in (films, patients)]
     assert widths[1] > 3 * widths[0]  # in theory 5 times; four patients are few
@@ -407,8 +409,8 @@ def swap(old, new, text=TRUTH):
         ),
         ({"label_set": "nih"}, "unknown label set 'nih'; choose one of chexpert14, nih9, nih10, shared9, competition5"),
         ({"patient": ""}, "patient '': give the name of a column, or leave it out to resample films"),
-        ({"draws": 39}, "draws must be from 40 to 1,000,000, not 39"),
-        ({"draws": 10**9}, "draws must be from 40 to 1,000,000, not 1000000000"),
+        ({"n_resamples": 39}, "resamples must be from 40 to 1,000,000, not 39"),
+        ({"n_resamples": 10**9}, "resamples must be from 40 to 1,000,000, not 1000000000"),
         (
             {"truth": swap(",q", ",1.23E+12"), "patient": "patient"},
             r"row 4, column patient: '1\.23E\+12'; a spreadsheet has dropped digits",
@@ -430,7 +432,7 @@ def call(folder, *more):
     for name, text in (("truth.csv", TRUTH), ("pred.csv", PREDICTIONS)):
         (folder / name).write_text(text)
     given = ["--truth", str(folder / "truth.csv"), "--pred", str(folder / "pred.csv"), "--label-set", "competition5"]
-    return main(["score", *given, "--draws", "50", *more])
+    return main(["score", *given, "--resamples", "50", *more])
 
 
 def test_the_command_prints_the_same_scores_as_json(tmp_path, capsys, files):
@@ -450,7 +452,15 @@ def test_the_command_prints_a_row_a_label_with_a_dash_for_undefined(tmp_path, ca
 def test_the_command_takes_labels_and_a_threshold(tmp_path, capsys, files):
     for name, text in (("truth.csv", TRUTH), ("pred.csv", PROBABILITIES)):
         (tmp_path / name).write_text(text)
-    where = ["--truth", str(tmp_path / "truth.csv"), "--pred", str(tmp_path / "pred.csv"), "--draws", "50", "--json"]
+    where = [
+        "--truth",
+        str(tmp_path / "truth.csv"),
+        "--pred",
+        str(tmp_path / "pred.csv"),
+        "--resamples",
+        "50",
+        "--json",
+    ]
     assert main(["score", *where, "--labels", "Edema, Atelectasis", "--threshold", "0.5"]) == 0
     labels = {"labels": ["Edema", "Atelectasis"], "threshold": 0.5}
     assert json.loads(capsys.readouterr().out) == files(TRUTH, PROBABILITIES, None, **labels)

@@ -31,7 +31,7 @@ def test_films_of_nih_are_counted_by_view_split_and_label(nih_folder, capsys):
     assert films["uncertain"]["Cardiomegaly"] == 0
     assert films["positives"]["Lung Opacity"] is None and films["uncertain"]["Lung Opacity"] is None
     assert films["native"]["Cardiomegaly"] == 2 and films["native"]["Infiltration"] == 1
-    assert films["aside"] == {}
+    assert films["excluded"] == {}
 
 
 def test_without_images_it_works_on_the_tables_and_says_so(nih_folder, capsys):
@@ -41,11 +41,11 @@ def test_without_images_it_works_on_the_tables_and_says_so(nih_folder, capsys):
     assert (films["images"], films["note"]) == (1, "")
 
 
-def test_what_is_set_aside_is_told_by_reason_with_the_first_films(nih_folder, capsys):
+def test_what_is_excluded_is_told_by_reason_with_the_first_films(nih_folder, capsys):
     (nih_folder / "test_list.txt").write_text("".join(f"0000100{number}_000.png\n" for number in range(5)))
-    aside = found(capsys, "nih", nih_folder)["aside"]
-    assert aside["film in neither of the two lists"]["films"] == 3
-    assert aside["film of the lists without a row in Data_Entry_2017_v2020.csv"] == {
+    excluded = found(capsys, "nih", nih_folder)["excluded"]
+    assert excluded["film in neither of the two lists"]["films"] == 3
+    assert excluded["film of the lists without a row in Data_Entry_2017_v2020.csv"] == {
         "films": 5,
         "first": ["00001000_000", "00001001_000", "00001002_000"],
     }
@@ -84,7 +84,7 @@ def test_a_person_reads_tables(nih_folder, capsys):
     assert ["Cardiomegaly", "2", "0"] in lines
     assert ["Lung", "Opacity", "unknown", "unknown"] in lines
     assert ["Infiltration", "1"] in lines
-    assert lines[-3][:2] == ["set", "aside,"] and lines[-3][-1] == "(00000009_000)"
+    assert lines[-3][0] == "excluded," and lines[-3][-1] == "(00000009_000)"
     assert " ".join(lines[-1]) == "no image of these films is in this folder: this is read from the tables alone"
 
 

@@ -103,7 +103,7 @@ def disk(tmp_path):
     subprocess.run(["umount", "--lazy", place], check=True)
 
 
-ORIGIN = {"study": "smoke"}
+PROVENANCE = {"study": "smoke"}
 
 
 def test_a_full_disk_is_told_damages_nothing_and_when_there_is_room_the_same_call_succeeds(disk):
@@ -112,13 +112,13 @@ def test_a_full_disk_is_told_damages_nothing_and_when_there_is_room_the_same_cal
     place, resize = disk
     small = pd.DataFrame({"a": [1, 2]})
     large = pd.DataFrame({"a": np.random.default_rng(0).random(200_000)})
-    records.save(small, place / "a.parquet", ORIGIN)
+    records.save(small, place / "a.parquet", PROVENANCE)
     with pytest.raises(records.DiskFullError, match=r"a\.parquet cannot be written: the disk is full"):
-        records.save(large, place / "a.parquet", ORIGIN)
+        records.save(large, place / "a.parquet", PROVENANCE)
     pd.testing.assert_frame_equal(records.load(place / "a.parquet"), small)
     assert [path.name for path in place.iterdir()] == ["a.parquet"]
     resize("8m")
-    records.save(large, place / "a.parquet", ORIGIN)
+    records.save(large, place / "a.parquet", PROVENANCE)
     pd.testing.assert_frame_equal(records.load(place / "a.parquet"), large)
 
 

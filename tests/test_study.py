@@ -92,10 +92,12 @@ def test_every_checkpoint_answers_every_film_and_the_text_is_what_was_parsed(smo
 
 
 def test_records_say_where_they_come_from(smoke):
-    origin = record(smoke, "compare/overall").attrs["origin"]
-    assert origin["params_hash"] == smoke.hash
-    assert origin["phantom"] is True
-    assert origin["inputs"]["curate/manifest.parquet"] == records.sha256(smoke.folder / "curate" / "manifest.parquet")
+    provenance = record(smoke, "compare/overall").attrs["provenance"]
+    assert provenance["params_hash"] == smoke.hash
+    assert provenance["phantom"] is True
+    assert provenance["inputs"]["curate/manifest.parquet"] == records.sha256(
+        smoke.folder / "curate" / "manifest.parquet"
+    )
 
 
 def test_the_command_line_prints_one_result_per_model_data_set_and_label_set(smoke):
@@ -135,7 +137,7 @@ EVERY = {"prompts": 1, "predict_untuned": 1, "predict_run": 3}
 @pytest.mark.parametrize(
     ("new", "old", "stale"),
     [
-        ("draws: 51", "draws: 50", {"prompts": 1}),
+        ("n_resamples: 51", "n_resamples: 50", {"prompts": 1}),
         ("max_new_tokens: 150", "max_new_tokens: 160", {"grpo_run": 1, **EVERY}),  # GRPO asks its checkpoints too
         ("temperature: 0.7", "temperature: 0.8", {"grpo_run": 1, "predict_run": 2}),
         ("path: stand-in:medgemma, note: x", 'path: "stand-in:medgemma"', EVERY),  # nothing is trained

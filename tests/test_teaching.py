@@ -138,16 +138,16 @@ def test_every_film_ends_with_a_valid_trace_or_in_the_report(misbehaved):
     for row in written.traces.itertuples():
         assert check.check(row.text, truth[row.film], row.format, 30, 350) == row.check == ""
         assert answers.read_strict(row.text) == (row.reasoning, tuple(row.labels)) == (READING, tuple(truth[row.film]))
-    assert written.aside["film"].tolist() == [f"p1000-{each}" for each in lost]
-    wrong, down, filtered, refused, strange = written.aside["reason"]
+    assert written.excluded["film"].tolist() == [f"p1000-{each}" for each in lost]
+    wrong, down, filtered, refused, strange = written.excluded["reason"]
     assert wrong == "wrong labels: Pneumonia, not Edema, Pleural Effusion"
     assert down.startswith(f"no reply: {endpoint.url}: Error code: 500")
     assert filtered == "the endpoint refused to answer"
     assert "image too large for (key)" in refused
     assert strange.startswith(f"no reply: {endpoint.url}: ")
-    assert written.aside["attempts"].tolist() == [4, 1, 4, 1, 1]
+    assert written.excluded["attempts"].tolist() == [4, 1, 4, 1, 1]
     told = generate.summary(written).splitlines()
-    assert told[0] == "free_reasoning: 12 traces; 5 films set aside."
+    assert told[0] == "free_reasoning: 12 traces; 5 films excluded."
     assert {"- no reply: 3.", "- wrong labels: 1.", "- the endpoint refused to answer: 1."} == set(told[1:4])
 
 
@@ -186,7 +186,7 @@ def test_a_second_run_asks_only_what_had_no_reply_and_gives_the_same_traces(misb
     again = generate.write(given, table)
     assert {request.number for request in endpoint.seen} == {10, 15, 16}
     assert again.traces.to_json() == written.traces.to_json()
-    assert again.aside.equals(written.aside)
+    assert again.excluded.equals(written.excluded)
     assert again.requests["cached"].all()
     assert not written.requests["cached"].any()
     assert again.requests.drop(columns="cached").equals(written.requests.drop(columns="cached"))
@@ -342,7 +342,7 @@ def test_a_film_is_not_sent_on_to_another_address(tmp_path):
         endpoint.behave = lambda request: Sent(b"{}", 307, {"Location": elsewhere.url + "/chat/completions"})
         written = generate.write(study(tmp_path, endpoint.url), films(tmp_path, 1))
         assert not elsewhere.seen
-    assert len(written.aside) == 1
+    assert len(written.excluded) == 1
 
 
 def test_a_key_that_is_not_accepted_stops_at_once_and_is_not_told(tmp_path, monkeypatch, caplog):
@@ -399,7 +399,7 @@ def test_tokens_and_cost_are_summed_with_those_of_earlier_runs_apart(tmp_path, c
     assert "2 asked, cost 0.01; 4 from earlier runs, cost 0.02" in capsys.readouterr().err
     assert written.requests["cost"].sum() == pytest.approx(4 * (1000 * 2 + 100 * 30) / 1e6)
     assert generate.summary(written).splitlines() == [
-        "free_reasoning: 3 traces; 0 films set aside.",
+        "free_reasoning: 3 traces; 0 films excluded.",
         "4 requests: 4,000 tokens in, 400 tokens out, cost 0.02.",
     ]
     assert more.requests.groupby("cached")["tokens_in"].sum().to_dict() == {False: 2000, True: 4000}
@@ -464,8 +464,8 @@ def test_a_local_model_teaches_and_is_not_loaded_when_nothing_is_left_to_ask(tmp
     (given.file.parent / "mine.txt").write_text("{labels}\n" + prompts.load("free_reasoning"))
     table["labels"] = [["Lung Opacity"], ["Lung Opacity"], ["Fracture"]]
     written = generate.write(given, table)
-    assert {*written.traces["film"], *written.aside["film"]} == set(table["film"])
-    assert written.aside.set_index("film").loc["p1000-2", "attempts"] == 2
+    assert {*written.traces["film"], *written.excluded["film"]} == set(table["film"])
+    assert written.excluded.set_index("film").loc["p1000-2", "attempts"] == 2
     words = models.load_processor(config.Model(name="teacher", path="stand-in:medgemma", dtype="float32")).tokenizer
     asked_with = len(words((given.file.parent / "mine.txt").read_text()).input_ids)
     assert (written.requests["tokens_in"] > asked_with).all()  # the film and the turns come on top
@@ -490,7 +490,7 @@ def test_every_film_gets_a_trace_of_every_format_and_only_label_costs_nothing(tm
         assert (row.reasoning, row.labels) == (told, table.set_index("film")["labels"][row.film])
     assert list(zip(written.requests["format"], written.requests["film"], strict=True)) == asked_for[3:]
     assert generate.summary(written).splitlines() == [
-        *(f"{format}: 3 traces; 0 films set aside." for format in FORMATS),
+        *(f"{format}: 3 traces; 0 films excluded." for format in FORMATS),
         "9 requests: 9,000 tokens in, 900 tokens out, cost 0.02.",
     ]
     shown = capsys.readouterr().err
@@ -506,20 +506,20 @@ def test_each_format_is_asked_for_in_the_words_of_its_prompt(tmp_path):
     assert asked_in == [opening.replace("{labels}", "Cardiomegaly") for opening in openings]
 
 
-def test_a_format_that_fails_is_set_aside_and_the_others_are_kept(tmp_path):
+def test_a_format_that_fails_is_excluded_and_the_others_are_kept(tmp_path):
     def wrong_in_steps(request):
         return WRONG if "twelve steps" in request.text else fine(request)
 
     with Endpoint(wrong_in_steps) as endpoint:
         written = generate.write(study(tmp_path, endpoint.url, FORMATS, retries=1), films(tmp_path, 2))
     assert written.traces["format"].tolist() == [format for format in FORMATS[:3] for _ in range(2)]
-    assert list(written.aside) == ["film", "format", "reason", "attempts"]
-    assert list(zip(written.aside["film"], written.aside["format"], written.aside["attempts"], strict=True)) == [
-        (f"p1000-{each}", "reasoning_a", 2) for each in range(2)
-    ]
+    assert list(written.excluded) == ["film", "format", "reason", "attempts"]
+    assert list(
+        zip(written.excluded["film"], written.excluded["format"], written.excluded["attempts"], strict=True)
+    ) == [(f"p1000-{each}", "reasoning_a", 2) for each in range(2)]
     assert written.requests["format"].value_counts()["reasoning_a"] == 4
     told = generate.summary(written)
-    assert "reasoning_a: 0 traces; 2 films set aside.\n- wrong labels: 2." in told
+    assert "reasoning_a: 0 traces; 2 films excluded.\n- wrong labels: 2." in told
     assert "p1000" not in told
 
 
@@ -546,9 +546,9 @@ def test_only_label_alone_asks_nobody(tmp_path):
     table, given = films(tmp_path, 4), study(tmp_path, formats=["only_label"], key="NOT_SET")
     written = generate.write(given, table)
     assert written.traces["text"].tolist() == [f"<solution>{', '.join(labels)}</solution>" for labels in LABELS]
-    assert len(written.aside) == len(written.requests) == 0
+    assert len(written.excluded) == len(written.requests) == 0
     assert not (given.folder / generate.REPLIES).exists()
-    assert generate.origin(given)["prompts"] == {}
+    assert generate.provenance(given)["prompts"] == {}
 
 
 def test_the_rule_based_teacher_writes_the_same_table(tmp_path):
@@ -556,9 +556,9 @@ def test_the_rule_based_teacher_writes_the_same_table(tmp_path):
     written = generate.write(given, table)
     tables = [rules.traces(table, 3, format) for format in FORMATS]
     assert written.traces.equals(pd.concat(tables, ignore_index=True))
-    assert len(written.aside) == len(written.requests) == 0
-    assert generate.summary(written).splitlines() == [f"{format}: 5 traces; 0 films set aside." for format in FORMATS]
-    assert generate.origin(given) == {"kind": "rules"}
+    assert len(written.excluded) == len(written.requests) == 0
+    assert generate.summary(written).splitlines() == [f"{format}: 5 traces; 0 films excluded." for format in FORMATS]
+    assert generate.provenance(given) == {"kind": "rules"}
 
 
 def test_sft_learns_the_films_that_have_a_trace_of_its_format(tmp_path, monkeypatch):
@@ -566,7 +566,7 @@ def test_sft_learns_the_films_that_have_a_trace_of_its_format(tmp_path, monkeypa
     traces = generate.write(given, table).traces
     lost = (traces["format"] == "reasoning_a") & (traces["film"] == "p1000-1")
     kept = traces[~lost & (traces["format"] != "reasoning_narrative")]
-    records.save(kept, given.folder / check.TRACES, records.origin(given))
+    records.save(kept, given.folder / check.TRACES, records.provenance(given))
     monkeypatch.setattr(curate, "dataset", lambda study, split: table)
     for format, numbers in {"only_label": [0, 1, 2], "free_reasoning": [0, 1, 2], "reasoning_a": [0, 2]}.items():
         learned = sft.data(given, "sft", format)
@@ -584,7 +584,7 @@ def test_the_origin_of_traces_tells_model_prompts_and_agreement(tmp_path):
     own = {"reasoning_a": "mine.txt"}
     given = study(tmp_path, "https://example.org/v1", FORMATS, agreement="Our DUA, section 4", prompts=own)
     (given.file.parent / "mine.txt").write_text("{labels}")
-    told = generate.origin(given)
+    told = generate.provenance(given)
     assert (told["kind"], told["model"], told["agreement"]) == ("openai", "m", "Our DUA, section 4")
     texts = {format: prompts.load(f"teacher/{format}") for format in FORMATS[1:3]} | {"reasoning_a": "{labels}"}
     assert told["prompts"] == {format: hashlib.sha256(text.encode()).hexdigest() for format, text in texts.items()}

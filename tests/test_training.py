@@ -142,7 +142,7 @@ def test_a_finished_run_is_not_trained_again_when_its_notebook_was_cut_off(copy,
 def test_a_run_begins_anew_when_an_input_record_has_changed(copy):
     before = sft.work(copy, at("sft/free_reasoning"))
     manifest = copy.folder / curate.MANIFEST
-    records.save(records.load(manifest).iloc[1:], manifest, records.origin(copy))
+    records.save(records.load(manifest).iloc[1:], manifest, records.provenance(copy))
     assert sft.work(copy, at("sft/free_reasoning")) != before
 
 

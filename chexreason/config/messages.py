@@ -30,6 +30,7 @@ RENAMED = {
         "save_every": "save_steps",
         "checkpointing": "gradient_checkpointing",
     },
+    "compare": {"draws": "n_resamples"},
 }
 """Old keys of a section and what they are called now, after peft, transformers and trl; book/running.md lists them."""
 

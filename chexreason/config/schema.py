@@ -338,10 +338,10 @@ class Predict(Section):
 
 
 class Compare(Section):
-    """Intervals: resamples (`draws`) of the patient bootstrap and its seed.
+    """Intervals: resamples (`n_resamples`) of the patient bootstrap and its seed.
 
     With fewer than 40 resamples, 2.5 % of them is less than one, and there is no 95 % interval.
     """
 
-    draws: Annotated[int, Field(ge=40, le=1_000_000)]
+    n_resamples: Annotated[int, Field(ge=40, le=1_000_000)]
     seed: Seed

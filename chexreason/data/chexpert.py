@@ -43,7 +43,7 @@ def read(root: Path) -> Films:
     root = Path(root)
     home = _home(root)
     files = {split: film_table.look(home, f"{split}.csv") for split in ("train", "valid")}
-    test, aside = _test(root, home)
+    test, excluded = _test(root, home)
     parts = [_listed(file, split, home, root) for split, file in files.items() if file]
     validated = [film_table.look(place, "val_labels.csv") for place in (home, root, root / "CheXpert")]
     if not files["valid"] and (file := next(filter(None, validated), None)):
@@ -55,7 +55,7 @@ def read(root: Path) -> Films:
             f"{root}: holds no train.csv, valid.csv, test_labels.csv or groundtruth.csv, nor do its CheXpert folders"
             + plus
         )
-    return film_table.checked(pd.concat(parts, ignore_index=True), root, aside)
+    return film_table.checked(pd.concat(parts, ignore_index=True), root, excluded)
 
 
 def _home(root: Path) -> Path:
@@ -120,7 +120,7 @@ def _paths(parts: pd.DataFrame, split: str, home: Path, root: Path) -> pd.Series
 
 
 def _test(root: Path, home: Path) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:
-    """The films of the test set, and what of it is set aside; two empty lists when there is no test set."""
+    """The films of the test set, and what of it is excluded; two empty lists when there is no test set."""
     places = list(dict.fromkeys([home, root, *sorted(root.glob("CheXpert*/"))]))
     found = [
         (place, file, name)
@@ -151,8 +151,8 @@ def _by_study(file: Path, place: Path, root: Path) -> tuple[list[pd.DataFrame], 
     films["path"] = [path.relative_to(root).as_posix() for path in there]
     strays = films[~film_table.among(films["study"], labels.index)]
     empty = rows[~film_table.among(rows["study"], films["study"])]
-    aside = [
-        film_table.excluded(strays["film"], strays["path"], f"film of a study without a row in {file.name}"),
-        film_table.excluded(empty["study"], "", f"study of {file.name} without a film in test/"),
+    excluded = [
+        film_table.exclusions(strays["film"], strays["path"], f"film of a study without a row in {file.name}"),
+        film_table.exclusions(empty["study"], "", f"study of {file.name} without a film in test/"),
     ]
-    return [films.drop(strays.index).join(labels, on="study")], aside
+    return [films.drop(strays.index).join(labels, on="study")], excluded

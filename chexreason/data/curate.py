@@ -14,7 +14,7 @@ from chexreason.data.phantom import hospitals
 from chexreason.labels import positives
 
 MANIFEST = "curate/manifest.parquet"
-ASIDE = "curate/aside.parquet"
+EXCLUDED = "curate/excluded.parquet"
 PREVALENCE = "curate/prevalence.parquet"
 RELABELED = "curate/relabeled.parquet"
 COLUMNS = ["film", "source", "patient", "study", "view", "split", "why", "path", *sampling.LABELS, "never_stated"]
@@ -24,11 +24,11 @@ class Candidates(NamedTuple):
     """The films a source offers, and those it has but that cannot be used: film, source, path, reason."""
 
     films: pd.DataFrame
-    aside: pd.DataFrame
+    excluded: pd.DataFrame
 
 
 def candidates(study, source: str) -> Candidates:
-    """The films of `source` in its views and splits that have any label; the others of these views are set aside.
+    """The films of `source` in its views and splits that have any label; the others of these views are excluded.
 
     One row a film: film, source (the key in the params file), patient, study, view, original (path in the source's
     folder; "" for a phantom), the 14 labels as stated (1, 0, -1, NaN), `never_stated` (the labels this source has no
@@ -38,13 +38,13 @@ def candidates(study, source: str) -> Candidates:
     section, read = study.sources[source], offered(study, source)
     films = read.table
     silent = films[sampling.LABELS].isna().all(axis=1)
-    aside = [read.aside, films.loc[silent, ["film", "path"]].assign(reason="no label is stated")]
+    excluded = [read.excluded, films.loc[silent, ["film", "path"]].assign(reason="no label is stated")]
     films = films[~silent]
     if section.partial:
         films = films[film_table.present(films, section.folder)]
     films = films.rename(columns={"path": "original"}).drop(columns=["split", "native"], errors="ignore")
     films = films.reset_index(drop=True).assign(source=source, never_stated=[list(read.unknown)] * len(films))
-    return Candidates(films, pd.concat(aside, ignore_index=True).assign(source=source))
+    return Candidates(films, pd.concat(excluded, ignore_index=True).assign(source=source))
 
 
 def offered(study, source: str) -> film_table.Films:
@@ -92,7 +92,7 @@ def _read(study, source: str, key: str | None = None) -> film_table.Films:
     names = {name: owner + "-" + films.table[name] for name in ("film", "study")}
     names["patient"] = (_hospital(study, source) if section.kind == "own" else owner) + "-" + films.table["patient"]
     return films._replace(
-        table=films.table.assign(**names), aside=films.aside.assign(film=owner + "-" + films.aside["film"])
+        table=films.table.assign(**names), excluded=films.excluded.assign(film=owner + "-" + films.excluded["film"])
     )
 
 
@@ -174,7 +174,7 @@ def choose(study, pools: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def manifest(study) -> Candidates:
-    """Choose the study's films and make their images; what cannot be used is replaced, and set aside with its reason.
+    """Choose the study's films and make their images; what cannot be used is replaced, and excluded with its reason.
 
     The manifest is that of `choose` with `sha256`, of the file a film came from (of a phantom: of its pixels).  A film
     whose file is missing, unreadable or no frontal chest film is left out, and the choice made again without it.
@@ -198,7 +198,9 @@ def manifest(study) -> Candidates:
     _refuse_other(chosen, study)
     noted = looked[looked["film"].isin(chosen["film"]) & (looked["notes"] != "")]
     noted = noted.assign(reason="used all the same: " + noted["notes"])[list(bad.columns)]
-    return Candidates(chosen, pd.concat([*(offer.aside for offer in offers.values()), bad, noted], ignore_index=True))
+    return Candidates(
+        chosen, pd.concat([*(offer.excluded for offer in offers.values()), bad, noted], ignore_index=True)
+    )
 
 
 def relabeled(study, manifest: pd.DataFrame) -> pd.DataFrame:

@@ -27,10 +27,10 @@ def prevalence(manifest: pd.DataFrame, study) -> pd.DataFrame:
     return shares.reset_index()[["label", "stage", "share"]].assign(n=lambda table: table["stage"].map(settled.size()))
 
 
-def exclusion_counts(aside: pd.DataFrame) -> str:
-    """What was set aside, a line a reason; films are counted, not named."""
-    lines = [f"{reason}: {count:,} films" for reason, count in aside["reason"].value_counts().items()]
-    return "\n".join(lines) or "No film was set aside."
+def exclusion_counts(excluded: pd.DataFrame) -> str:
+    """What was excluded, a line a reason; films are counted, not named."""
+    lines = [f"{reason}: {count:,} films" for reason, count in excluded["reason"].value_counts().items()]
+    return "\n".join(lines) or "No film was excluded."
 
 
 def composition(manifest: pd.DataFrame) -> pd.DataFrame:

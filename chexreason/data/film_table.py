@@ -49,12 +49,12 @@ class Films(NamedTuple):
     and the layout does not say where it would be), `patient`, `study` (str), `view` ("PA", "AP", "lateral",
     "unknown"), `split` (str, the source's own; "" where it has none), the 14 labels (float: 1 present, 0 absent,
     -1 uncertain, NaN not mentioned), and `native` (str) where the source labels in words of its own.
-    `aside`, one row an entry of the tables or the folder that cannot be used: `film`, `path`, `reason` (str).
+    `excluded`, one row an entry of the tables or the folder that cannot be used: `film`, `path`, `reason` (str).
     `unknown`: the labels this source has no word for; they are NaN throughout, and never 0.
     """
 
     table: pd.DataFrame
-    aside: pd.DataFrame
+    excluded: pd.DataFrame
     unknown: tuple[str, ...]
 
 
@@ -268,9 +268,9 @@ def among(names: pd.Series | pd.Index, others: pd.Series | pd.Index) -> np.ndarr
 
 
 def checked(
-    table: pd.DataFrame, file: Path | str, aside: Collection[pd.DataFrame] = (), unknown: Collection[str] = ()
+    table: pd.DataFrame, file: Path | str, excluded: Collection[pd.DataFrame] = (), unknown: Collection[str] = ()
 ) -> Films:
-    """A film table in its final shape, its `names` each in one spelling.  `aside`: parts as `set_aside` makes them.
+    """A film table in its final shape, its `names` each in one spelling.  `excluded`: parts as `exclusions` makes them.
 
     Raises SourceError for a film named twice, a name that is too long or has characters that cannot be printed, a film
     without a patient, a patient in two of the source's splits, and patients or splits whose names are `alike`.
@@ -289,7 +289,7 @@ def checked(
         raise SourceError(f"{file}: patient {both.iloc[0]} is in two splits, {' and '.join(splits)}")
     refuse_twice(table, "film", file)
     columns = [*COLUMNS, *(["native"] if "native" in table else [])]
-    parts = [excluded([], "", ""), *aside]
+    parts = [exclusions([], "", ""), *excluded]
     return Films(table[columns].reset_index(drop=True), pd.concat(parts, ignore_index=True), tuple(unknown))
 
 
@@ -306,7 +306,7 @@ def _refuse_alike(values: pd.Series, file: Path | str) -> None:
         )
 
 
-def excluded(films: Collection[str], paths: Collection[str] | str, reason: str) -> pd.DataFrame:
+def exclusions(films: Collection[str], paths: Collection[str] | str, reason: str) -> pd.DataFrame:
     """A row (film, path, reason) for each of `films`, all for one reason."""
     return pd.DataFrame({"film": list(films), "path": paths, "reason": reason}, dtype=str)
 
@@ -351,12 +351,12 @@ def overview(films: Films, root: Path) -> dict:
     """What was found, ready for JSON: counts of films, patients, studies, views, splits, labels and images.
 
     A label is None where this source has no word for it; `unlabelled` films have none stated.  `native` counts the
-    source's own labels, if it has any.  `aside` has for each reason how many films were set aside, and the first of
+    source's own labels, if it has any.  `excluded` has for each reason how many films are excluded, and the first of
     them.  `on_disk` counts the films and the images of each split and view.
     """
     table, there = films.table, on_disk(films.table, root)
     images = sum(group["images"] for group in there)
-    aside = films.aside.groupby("reason")["film"]
+    excluded = films.excluded.groupby("reason")["film"]
     return {
         "films": len(table),
         "patients": table["patient"].nunique(),
@@ -370,7 +370,7 @@ def overview(films: Films, root: Path) -> dict:
         "positives": _counts(films, 1.0),
         "uncertain": _counts(films, UNCERTAIN),
         "native": table["native"].str.split("|").explode().value_counts().to_dict() if "native" in table else {},
-        "aside": {reason: {"films": len(names), "first": list(names[:3])} for reason, names in aside},
+        "excluded": {reason: {"films": len(names), "first": list(names[:3])} for reason, names in excluded},
     }
 
 
@@ -386,10 +386,10 @@ def overview_text(found: dict) -> str:
     ]
     if found["native"]:
         lines += ["", "labels in the source's words", *(f"  {key:20} {n:>9,}" for key, n in found["native"].items())]
-    for reason, rows in found["aside"].items():
+    for reason, rows in found["excluded"].items():
         lines += [
             "",
-            f"set aside, {reason}: {rows['films']:,} ({', '.join(rows['first'])}{', ...' * (rows['films'] > 3)})",
+            f"excluded, {reason}: {rows['films']:,} ({', '.join(rows['first'])}{', ...' * (rows['films'] > 3)})",
         ]
     if found["note"]:
         lines += ["", found["note"]]

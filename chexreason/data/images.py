@@ -45,7 +45,7 @@ def read(path: Path | str, notes: list[str] | None = None) -> np.ndarray:
     """The film of a file as uint8 (height, width), air dark.
 
     8-bit pictures keep their gray values; PNG of 16 bits and DICOM are stretched from their own lowest to their own
-    highest value, a few brighter or darker pixels aside (see `stretch`).  Color becomes luma, what is transparent is
+    highest value; a few outliers do not count (see `stretch`).  Color becomes luma, what is transparent is
     black, and an EXIF orientation is carried out.  Of several pictures in a JPEG, the first is read.
     What a header should say and does not, so that it was read without, is added to `notes`, one sentence each.
     Raises FilmError, and nothing else, for whatever cannot be read.  What its header says to hold more than MAX_PIXELS

@@ -52,8 +52,8 @@ def read(root: Path, labels: str = "chexpert") -> Films:
     if labels == "radiologists":
         table = table[film_table.among(table["study"], stated.index)]
     strays = stated.index[~film_table.among(stated.index, table["study"])]
-    aside = film_table.excluded(strays, "", f"study of {label_file.name} without a film in {film_file.name}")
-    return film_table.checked(table.join(stated, on="study"), film_file, [aside])
+    excluded = film_table.exclusions(strays, "", f"study of {label_file.name} without a film in {film_file.name}")
+    return film_table.checked(table.join(stated, on="study"), film_file, [excluded])
 
 
 def _table(file: Path, text: list[str], labels: Collection[str] = ()) -> pd.DataFrame:

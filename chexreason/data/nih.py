@@ -52,7 +52,7 @@ def read(root: Path, fibrosis: bool = False) -> Films:
 
     Images are found by name, in whatever folder below `root` they lie and with whatever ending; where any lie as they
     are distributed, only those count, as masks may have the names of films.  The splits are those of the two official
-    lists; without the lists there are none.  Set aside: films in neither list, and entries of a
+    lists; without the lists there are none.  Excluded: films in neither list, and entries of a
     list and images that have no row in the table.
     Raises SourceError for a missing table, list or column, a finding it does not know, a film with two rows or two
     images or in both lists, and a patient in two splits.
@@ -76,7 +76,7 @@ def read(root: Path, fibrosis: bool = False) -> Films:
         }
     ).join(_labels(rows["Finding Labels"], fibrosis, file))
     unsplit = table[split.isna()]
-    neither = film_table.excluded(unsplit["film"], unsplit["path"], "film in neither of the two lists")
+    neither = film_table.exclusions(unsplit["film"], unsplit["path"], "film in neither of the two lists")
     unknown = [label for label in LABELS if label not in COUNTERPARTS.values()]
     return film_table.checked(table[split.notna()], file, [neither, strays, unlisted], unknown)
 
@@ -108,7 +108,7 @@ def _splits(root: Path, films: pd.Series, file: Path) -> tuple[pd.Series, pd.Dat
     looked = {split: film_table.look(root, *names) for split, names in LISTS.items()}
     files = {split: found for split, found in looked.items() if found}
     if not files:
-        return pd.Series("", index=films.index), film_table.excluded([], "", "")
+        return pd.Series("", index=films.index), film_table.exclusions([], "", "")
     for split, names in LISTS.items():
         if split not in files:
             raise SourceError(f"{root}: holds one of the two lists, but no {' or '.join(names)}; splits need both")
@@ -118,7 +118,7 @@ def _splits(root: Path, films: pd.Series, file: Path) -> tuple[pd.Series, pd.Dat
     if len(both):
         raise SourceError(f"{root}: film {both[0]} is in both {' and '.join(each.name for each in files.values())}")
     strays = listed.index[~film_table.among(listed.index, films)]
-    return films.map(listed), film_table.excluded(strays, "", f"film of the lists without a row in {file.name}")
+    return films.map(listed), film_table.exclusions(strays, "", f"film of the lists without a row in {file.name}")
 
 
 def _listed(file: Path) -> pd.Index:
@@ -142,6 +142,6 @@ def _images(root: Path, films: pd.Series, file: Path) -> tuple[pd.Series, pd.Dat
     if len(twice):
         raise SourceError(f"{root}: film {twice[0]} has two images, {' and '.join(own[twice[0]][:2])}; leave one")
     strays = paths[paths.index.str.fullmatch(r"\d{8}_\d{3}") & ~named]
-    return own.reindex(films, fill_value="").set_axis(films.index), film_table.excluded(
+    return own.reindex(films, fill_value="").set_axis(films.index), film_table.exclusions(
         strays.index, strays.to_list(), f"image without a row in {file.name}"
     )

@@ -117,7 +117,9 @@ def score_aligned(study, judged: Aligned, dataset: str, label_set: str) -> metri
     `macro_f1_answered`, over just the films whose reply could be read.
     """
     truth, given = (table[list(study.labels(label_set))] for table in (judged.truth, judged.given))
-    scored = metrics.score(truth, given, judged.patients, study.compare.draws, generator(study, dataset), judged.means)
+    scored = metrics.score(
+        truth, given, judged.patients, study.compare.n_resamples, generator(study, dataset), judged.means
+    )
     counts = metrics.tally(truth[judged.read], given[judged.read]).sum(axis=0)
     answered = {
         "n_answered": int(judged.read.sum()),
@@ -352,6 +354,6 @@ def save(study, tables: dict[str, pd.DataFrame]) -> None:
     """Write what `compare` returned as `compare/<name>.parquet`."""
     inputs = [study.folder / curate.MANIFEST]
     inputs += [study.paths.answers(checkpoint) for checkpoint in study.checkpoints()]
-    origin = records.origin(study, study.compare.seed, inputs)
+    provenance = records.provenance(study, study.compare.seed, inputs)
     for name, table in tables.items():
-        records.save(table, study.folder / "compare" / f"{name}.parquet", origin)
+        records.save(table, study.folder / "compare" / f"{name}.parquet", provenance)

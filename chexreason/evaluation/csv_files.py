@@ -37,7 +37,7 @@ def score_files(
     predictions: str | Path,
     label_set: str | None = None,
     patient: str | None = None,
-    draws: int = 10_000,
+    n_resamples: int = 10_000,
     seed: int = 0,
     labels: Sequence[str] | None = None,
     threshold: float | None = None,
@@ -56,10 +56,10 @@ def score_files(
     the scores over all labels with their 95 % intervals; what is undefined is None, as are the bounds where there is no
     interval.  `left_out` counts blank cells, `not_scored` names the columns of each file that were passed over, and
     `notes` holds what must be known to read the scores.
-    Raises ScoreError for unknown labels, too few draws, and files that lack a column or a film, name one twice or in
-    two ways, hold other values, or mix labels and probabilities.
+    Raises ScoreError for unknown labels, too few resamples, and files that lack a column or a film, name one twice
+    or in two ways, hold other values, or mix labels and probabilities.
     """
-    _refuse_options(label_set, labels, patient, draws, seed, threshold)
+    _refuse_options(label_set, labels, patient, n_resamples, seed, threshold)
     files = Path(truth), Path(predictions)
     stated, given = _films(files[0], [] if patient is None else [patient]), _films(files[1])
     _refuse_missing(files[1], stated[ID], given[ID])
@@ -77,10 +77,12 @@ def score_files(
     owner, known_to_both = stated[patient or ID], known.mask(answered.isna())
     parts = []
     if soft:
-        parts.append(metrics.score_probabilities(known_to_both, answered, owner, draws, np.random.default_rng(seed)))
+        parts.append(
+            metrics.score_probabilities(known_to_both, answered, owner, n_resamples, np.random.default_rng(seed))
+        )
     if not soft or threshold is not None:
         hard = answered >= (threshold if soft else 1)
-        parts.append(metrics.score(known_to_both, hard, owner, draws, np.random.default_rng(seed)))
+        parts.append(metrics.score(known_to_both, hard, owner, n_resamples, np.random.default_rng(seed)))
     rows = [
         {name: value for row in each for name, value in _nullable(row).items()}
         for each in zip(*(part.labels.to_dict("records") for part in parts), strict=True)
@@ -90,7 +92,7 @@ def score_files(
         "labels": rows,
         "overall": {name: value for part in parts for name, value in _nullable(part.overall).items()},
         "left_out": {"truth": int(known.isna().sum().sum()), "predictions": int(answered.isna().sum().sum())},
-        "draws": draws,
+        "n_resamples": n_resamples,
         "seed": seed,
         "threshold": threshold,
         "clustered_by": patient or ID,
@@ -110,7 +112,7 @@ def report_text(scored: dict) -> str:
     chosen = f" ({scored['label_set']})" if scored["label_set"] else ""
     lines = [
         f"{_count(overall['n'], 'film')}{of}, {_count(len(scored['labels']), 'label')}{chosen}; 95 % intervals from "
-        f"{scored['draws']:,} resamples, clustered by {scored['clustered_by']}"
+        f"{scored['n_resamples']:,} resamples, clustered by {scored['clustered_by']}"
     ]
     labels = scored["labels"]
     if "auroc" in labels[0]:
@@ -166,7 +168,10 @@ def _notes(result: dict, patient_columns: list[str]) -> list[str]:
     }
     none = [name for name, (low, _) in bounds.items() if low is None]
     flat = [name for name, (low, high) in bounds.items() if low is not None and low == high]
-    owners, draws = _count(result["patients"], "film" if result["clustered_by"] == ID else "patient"), result["draws"]
+    owners, n_resamples = (
+        _count(result["patients"], "film" if result["clustered_by"] == ID else "patient"),
+        result["n_resamples"],
+    )
     notes = {
         f"No interval, since too few patients count in it (see chexreason.evaluation.metrics): {_some(none)}.": none,
         "Every resample gives the same value, so the interval has no width, and other patients may give another value: "
@@ -176,7 +181,7 @@ def _notes(result: dict, patient_columns: list[str]) -> list[str]:
             "n_normal" in result["overall"]
             and not any(map(metrics.is_normal, (row["label"] for row in result["labels"])))
         ),
-        f"{draws} resamples make a rough interval: use 1,000 or more.": draws < 1000,
+        f"{n_resamples} resamples make a rough interval: use 1,000 or more.": n_resamples < 1000,
         f"Films were resampled one by one, and in the column {_some(patient_columns)} of the truth names repeat: name "
         "it with --patient to resample patients, or the intervals are too narrow.": patient_columns,
     }
@@ -193,7 +198,7 @@ def _patient_columns(rows: pd.DataFrame) -> list[str]:
     return [name for name in there if "age" not in name.casefold() and rows[name].duplicated().any()]
 
 
-def _refuse_options(label_set, labels, patient, draws, seed, threshold) -> None:
+def _refuse_options(label_set, labels, patient, n_resamples, seed, threshold) -> None:
     if label_set is not None and label_set not in LABEL_SETS:
         raise ScoreError(f"unknown label set {label_set!r}; choose one of {', '.join(LABEL_SETS)}")
     if label_set is not None and labels is not None:
@@ -204,8 +209,8 @@ def _refuse_options(label_set, labels, patient, draws, seed, threshold) -> None:
         raise ScoreError("patient '': give the name of a column, or leave it out to resample films")
     if threshold is not None and not 0 < threshold <= 1:
         raise ScoreError(f"threshold must be above 0 and at most 1, not {threshold}")
-    if not 40 <= draws <= 1_000_000:  # the 2.5th percentile of fewer is beyond them all
-        raise ScoreError(f"draws must be from 40 to 1,000,000, not {draws}")
+    if not 40 <= n_resamples <= 1_000_000:  # the 2.5th percentile of fewer is beyond them all
+        raise ScoreError(f"resamples must be from 40 to 1,000,000, not {n_resamples}")
     if seed < 0:
         raise ScoreError(f"seed must be at least 0, not {seed}")
 

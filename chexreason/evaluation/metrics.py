@@ -41,9 +41,7 @@ PAIRED = ("macro_f1", "micro_f1", "reward")
 NORMAL = ("nofinding", "nofindings", "normal")
 """What the label of a normal film is called, in small letters without blanks; every other label is a finding."""
 
-_CELLS = (
-    2_000_000  # weights held at once, draws x patients: 16 MB as float64, small enough to stay close to the processor
-)
+_CELLS = 2_000_000  # weights held at once, n_resamples x patients: 16 MB as float64, which fits a processor's cache
 
 
 class Scores(NamedTuple):
@@ -146,30 +144,30 @@ def false_alarms(truth: pd.DataFrame, given: pd.DataFrame) -> pd.Series:
     return pd.Series(np.where(normal, alarm, np.nan), index=truth.index)
 
 
-def resample(sums: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Totals over patients drawn with replacement: (patients, columns) -> (draws, columns), float64.
+def resample(sums: np.ndarray, n_resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Totals over patients drawn with replacement: (patients, columns) -> (n_resamples, columns), float64.
 
-    Each draw takes as many patients as there are; the same `rng` state gives the same draws for any columns.
+    Each draw takes as many patients as there are; the same `rng` state gives the same resamples for any columns.
     """
     patients = len(sums)
-    return np.concatenate([times @ sums for times in _weights(patients, draws, rng)])
+    return np.concatenate([times @ sums for times in _weights(patients, n_resamples, rng)])
 
 
-def _weights(patients: int, draws: int, rng: np.random.Generator, films: int = 0) -> Iterator[np.ndarray]:
-    """How often each patient is drawn, float64 (some of the draws, patients), a block at a time to bound memory.
+def _weights(patients: int, n_resamples: int, rng: np.random.Generator, films: int = 0) -> Iterator[np.ndarray]:
+    """How often each patient is drawn, float64 (some of the resamples, patients), a block at a time to bound memory.
 
     `films` is the number of rows that the caller makes of each draw, where there are more of them than patients.
     """
     block = max(1, _CELLS // max(patients, films))
-    for start in range(0, draws, block):
-        rows = min(block, draws - start)
+    for start in range(0, n_resamples, block):
+        rows = min(block, n_resamples - start)
         drawn = rng.integers(patients, size=(rows, patients))
         drawn += patients * np.arange(rows)[:, None]
         yield np.bincount(drawn.ravel(), minlength=rows * patients).reshape(rows, patients).astype(float)
 
 
 def interval(samples: np.ndarray) -> np.ndarray:
-    """The 95 % percentile interval (2, ...) of the resamples (draws, ...) that are defined; NaN if under half are."""
+    """The 95 % percentile interval (2, ...) of the defined resamples (n_resamples, ...); NaN if fewer than half are."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)
         bounds = np.nanpercentile(samples, (2.5, 97.5), axis=0)
@@ -177,7 +175,7 @@ def interval(samples: np.ndarray) -> np.ndarray:
 
 
 def with_interval(name: str, value: float, samples: np.ndarray) -> dict[str, float]:
-    """`value` under `name`, with the 95 % interval of its bootstrap `samples` (draws,) under `_low` and `_high`."""
+    """`value` under `name`, and the 95 % interval of its `samples` (n_resamples,) under `_low` and `_high`."""
     low, high = interval(samples)
     return {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
 
@@ -186,7 +184,7 @@ def score(
     truth: pd.DataFrame,
     given: pd.DataFrame,
     patients: pd.Series,
-    draws: int,
+    n_resamples: int,
     rng: np.random.Generator,
     means: pd.DataFrame | None = None,
 ) -> Scores:
@@ -194,7 +192,7 @@ def score(
 
     `patients` says whose film each row is; `means` (films x quantities, NaN left out) are averaged over films beside
     the rates, as the reward is.  All four share one index.  Two models scored with equally seeded `rng` see the same
-    draws.  Raises ValueError where the tables do not line up, a patient is missing or no film is given.
+    resamples.  Raises ValueError where the tables do not line up, a patient is missing or no film is given.
     """
     means = pd.DataFrame(index=truth.index) if means is None else means
     _aligned(truth, answers=given, patients=patients, means=means)
@@ -203,7 +201,7 @@ def score(
     by_film = np.concatenate([counts.reshape(len(truth), -1), means.fillna(0.0), means.notna()], axis=1, dtype=float)
     by_patient = pd.DataFrame(by_film).groupby(patients.to_numpy(), sort=True).sum().to_numpy()
     plain = _metrics(by_patient.sum(axis=0, keepdims=True), truth.shape[1], list(means))
-    samples = _metrics(resample(by_patient, draws, rng), truth.shape[1], list(means))
+    samples = _metrics(resample(by_patient, n_resamples, rng), truth.shape[1], list(means))
     table = pd.DataFrame({"label": list(truth), "support": counts[..., [0, 2]].sum(axis=(0, 2))})
     table[list(COUNTS)] = counts.sum(axis=0)
     table[["precision", "recall"]] = rates(counts.sum(axis=0))[:, :2]
@@ -212,7 +210,7 @@ def score(
 
 
 def _scores(table: pd.DataFrame, n: dict[str, float], plain: dict, samples: dict, contributors: dict) -> Scores:
-    """Scores of `plain` values (1, labels) or (1,) by metric, with the intervals of their `samples` (draws, ...).
+    """Scores of `plain` values (1, labels) or (1,) by metric, with the intervals of their `samples` (n_resamples, ...).
 
     `contributors` says of each metric how many patients it rests on: of fewer than two there is no interval.
     """
@@ -266,7 +264,7 @@ def _metrics(totals: np.ndarray, labels: int, means: list[str]) -> dict[str, np.
 
 
 def score_probabilities(
-    truth: pd.DataFrame, probabilities: pd.DataFrame, patients: pd.Series, draws: int, rng: np.random.Generator
+    truth: pd.DataFrame, probabilities: pd.DataFrame, patients: pd.Series, n_resamples: int, rng: np.random.Generator
 ) -> Scores:
     """AUROC and AUPRC of `probabilities` (films x labels) against `truth` (1, 0, NaN), with bootstrap intervals.
 
@@ -280,7 +278,9 @@ def score_probabilities(
     states = pd.DataFrame(_known(truth), index=truth.index, columns=truth.columns).mask(probabilities.isna())
     ranked = [_ranked(states[name].to_numpy(), probabilities[name].to_numpy(float), owner) for name in truth]
     plain = _areas(ranked, np.ones((len(owners), 1)))
-    blocks = [_areas(ranked, np.ascontiguousarray(times.T)) for times in _weights(len(owners), draws, rng, len(truth))]
+    blocks = [
+        _areas(ranked, np.ascontiguousarray(times.T)) for times in _weights(len(owners), n_resamples, rng, len(truth))
+    ]
     samples = {name: np.concatenate([block[name] for block in blocks]) for name in plain}
     positive, negative = (states.eq(state).groupby(owner).any().sum().to_numpy() for state in (1, 0))
     contributors = {"auroc": np.minimum(positive, negative), "auprc": positive}
@@ -326,8 +326,8 @@ def difference(
 ) -> pd.DataFrame:
     """What `second` scores above `first` on the same films: metric, difference, low and high.
 
-    Both must have been scored with the same draws, so that what the films share cancels.  A metric that either lacks,
-    or that is undefined, has no row.
+    Both must have been scored with the same resamples, so that what the films share cancels.  A metric that
+    either lacks, or that is undefined, has no row.
     """
     rows = []
     for metric in metrics:
@@ -344,12 +344,14 @@ def paired(
     first: pd.DataFrame,
     second: pd.DataFrame,
     patients: pd.Series,
-    draws: int,
+    n_resamples: int,
     seed: int,
     metrics: tuple[str, ...] = PAIRED,
 ) -> pd.DataFrame:
     """What the answers `second` score above `first` on the same films, as `difference` tells it; see `score`."""
-    before, after = (score(truth, given, patients, draws, np.random.default_rng(seed)) for given in (first, second))
+    before, after = (
+        score(truth, given, patients, n_resamples, np.random.default_rng(seed)) for given in (first, second)
+    )
     return difference(before, after, metrics)
 
 

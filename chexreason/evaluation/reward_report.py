@@ -19,8 +19,8 @@ def report(study: config.Study, reward: str, arguments: dict) -> dict:
     """What a reward gives the recorded replies of a study's checkpoints, as plain data that JSON can hold.
 
     `reward` is the name of a GRPO run, whose reward and constants are taken, or a reward as `rewards.find` knows it, in
-    a file beside the params file or in the current folder; `arguments` are constants, those of a run aside.  Films with
-    an unknown label are left out.  A reward with state begins anew for each checkpoint and data set.
+    a file beside the params file or in the current folder; `arguments` are constants; without them, those of the run.
+    Films with an unknown label are left out.  A reward with state begins anew for each checkpoint and data set.
 
     Keys: study, params_hash, phantom, reward, reward_args, replies, films, mean, std, quantiles (value by share), zeros
     (share), contrast (over films with several replies: films, mean_std, none: the share whose replies all earn the

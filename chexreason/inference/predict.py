@@ -291,8 +291,8 @@ def predict(study: config.Study, checkpoint: config.Checkpoint) -> pd.DataFrame:
 
     Columns: dataset, film, patient, text (the reply as it came), labels (what evaluation reads from it), failed,
     cut_off (whether it reached the token limit), refused, duplicates, unknown, reward (hard reward against the settled
-    labels; NaN where a data set leaves labels unknown), protocol (the hash of the `Protocol`, which the record's origin
-    holds whole, under `protocols`).  Of a GRPO run with another reward than the study's hard one, also own_reward: what
+    labels; NaN where a data set leaves labels unknown), protocol (the hash of the `Protocol`, whole in the record's
+    provenance).  Of a GRPO run with another reward than the study's hard one, also own_reward: what
     its own reward gives each reply, NaN where `reward` is.  `reward` is the hard reward for every model, as the
     comparison needs one measure for all.
     The journal stays beside it: where the notebook is cut off after this record, nothing is asked again.
@@ -308,8 +308,8 @@ def predict(study: config.Study, checkpoint: config.Checkpoint) -> pd.DataFrame:
     table = pd.concat(tables, ignore_index=True)
     made_of = [study.folder / curate.MANIFEST, *([trained / "adapter_model.safetensors"] if trained else [])]
     told = {protocol.hash: protocol.model_dump() for protocol in protocols(study, checkpoint).values()}
-    origin = records.origin(study, checkpoint.seed, made_of) | models.provenance(model) | {"protocols": told}
-    records.save(table, study.paths.answers(checkpoint), origin)
+    provenance = records.provenance(study, checkpoint.seed, made_of) | models.provenance(model) | {"protocols": told}
+    records.save(table, study.paths.answers(checkpoint), provenance)
     return table
 
 
@@ -326,8 +326,8 @@ def try_prompts(study: config.Study) -> pd.DataFrame:
         given = replies(reader, films["image"], protocol, place / JOURNAL, f"{trial.model}, {name}")
         tables.append(read(study, study.home, films, given, reader.processor, protocol).assign(prompt=name))
     table = pd.concat(tables, ignore_index=True)
-    origin = records.origin(study, study.seeds[0], [study.folder / curate.MANIFEST])
-    records.save(table, place / "answers.parquet", origin | models.provenance(study.models[trial.model]))
+    provenance = records.provenance(study, study.seeds[0], [study.folder / curate.MANIFEST])
+    records.save(table, place / "answers.parquet", provenance | models.provenance(study.models[trial.model]))
     return table
 
 

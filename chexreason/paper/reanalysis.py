@@ -168,26 +168,26 @@ def simulate(
     second: np.ndarray,
     prevalence: np.ndarray,
     films: int,
-    draws: int,
+    n_resamples: int,
     rng: np.random.Generator,
     *,
     answered: float = 1.0,
     shared: float = 0.0,
 ) -> np.ndarray:
-    """TP, FP and FN of two models on the same simulated films: int (2 models, draws, labels, 3).
+    """TP, FP and FN of two models on the same simulated films: int (2 models, n_resamples, labels, 3).
 
     `first` and `second` are the models' true F1 (labels,); what else is assumed stands at the head of this module.
     """
     first_hit, first_alarm = operating_point(first, prevalence, answered)
     second_hit, second_alarm = operating_point(second, prevalence, answered)
-    present = rng.binomial(films, prevalence, size=(draws, len(prevalence)))
+    present = rng.binomial(films, prevalence, size=(n_resamples, len(prevalence)))
     hits = _answers(present, first_hit, second_hit, shared, rng)
     alarms = _answers(films - present, first_alarm, second_alarm, shared, rng)
     return np.stack([hits, alarms, present - hits], axis=-1)
 
 
 def _answers(films: np.ndarray, first: np.ndarray, second: np.ndarray, shared: float, rng) -> np.ndarray:
-    """How many of `films` (draws, labels) each of two models gives the label to: (2, draws, labels)."""
+    """How many of `films` (n_resamples, labels) each of two models gives the label to: (2, n_resamples, labels)."""
     both = shared * np.minimum(first, second) + (1 - shared) * first * second
     cells = np.stack([both, first - both, second - both, 1 - first - second + both], axis=-1)
     counts = rng.multinomial(films, np.clip(cells, 0, 1))  # clipped: rounding leaves -1e-17
@@ -239,19 +239,19 @@ def _validated(finding: int, table: pd.DataFrame, prevalence: pd.Series) -> pd.D
     return rows.assign(finding=finding, films=published.FILMS["validation"])
 
 
-def scores(draws: int, seed: int) -> pd.DataFrame:
+def scores(n_resamples: int, seed: int) -> pd.DataFrame:
     """The published macro-F1 of each finding, place and series, with its simulated 95 % interval.
 
     Columns: finding, place, series, published, low, high.
     """
     rows = []
     for names, labels in printed().groupby(["finding", "place", "series"], sort=False):
-        samples, _ = _macros(labels, labels, draws, seed)
+        samples, _ = _macros(labels, labels, n_resamples, seed)
         rows.append((*names, labels["f1"].mean(), *interval(samples)))
     return pd.DataFrame(rows, columns=["finding", "place", "series", "published", "low", "high"])
 
 
-def label_scores(draws: int, seed: int) -> pd.DataFrame:
+def label_scores(n_resamples: int, seed: int) -> pd.DataFrame:
     """The published F1 of each label on CheXpert with its simulated 95 % interval, as `figures.label_dots` takes it.
 
     Columns: dataset, model, label, support (the positive films to be expected), f1, f1_low, f1_high.
@@ -259,7 +259,7 @@ def label_scores(draws: int, seed: int) -> pd.DataFrame:
     rows = printed().query("place == 'CheXpert, 14 labels'")
     tables = []
     for model, labels in rows.groupby("series", sort=False):
-        low, high = interval(rates(_counts(labels, labels, draws, seed)[0])[..., 2])
+        low, high = interval(rates(_counts(labels, labels, n_resamples, seed)[0])[..., 2])
         tables.append(labels.assign(model=model, f1_low=low, f1_high=high))
     table = pd.concat(tables, ignore_index=True)
     support = (table["prevalence"] * table["films"]).round().astype(int)
@@ -267,7 +267,7 @@ def label_scores(draws: int, seed: int) -> pd.DataFrame:
     return table.assign(dataset="CheXpert: published F1, simulated intervals", support=support)[names]
 
 
-def falls(draws: int, seed: int) -> pd.DataFrame:
+def falls(n_resamples: int, seed: int) -> pd.DataFrame:
     """What each model loses from CheXpert to NIH on the nine labels both have: model, change, low, high.
 
     `change` is relative to the published macro-F1 on CheXpert; the films of the two are drawn apart.
@@ -280,12 +280,12 @@ def falls(draws: int, seed: int) -> pd.DataFrame:
             pd.DataFrame({"f1": f1[model], "prevalence": shares[dataset], "films": published.FILMS[dataset]})
             for dataset, f1 in (("CheXpert", home), ("NIH", away))
         ]
-        samples = [_macros(side, side, draws, [seed, number, place])[0] for place, side in enumerate(sides)]
+        samples = [_macros(side, side, n_resamples, [seed, number, place])[0] for place, side in enumerate(sides)]
         rows.append((model, away[model].mean() / home[model].mean() - 1, *interval(samples[1] / samples[0] - 1)))
     return pd.DataFrame(rows, columns=["model", "change", "low", "high"])
 
 
-def differences(draws: int, seed: int, *, answered: float = 1.0, nih: str = "NIH") -> pd.DataFrame:
+def differences(n_resamples: int, seed: int, *, answered: float = 1.0, nih: str = "NIH") -> pd.DataFrame:
     """What each finding sets against each other (`CONTRASTS`), with its simulated 95 % interval, for each of `ERRORS`.
 
     Columns: finding, place, contrast, errors, published (second less first, macro-F1), low, high, change, change_low,
@@ -296,7 +296,7 @@ def differences(draws: int, seed: int, *, answered: float = 1.0, nih: str = "NIH
         first, second = (labels[labels["series"] == series] for series in CONTRASTS[finding])
         names = {"finding": finding, "place": place, "contrast": " less ".join(reversed(CONTRASTS[finding]))}
         for errors, shared in ERRORS.items():
-            samples = _macros(first, second, draws, seed, answered=answered, shared=shared)
+            samples = _macros(first, second, n_resamples, seed, answered=answered, shared=shared)
             rows.append(names | {"errors": errors} | _difference(first["f1"].mean(), second["f1"].mean(), *samples))
     return pd.DataFrame(rows)
 
@@ -309,18 +309,18 @@ def _difference(first: float, second: float, first_samples: np.ndarray, second_s
     return absolute | relative | {"told": bool(low > 0 or high < 0)}
 
 
-def _macros(first: pd.DataFrame, second: pd.DataFrame, draws: int, seed, **assumed: float) -> np.ndarray:
-    """Simulated macro-F1 of two models on the same films, rows of `printed` each: (2, draws)."""
-    return macro(_counts(first, second, draws, seed, **assumed))[..., 2]
+def _macros(first: pd.DataFrame, second: pd.DataFrame, n_resamples: int, seed, **assumed: float) -> np.ndarray:
+    """Simulated macro-F1 of two models on the same films, rows of `printed` each: (2, n_resamples)."""
+    return macro(_counts(first, second, n_resamples, seed, **assumed))[..., 2]
 
 
-def _counts(first: pd.DataFrame, second: pd.DataFrame, draws: int, seed, **assumed: float) -> np.ndarray:
+def _counts(first: pd.DataFrame, second: pd.DataFrame, n_resamples: int, seed, **assumed: float) -> np.ndarray:
     one, other = first["f1"].to_numpy(), second["f1"].to_numpy()
     prevalence, films = first["prevalence"].to_numpy(), first["films"].iloc[0]
-    return simulate(one, other, prevalence, films, draws, np.random.default_rng(seed), **assumed)
+    return simulate(one, other, prevalence, films, n_resamples, np.random.default_rng(seed), **assumed)
 
 
-def sensitivity(draws: int, seed: int) -> pd.DataFrame:
+def sensitivity(n_resamples: int, seed: int) -> pd.DataFrame:
     """Under how many assumptions each difference is told from zero, for independent and for shared errors.
 
     Every `ANSWERED` is tried, and on NIH with every `NIH_PREVALENCE`.  Columns: finding, place, contrast, published,
@@ -328,7 +328,7 @@ def sensitivity(draws: int, seed: int) -> pd.DataFrame:
     """
     tables = []
     for answered, nih in product(ANSWERED, NIH_PREVALENCE):
-        table = differences(draws, seed, answered=answered, nih=nih)
+        table = differences(n_resamples, seed, answered=answered, nih=nih)
         again = nih != NIH_PREVALENCE[0]  # only NIH's rows differ then
         tables.append(table[table["place"].str.startswith("NIH")] if again else table)
     keys = ["finding", "place", "contrast", "published"]

@@ -25,7 +25,7 @@ from chexreason.teacher import check, clients, rules
 from chexreason.teacher.clients import Asker, NoReply, Question, Reply, TeacherError
 
 REPLIES = "curate/teacher/replies.jsonl"
-ASIDE = "curate/traces_aside.parquet"
+EXCLUDED = "curate/traces_excluded.parquet"
 ENOUGH = 10
 """After so many questions in a row without a reply the endpoint is taken to be down."""
 
@@ -38,12 +38,12 @@ class Written(NamedTuple):
 
     `traces`: film, format, reasoning, labels (positives), text (as published), check (always ""), format by format, in
     the order of the films.
-    `aside`: film, format, reason, attempts, for the films without a trace of that format.
+    `excluded`: film, format, reason, attempts, for the films without a trace of that format.
     `requests`: film, format, attempt (from 1), fault, tokens_in, tokens_out, cost, cached (asked by an earlier run).
     """
 
     traces: pd.DataFrame
-    aside: pd.DataFrame
+    excluded: pd.DataFrame
     requests: pd.DataFrame
 
 
@@ -119,16 +119,16 @@ def write(study: config.Study, films: pd.DataFrame) -> Written:
     ]
     table = pd.concat(tables, ignore_index=True)
     failed = table["check"] != ""
-    traces, aside = table[~failed].drop(columns="attempts"), table[failed].rename(columns={"check": "reason"})
+    traces, excluded = table[~failed].drop(columns="attempts"), table[failed].rename(columns={"check": "reason"})
     return Written(
         traces.reset_index(drop=True),
-        aside[["film", "format", "reason", "attempts"]].reset_index(drop=True),
+        excluded[["film", "format", "reason", "attempts"]].reset_index(drop=True),
         _requests([case for some in cases.values() for case in some], study.teacher),
     )
 
 
-def origin(study: config.Study) -> dict:
-    """Who wrote the traces, for the origin of their record: kind, model, each prompt's hash, and the agreement.
+def provenance(study: config.Study) -> dict:
+    """Who wrote the traces, for the provenance of their record: kind, model, each prompt's hash, and the agreement.
 
     The agreement is the user's statement that credentialed films may be sent to this endpoint.
     """
@@ -145,12 +145,12 @@ def summary(written: Written) -> str:
 
     Requests count whenever they were made.  No film is named.
     """
-    traces, aside, requests = written
+    traces, excluded, requests = written
     lines = []
-    for format in dict.fromkeys([*traces["format"], *aside["format"]]):
-        reasons = aside.loc[aside["format"] == format, "reason"].str.split(":").str[0].value_counts()
+    for format in dict.fromkeys([*traces["format"], *excluded["format"]]):
+        reasons = excluded.loc[excluded["format"] == format, "reason"].str.split(":").str[0].value_counts()
         kept, lost = (traces["format"] == format).sum(), reasons.sum()
-        lines.append(f"{format}: {kept:,} traces; {lost:,} films set aside.")
+        lines.append(f"{format}: {kept:,} traces; {lost:,} films excluded.")
         lines += [f"- {kind}: {count:,}." for kind, count in reasons.items()]
     if len(requests):
         tokens = f"{requests['tokens_in'].sum():,} tokens in, {requests['tokens_out'].sum():,} tokens out"

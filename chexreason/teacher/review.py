@@ -148,7 +148,7 @@ def _rows(file: Path) -> pd.DataFrame:
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="origin" content="{origin}">
+<meta name="provenance" content="{provenance}">
 <title>{title}</title>
 <style>
 body {{ font: 1rem/1.5 sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }}
@@ -179,7 +179,7 @@ def _page(study: config.Study, some: pd.DataFrame) -> str:
         notices.append("The films are under an agreement: keep this page where it allows them to be.")
     seed = study.teacher.seed
     return PAGE.format(
-        origin=escape(json.dumps(records.origin(study, seed, [study.folder / check.TRACES]), sort_keys=True)),
+        provenance=escape(json.dumps(records.provenance(study, seed, [study.folder / check.TRACES]), sort_keys=True)),
         title=escape(f"Traces of {study.title}"),
         count=len(some),
         format=escape(some["format"].iloc[0]),

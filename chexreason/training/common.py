@@ -211,7 +211,9 @@ def finished(folder: Path) -> bool:
     return (folder / FINISHED).is_dir()
 
 
-def publish(folder: Path, place: Path, describe: Callable[[dict], tuple[pd.DataFrame, dict[str, str]]], origin: dict):
+def publish(
+    folder: Path, place: Path, describe: Callable[[dict], tuple[pd.DataFrame, dict[str, str]]], provenance: dict
+):
     """Copy the adapters of the finished run in `folder` to `place`, then write the log and the cards; returns the log.
 
     `describe` makes the log and the text of each adapter's card from the history that `finish` kept.  The adapters
@@ -226,7 +228,7 @@ def publish(folder: Path, place: Path, describe: Callable[[dict], tuple[pd.DataF
         for name, card in cards.items():
             with records.replacing(place / name / "README.md") as unfinished:
                 unfinished.write_text(card, encoding="utf-8")
-        records.save(log, place / LOG, origin)
+        records.save(log, place / LOG, provenance)
     except Exception as error:
         error.add_note(f"Training is finished and its adapters are kept in {kept}; only the log or a card failed.")
         raise

@@ -214,8 +214,8 @@ def train(study: config.Study, run: str, seed: int) -> pd.DataFrame:
         table["validation_f1"] = table["step"].map(dict(history["f1"]))
         return table, {name: describe(study, checkpoint, step, table) for name, step in history["steps"].items()}
 
-    origin = records.origin(study, seed, _inputs(study, checkpoint)) | models.provenance(base)
-    return common.publish(going, study.paths.run(checkpoint), log_and_cards, origin)
+    provenance = records.provenance(study, seed, _inputs(study, checkpoint)) | models.provenance(base)
+    return common.publish(going, study.paths.run(checkpoint), log_and_cards, provenance)
 
 
 def describe(study: config.Study, checkpoint: config.Checkpoint, step: int, table: pd.DataFrame) -> str:
@@ -267,7 +267,7 @@ def validate(study: config.Study, checkpoint: config.Checkpoint, weights: Path) 
     texts = predict.ask(reader, watched["image"], protocol, journal, f"validation of {weights.name}")
     given = [[label in answers.read(text).labels for label in sampling.LABELS] for text in texts]
     value = float(metrics.macro(metrics.tally(watched[sampling.LABELS].to_numpy(), given).sum(axis=0))[2])
-    records.save_json(value, kept, records.origin(study))
+    records.save_json(value, kept, records.provenance(study))
     shutil.rmtree(journal, ignore_errors=True)
     return value
 

@@ -168,8 +168,8 @@ def train(study: config.Study, run: str, seed: int) -> pd.DataFrame:
         table = log(history["log"])
         return table, {"adapter": describe(study, checkpoint, table)}
 
-    origin = records.origin(study, seed, _inputs(study)) | models.provenance(base)
-    return common.publish(going, study.paths.run(checkpoint), log_and_card, origin)
+    provenance = records.provenance(study, seed, _inputs(study)) | models.provenance(base)
+    return common.publish(going, study.paths.run(checkpoint), log_and_card, provenance)
 
 
 def log(history: list[dict]) -> pd.DataFrame:

@@ -181,12 +181,12 @@ def _changes(study: config.Study, name: str) -> dict:
 
 def _curate(small: config.Study, study: config.Study) -> None:
     """Draw the films and write a trace of each, as long as the longest that the study's teacher may write."""
-    records.save(curate.manifest(small).films, small.folder / curate.MANIFEST, records.origin(small))
+    records.save(curate.manifest(small).films, small.folder / curate.MANIFEST, records.provenance(small))
     films = pd.concat([curate.dataset(small, split) for split in ("sft", "sft-holdout")], ignore_index=True)
     traces = generate.write(small, films).traces
     if words := getattr(study.teacher, "max_words", 0):
         traces["text"] = traces["text"].map(lambda text: lengthened(text, words))
-    records.save(traces, small.folder / check.TRACES, records.origin(small))
+    records.save(traces, small.folder / check.TRACES, records.provenance(small))
 
 
 def lengthened(text: str, words: int) -> str:
