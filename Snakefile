@@ -38,6 +38,10 @@ values = study.model_dump()
 if config.get("dry") and not os.path.exists(".snakemake"):  # a dry run leaves nothing, as Snakemake's own notes are
     atexit.register(shutil.rmtree, ".snakemake", ignore_errors=True)
 
+READERS = [
+    fingerprint.PACKAGE / "data" / f"{kind}.py"
+    for kind in sorted({source.kind for source in study.sources.values()} - {"phantom"})
+]
 SFT, GRPO = study.runs("sft"), study.runs("grpo")
 paths = Paths(Path(runs))
 GPUS = int(config.get("gpus", 0))  # of this machine; a stage that computes on a GPU has one alone
@@ -61,6 +65,7 @@ wildcard_constraints:
     stage="sft|grpo",
     run=among([*study.sft.runs, *(name + best for name in study.grpo.runs for best in ("", BEST))]),
     seed=r"\d+",
+    chapter=r"index|resampling|[6-9]_(?!compare)\w+",
 
 
 def given(*names, **more):
@@ -102,6 +107,10 @@ def source(notebook):
     return os.path.relpath(ROOT / notebook)
 
 
+def chapter_file(name):
+    return f"{'book' if name == 'index' else 'notebooks'}/{name}.ipynb"
+
+
 def loaded(model):
     """What of a model's entry its training depends on, with the version of its weights."""
     left_out = ("name", "prompt", "note", "full")
@@ -131,7 +140,7 @@ def reward(checkpoint):
     if checkpoint.stage != "grpo":
         return None
     run = study.grpo.runs[checkpoint.run]
-    code = [records.sha256(path) for path in rewards.code(run.reward, study.file.parent)]
+    code = [records.sha256(path) for path in rewards.code_files(run.reward, study.file.parent)]
     constants = study.grpo.of(checkpoint.run).reward.model_dump()
     return {"reward": run.reward, "code": code, "args": run.reward_args, "constants": constants}
 
@@ -143,15 +152,18 @@ def needs(notebook, stage=None, checkpoint=lambda wildcards: None):
     """
 
     @cache
-    def wanted(one):
-        benchmark = Path(f"{runs}/benchmarks/{paths.notebook(notebook, one).stem}.tsv")
+    def of_job(name, one):
+        benchmark = Path(f"{runs}/benchmarks/{paths.notebook(name, one).stem}.tsv")
         found = resources.of_job(study, stage, benchmark, one) if stage else resources.plain(benchmark)
         return found | {"gpu": int(bool(stage) and (GPUS > 0 or found["gpu"]))}
 
+    def wanted(wildcards):
+        return of_job(wildcards.get("chapter", notebook), checkpoint(wildcards))
+
     return {
-        "gpu": lambda wildcards: wanted(checkpoint(wildcards))["gpu"],
-        "mem_mb": lambda wildcards, attempt: attempt * wanted(checkpoint(wildcards))["mem_mb"],
-        "runtime": lambda wildcards, attempt: attempt * wanted(checkpoint(wildcards))["runtime"],
+        "gpu": lambda wildcards: wanted(wildcards)["gpu"],
+        "mem_mb": lambda wildcards, attempt: attempt * wanted(wildcards)["mem_mb"],
+        "runtime": lambda wildcards, attempt: attempt * wanted(wildcards)["runtime"],
     }
 
 
@@ -164,6 +176,15 @@ ASKED = [str(paths.answers(each)) for each in study.checkpoints()]
 SFT_LOGS = [str(paths.log(each)) for each in SFT]
 GRPO_LOGS = [str(paths.log(each)) for each in GRPO]
 tried = study.prompts.variants if study.prompts else []
+CHAPTERS = {
+    "index": [manifest, *compared],
+    "6_labels": [manifest, *compared],
+    "6_robustness": [manifest, *compared],
+    "7_variants": [manifest, *compared, *SFT_LOGS, *GRPO_LOGS],
+    "8_reanalysis": [],
+    "9_findings": [manifest, *compared, *ASKED],
+    "resampling": [],
+}  # what each chapter reads that neither trains nor asks; without inputs it has no `params` and `full` either
 chapters = [
     paths.notebook("index"),
     paths.notebook("1_curate"),
@@ -172,14 +193,13 @@ chapters = [
     *(paths.notebook("4_grpo", each) for each in GRPO),
     *(paths.notebook("5_predict", each) for each in study.checkpoints()),
     paths.notebook("6_compare"),
-    *([paths.notebook("7_variants")] if study.sft.runs else []),
-    paths.notebook("8_reread"),
-    paths.notebook("9_findings"),
+    *(paths.notebook(name) for name in CHAPTERS if name not in ("index", *([] if study.sft.runs else ["7_variants"]))),
 ]
 
 
 localrules:
     book,
+    chapters,
     sft,
     grpo,
     predict,
@@ -229,6 +249,7 @@ checkpoint curate:
                 "code": fingerprint.notebook(ROOT / "notebooks/1_curate.ipynb"),
                 **{name: values[name] for name in ("sources", "curate", "tests", "teacher")},
                 **{name: getattr(load(study.file), name) for name in ("formats", "rl_sources", "relabelings")},
+                "readers": fingerprint.code(tuple(READERS)),
                 "teacher prompts": teacher_prompts(),
                 "files": {path.name: records.sha256(path) for path in study.files()},
             },
@@ -258,8 +279,8 @@ rule prompts:
         key=key(
             "notebooks/2_prompts.ipynb",
             lambda wildcards: {
-                "films": chosen(study.home),
-                "protocols": [Protocol.of(study, name, study.home).hash for name in tried],
+                "films": chosen(study.validation),
+                "protocols": [Protocol.of(study, name, study.validation).hash for name in tried],
                 "models": {name: {**values["models"][name], **loaded(name)} for name in values["models"]},
                 **{name: values[name] for name in ("prompts", "compare")},
                 "reward": values["grpo"]["reward"],
@@ -333,8 +354,8 @@ rule grpo_run:
         key=key(
             "notebooks/4_grpo.ipynb",
             lambda wildcards: {
-                "films": [rewarded(wildcards.run), chosen(study.home)],
-                "protocol": Protocol.of(study, study.prompt(trained("grpo", wildcards)), study.home).hash,
+                "films": [rewarded(wildcards.run), chosen(study.validation)],
+                "protocol": Protocol.of(study, study.prompt(trained("grpo", wildcards)), study.validation).hash,
                 "grpo": study.grpo.of(wildcards.run).model_dump(),
                 "reward": reward(trained("grpo", wildcards)),
                 "model": loaded(wildcards.model),
@@ -439,92 +460,34 @@ rule compare:
         RUN
 
 
-rule variants:
+rule chapter_run:
     input:
-        manifest,
-        compared,
-        SFT_LOGS,
-        GRPO_LOGS,
+        lambda wildcards: CHAPTERS[wildcards.chapter],
     output:
-        notebook=str(paths.notebook("7_variants")),
+        notebook=f"{runs}/notebooks/{{chapter}}.ipynb",
     params:
-        notebook=source("notebooks/7_variants.ipynb"),
-        given=given(full=FULL),
-        key=key("notebooks/7_variants.ipynb", whole),
+        notebook=lambda wildcards: source(chapter_file(wildcards.chapter)),
+        given=lambda wildcards: given(full=FULL)(wildcards) if CHAPTERS[wildcards.chapter] else "",
+        key=lambda wildcards: (
+            key(chapter_file(wildcards.chapter), whole)(wildcards)
+            if CHAPTERS[wildcards.chapter]
+            else fingerprint.notebook(ROOT / chapter_file(wildcards.chapter))
+        ),
     conda:
         "environment.yml"
     log:
-        f"{runs}/logs/7_variants.log",
+        f"{runs}/logs/{{chapter}}.log",
     benchmark:
-        f"{runs}/benchmarks/7_variants.tsv"
+        f"{runs}/benchmarks/{{chapter}}.tsv"
     resources:
-        **needs("7_variants"),
+        **needs("chapter"),
     shell:
         RUN
 
 
-rule reread:
-    output:
-        notebook=str(paths.notebook("8_reread")),
-    params:
-        notebook=source("notebooks/8_reread.ipynb"),
-        given="",  # it reads nothing of a study
-        key=fingerprint.notebook(ROOT / "notebooks/8_reread.ipynb"),
-    conda:
-        "environment.yml"
-    log:
-        f"{runs}/logs/8_reread.log",
-    benchmark:
-        f"{runs}/benchmarks/8_reread.tsv"
-    resources:
-        **needs("8_reread"),
-    shell:
-        RUN
-
-
-rule findings:
+rule chapters:
     input:
-        manifest,
-        compared,
-        ASKED,
-    output:
-        notebook=str(paths.notebook("9_findings")),
-    params:
-        notebook=source("notebooks/9_findings.ipynb"),
-        given=given(full=FULL),
-        key=key("notebooks/9_findings.ipynb", whole),
-    conda:
-        "environment.yml"
-    log:
-        f"{runs}/logs/9_findings.log",
-    benchmark:
-        f"{runs}/benchmarks/9_findings.tsv"
-    resources:
-        **needs("9_findings"),
-    shell:
-        RUN
-
-
-rule index:
-    input:
-        manifest,
-        compared,
-    output:
-        notebook=str(paths.notebook("index")),
-    params:
-        notebook=source("book/index.ipynb"),
-        given=given(full=FULL),
-        key=key("book/index.ipynb", whole),
-    conda:
-        "environment.yml"
-    log:
-        f"{runs}/logs/index.log",
-    benchmark:
-        f"{runs}/benchmarks/index.tsv"
-    resources:
-        **needs("index"),
-    shell:
-        RUN
+        [str(path) for path in chapters],
 
 
 rule sft:

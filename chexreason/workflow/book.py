@@ -96,7 +96,8 @@ def _entries(entry: dict, chapters: list[str]) -> list[dict]:
 def _copy(chapter: Path, folder: Path, labels: set[str]) -> None:
     """Copy an executed notebook, with the parameters it was given in place of its own.
 
-    One of several runs of a notebook names its run in its heading, and in figure labels that are already taken.
+    Cells with the tag `conclusion` are moved to the top, because a notebook that trains cannot begin with them.  If a
+    notebook has several runs, the run is added to its heading, and to figure labels that are already taken.
     """
     import nbformat
 
@@ -108,6 +109,9 @@ def _copy(chapter: Path, folder: Path, labels: set[str]) -> None:
     if any("injected-parameters" in each for each in tags):
         kept = zip(notebook.cells, tags, strict=True)
         notebook.cells = [cell for cell, each in kept if "parameters" not in each]
+    heading, *rest = notebook.cells
+    first = [cell for cell in rest if "conclusion" in cell.metadata.get("tags", [])]
+    notebook.cells = [heading, *first, *(cell for cell in rest if cell not in first)]
     run = chapter.stem.partition("-")[2]
     if run:
         heading, *rest = notebook.cells[0].source.split("\n")
