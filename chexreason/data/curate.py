@@ -2,6 +2,8 @@
 
 import json
 import os
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from chexreason import records
-from chexreason.data import chexpert, convert, film_table, mimic, nih, own, sampling
+from chexreason.data import convert, film_table, sampling
 from chexreason.data.phantom import hospitals
 from chexreason.labels import positives
 
@@ -35,7 +37,7 @@ def candidates(study, source: str) -> Candidates:
     word for: they stay unknown, where other silence is settled by the study's policy), and `recipe` (how a phantom is
     drawn).  Names of films, studies and patients begin with the data set's name, or else the source's key.
     """
-    section, read = study.sources[source], offered(study, source)
+    section, read = study.sources[source], source_films(study, source)
     films = read.table
     silent = films[sampling.LABELS].isna().all(axis=1)
     excluded = [read.excluded, films.loc[silent, ["film", "path"]].assign(reason="no label is stated")]
@@ -47,7 +49,7 @@ def candidates(study, source: str) -> Candidates:
     return Candidates(films, pd.concat(excluded, ignore_index=True).assign(source=source))
 
 
-def offered(study, source: str) -> film_table.Films:
+def source_films(study, source: str) -> film_table.Films:
     """What `source` holds, its table with the films of the views and splits that the study names only.
 
     Raises CurateError for a split that the source does not have.
@@ -77,23 +79,26 @@ def _read(study, source: str, key: str | None = None) -> film_table.Films:
     With the `key` of another source, films of one's own and phantoms are named as that source names them.
     """
     section, key = study.sources[source], key or source
-    match section.kind:
-        case "phantom":
-            return hospitals.read(section, key)
-        case "mimic":
-            films = mimic.read(section.folder, section.labels)
-        case "chexpert":
-            films = chexpert.read(section.folder)
-        case "nih":
-            films = nih.read(section.folder, section.fibrosis)
-        case "own":
-            films = own.read(section.folder, section, study.file.parent)
+    if section.kind == "phantom":
+        return hospitals.read(section, key)
+    films = _read_folder(section, study.file.parent)
     owner = key if section.kind == "own" else section.kind
     names = {name: owner + "-" + films.table[name] for name in ("film", "study")}
     names["patient"] = (_hospital(study, source) if section.kind == "own" else owner) + "-" + films.table["patient"]
     return films._replace(
         table=films.table.assign(**names), excluded=films.excluded.assign(film=owner + "-" + films.excluded["film"])
     )
+
+
+def _read_folder(section, beside: Path) -> film_table.Films:
+    """The films of a source on disk: `read` of the module `chexreason.data.<kind>`, called with what it names.
+
+    That is `root` (the folder), any key of the source's section, the `section` itself, and the folder `beside`, which
+    holds the params file.
+    """
+    read = import_module(f"chexreason.data.{section.kind}").read
+    given = {**dict(section), "root": section.folder, "section": section, "beside": beside}
+    return read(**{name: given[name] for name in signature(read).parameters})
 
 
 def _hospital(study, source: str) -> str:
@@ -114,7 +119,7 @@ def _place(root: str) -> Path:
     return Path(os.path.expandvars(root)).expanduser().resolve()
 
 
-def training(study, pool: pd.DataFrame) -> pd.DataFrame:
+def training_splits(study, pool: pd.DataFrame) -> pd.DataFrame:
     """The SFT, hold-out, RL and validation films, from the `pool` of films of the training source.
 
     No patient is in two of the three shares.
@@ -131,7 +136,7 @@ def training(study, pool: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([sft, rl, _validation(pool[share == "validation"], section)])
 
 
-def _more_rl(study, pools: dict[str, pd.DataFrame]) -> list[pd.DataFrame]:
+def _other_rl_films(study, pools: dict[str, pd.DataFrame]) -> list[pd.DataFrame]:
     """The films of the sources that GRPO trains on beside the one that trains."""
     return [
         sampling.sample(pools[source], study.rl_split(source), study.curate.rl, study.curate)
@@ -162,9 +167,9 @@ def choose(study, pools: dict[str, pd.DataFrame]) -> pd.DataFrame:
     Raises CurateError where the sources cannot give what is asked, or a patient would be in two splits.
     """
     if study.curate.frozen:
-        chosen = _thawed(study, pd.concat(pools.values(), ignore_index=True))
+        chosen = _frozen_films(study, pd.concat(pools.values(), ignore_index=True))
     else:
-        trained = [training(study, pools[study.curate.train]), *_more_rl(study, pools)]
+        trained = [training_splits(study, pools[study.curate.train]), *_other_rl_films(study, pools)]
         chosen = pd.concat([*trained, tests(study, pools)], ignore_index=True)
     _refuse_shared(chosen, study)
     chosen["path"] = "curate/films/" + chosen["film"].map(convert.file_name)
@@ -267,7 +272,7 @@ def _validation(films: pd.DataFrame, section) -> pd.DataFrame:
             f"{len(films)}; raise sources.{section.train}.films or curate.shares.validation"
         )
     split = f"{section.train}-validation"
-    order = np.argsort(sampling.unit(films["film"], f"{section.seed}/{split}"))[: section.validation]
+    order = np.argsort(sampling.hash_to_unit(films["film"], f"{section.seed}/{split}"))[: section.validation]
     return films.iloc[order].assign(split=split, why="validation: random film of the validation share")
 
 
@@ -281,7 +286,7 @@ def _test(films: pd.DataFrame, name: str, test, study) -> pd.DataFrame:
         raise _too_few(name, test, len(films))
     salt = f"{study.curate.seed}/{name}"
     if test.draw == "films":
-        drawn = films.iloc[np.argsort(sampling.unit(films["film"], salt))[: test.films]]
+        drawn = films.iloc[np.argsort(sampling.hash_to_unit(films["film"], salt))[: test.films]]
         return drawn.assign(split=name, why=f"{name}: film drawn at random from source {test.source}")
     drawn = sampling.whole_patients(films, test.films, salt)
     others = films[~films["patient"].isin(drawn["patient"])]
@@ -312,7 +317,7 @@ def _refuse_shared(chosen: pd.DataFrame, study) -> None:
     """Raises CurateError for a patient in two splits, as where two sources have the same patients."""
     places = chosen[["patient", "split"]].drop_duplicates()
     plain = places["patient"].str.replace("mimic-p", "mimic-", regex=False)  # a folder p10000032, a subject 10000032
-    places["alike"] = film_table.alike(plain)
+    places["alike"] = film_table.spelling_key(plain)
     shared = places[places.duplicated("alike", keep=False)].sort_values("alike", kind="stable")
     if len(shared):
         (patient, split, _), (_, other, _) = shared.iloc[:2].to_numpy()
@@ -341,7 +346,7 @@ def _frozen(study) -> pd.DataFrame:
     return manifest
 
 
-def _thawed(study, films: pd.DataFrame) -> pd.DataFrame:
+def _frozen_films(study, films: pd.DataFrame) -> pd.DataFrame:
     """The films of a frozen manifest, with the labels they have in the sources on this machine."""
     frozen = _frozen(study)[["film", "split", "why"]]
     missing = frozen.loc[~frozen["film"].isin(films["film"]), "film"]
