@@ -230,7 +230,7 @@ def _tagged(text: str, start: int, end: int) -> tuple[str, str] | None:
     if not blocks:
         return None
     closed, opened, inside = max(blocks)
-    return _thought(text[:opened]), _led(text[start:opened], text[inside:closed])
+    return _thought(text[:opened]), _block_with_denial(text[start:opened], text[inside:closed])
 
 
 def _object(text: str, start: int) -> tuple[str, str] | None:
@@ -256,12 +256,12 @@ def _headed(text: str, start: int) -> tuple[str, str] | None:
     heading = max(_LABEL_HEADING.finditer(text, start), key=re.Match.start, default=None)
     if heading is None or text.count("{", start) > text.count("}", start):  # an object still open was cut off, too
         return None
-    block = _led(text[start : heading.start()], text[heading.end() :].lstrip().partition("\n\n")[0])
+    block = _block_with_denial(text[start : heading.start()], text[heading.end() :].lstrip().partition("\n\n")[0])
     labels, _, unknown = _names(block) or ((), 0, 0)
     return (_thought(text[: heading.start()]), block) if labels and not unknown else None
 
 
-def _led(before: str, block: str) -> str:
+def _block_with_denial(before: str, block: str) -> str:
     """The block; with a denial in front where the unfinished sentence before it ends in one ("not present:")."""
     lead = re.split(r"[.!?\n]", re.sub(r":[\s*_]+$", ":", before[-OPENING:]))[-1]
     return f"no {block}" if re.search(r"\bno( [:(-])*$", " ".join(_kinds(lead)[0])) else block

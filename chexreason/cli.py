@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = "params/mini.yaml"
 
 RUN_HELP = """\
-Targets are the stages curate, prompts, sft, grpo, predict, compare, variants, findings and book (the default), and
+Targets are the stages curate, prompts, sft, grpo, predict, compare, chapters and book (the default), and
 files, such as runs/mini/sft/medgemma/free_reasoning/seed0/log.parquet for a single run.
 
 Every other option after the params file goes to Snakemake; what follows -- goes there as it is:
@@ -245,7 +245,7 @@ def predict(given: argparse.Namespace) -> int:
     study = _study(given.params)
     asked = predict.choose_checkpoint(study, given.model, given.checkpoint, given.seed)
     paths = predict.find_films(given.films)
-    replies = predict.own(study, asked, paths)
+    replies = predict.answer_own_films(study, asked, paths)
     rows = [predict.answer_row(path, reply) for path, reply in zip(paths, replies, strict=True)]
     caution = predict.caution(study, asked.model)
     if given.json:
@@ -491,7 +491,7 @@ def _hold(study) -> None:
     if not locked:  # what is half written may be that of a process on another machine
         return
     since = datetime.now().astimezone().isoformat(" ", "seconds")
-    with records.telling_full(path):
+    with records.disk_full_errors(path):
         os.truncate(lock, 0)
         os.write(lock, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
     records.sweep(study.folder)

@@ -44,7 +44,7 @@ class ModelError(ValueError):
 
 
 @contextmanager
-def one_line(place: str | Path):
+def one_line_errors(place: str | Path):
     """Raise whatever a library raises in the block as a ModelError of one line that begins with `place`.
 
     Running out of memory is left as it is: what to do about it depends on the caller.
@@ -139,7 +139,7 @@ def load_processor(model: config.Model):
     """
     from transformers import AutoConfig, AutoProcessor
 
-    with one_line(model.path):
+    with one_line_errors(model.path):
         source = _source(model)
         kind = AutoConfig.from_pretrained(**source).model_type
         if kind == "qwen2_5_vl":
@@ -148,10 +148,10 @@ def load_processor(model: config.Model):
             processor = AutoProcessor.from_pretrained(**source)
     if not hasattr(processor, "image_processor"):
         raise ModelError(f"{model.path}: has no image processor, so it cannot look at a film")
-    with one_line(model.path):
+    with one_line_errors(model.path):
         _only_template_adds_tokens(processor, model.path)
     if model.visual_tokens:
-        bound(processor.image_processor, model)
+        limit_visual_tokens(processor.image_processor, model)
     return processor
 
 
@@ -199,7 +199,7 @@ def inputs(processor, images: Sequence, prompt: str):
     )
 
 
-def opened(processor) -> str:
+def template_opening(processor) -> str:
     """What the chat template itself writes of every reply: "<think>\\n" where it opens the thought, else "".
 
     It belongs to the reply wherever that is rewarded, read or recorded.
@@ -210,7 +210,7 @@ def opened(processor) -> str:
     return end[tags[-1].start() :] if tags and f"</{tags[-1][1]}>" not in end[tags[-1].end() :] else ""
 
 
-def message(answer: str, opening: str) -> str:
+def assistant_message(answer: str, opening: str) -> str:
     """The assistant's message that makes a model whose template writes `opening` give `answer`.
 
     Where the answer has no thought, the opened one is closed at once.
@@ -220,7 +220,7 @@ def message(answer: str, opening: str) -> str:
     return opening + (answer.removeprefix("<think>") if answer.startswith("<think>") else f"</think>\n{answer}")
 
 
-def ends(model, processor) -> list[int]:
+def end_tokens(model, processor) -> list[int]:
     """The tokens that end a reply: those of the model's generation config, the tokenizer's, the chat template's."""
     mark, words = "Nothing.", processor.tokenizer
     turns = [{"role": role, "content": [{"type": "text", "text": mark}]} for role in ("user", "assistant")]
@@ -233,7 +233,7 @@ def ends(model, processor) -> list[int]:
 
 
 def plain_generation(model, processor):
-    """Have a model generate as it is asked to, with no default of its own, and stop at every token of `ends`.
+    """Have a model generate as it is asked to, with no default of its own, and stop at every token of `end_tokens`.
 
     A published generation_config.json may hold a repetition penalty or the like, which would change greedy decoding of
     this model and of no other.  Returns the model.
@@ -242,13 +242,13 @@ def plain_generation(model, processor):
 
     model.generation_config = GenerationConfig(
         bos_token_id=model.generation_config.bos_token_id,
-        eos_token_id=ends(model, processor),
+        eos_token_id=end_tokens(model, processor),
         pad_token_id=processor.tokenizer.pad_token_id,
     )
     return model
 
 
-def bound(image_processor, model: config.Model) -> None:
+def limit_visual_tokens(image_processor, model: config.Model) -> None:
     """Have Qwen2.5-VL's image processor make between `model.visual_tokens` tokens of a film, of whatever size it is.
 
     The processor counts in pixels: a token is a square of `merge_size` x `merge_size` patches, 28 x 28 pixels of the
@@ -281,7 +281,7 @@ def load_base(model: config.Model):
     import torch
     from transformers import AutoModelForImageTextToText
 
-    with one_line(model.path):
+    with one_line_errors(model.path):
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             **_source(model), dtype=getattr(torch, model.dtype), use_safetensors=True
         )
@@ -328,7 +328,7 @@ def attach(base, adapter: Path, trainable: bool = False):
     for name in ADAPTER:
         if not (adapter / name).is_file():
             raise ModelError(f"{adapter}: holds no {name}; an adapter is {' and '.join(ADAPTER)}")
-    with one_line(adapter):
+    with one_line_errors(adapter):
         weights = load_file(adapter / ADAPTER[1])
         try:
             model = PeftModel.from_pretrained(base, str(adapter), is_trainable=trainable, use_safetensors=True)

@@ -79,7 +79,7 @@ def replacing(path: Path, sync: bool = True):
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (path.with_name(f".{path.name}.{word}{os.getpid()}") for word in ("", "old."))
     try:
-        with telling_full(path):
+        with disk_full_errors(path):
             yield temporary
             if sync:
                 to_disk(temporary)
@@ -94,7 +94,7 @@ def replacing(path: Path, sync: bool = True):
 
 
 @contextmanager
-def telling_full(path: Path):
+def disk_full_errors(path: Path):
     """Raise DiskFullError, naming `path`, for whatever fails in the block because the disk is full."""
     try:
         yield

@@ -107,7 +107,7 @@ class Parts(NamedTuple):
         return self.match + self.partial - self.false_positives - self.collapse - self.format
 
 
-def predicted(text: str) -> tuple[str, ...] | None:
+def read_labels(text: str) -> tuple[str, ...] | None:
     """The labels a reply predicts, of the fourteen and each once, or None where evaluation too can read none."""
     answer, reading = answers.read_strict(text), answers.read(text)
     if answer is not None:
@@ -125,14 +125,14 @@ def nuanced(text: str, truth: Collection[str], window: Window, settings: config.
       are added, so an exact match earns all of both too, and 150 is the most there is.
     - false positives are penalised by label frequency, No Finding and Support Devices most - see `false_positive`.
     - collapse: when one label passes 70 % (`dominance`) of the last 100 predictions (`window`), -30 for each excess
-      repetition (`repetition`) and -50 for mode collapse (`collapse`) - see `dominated`.
+      repetition (`repetition`) and -50 for mode collapse (`collapse`) - see `dominance_cost`.
     - format: -100 for each invalid label (`invalid`), -25 for each duplicate (`duplicate`), a penalty for text outside
       the two blocks - the latter (`outside`) once for any reply that is not exactly the two blocks, a missing or
       repeated block included; together at most `format_limit`, so that one runaway reply does not outweigh its batch.
     - labels are filtered to the fourteen before they are compared - an invalid name costs its penalty and nothing else.
       A reply out of form is not worthless as under equation 3: what evaluation reads in it counts, less the penalty.
     """
-    given, reading = predicted(text), answers.read(text)
+    given, reading = read_labels(text), answers.read(text)
     labels, true = set(given or ()), set(truth)
     correct, exact = len(labels & true), given is not None and labels == true
     found, precise = (1.0, 1.0) if exact else (correct / max(1, len(true)), correct / max(1, len(labels)))
@@ -141,7 +141,7 @@ def nuanced(text: str, truth: Collection[str], window: Window, settings: config.
         match=settings.match if exact else 0.0,
         partial=settings.recall * found + settings.precision * precise,
         false_positives=sum(false_positive(label, settings) for label in sorted(labels - true)),
-        collapse=dominated(labels, window, settings),
+        collapse=dominance_cost(labels, window, settings),
         format=min(settings.format_limit, faults + (settings.outside if malformed(text) else 0.0)),
     )
 
@@ -156,7 +156,7 @@ def false_positive(label: str, settings: config.Nuanced) -> float:
     return settings.false_positive * (1.0 + settings.frequency.get(label, 0.0) / commonest)
 
 
-def dominated(labels: Collection[str], window: Window, settings: config.Nuanced) -> float:
+def dominance_cost(labels: Collection[str], window: Window, settings: config.Nuanced) -> float:
     """What `labels` cost for repeating what dominates `window`, in points (the reading is ours).
 
     Dominance is counted in predictions, not labels, for a reply may hold several.  Each completion is judged as the
@@ -179,7 +179,7 @@ def nuanced_batch(
     block can be read is no prediction, an answer of no label is one.
     """
     parts = [nuanced(text, truth, window, settings) for text, truth in zip(texts, truths, strict=True)]
-    return parts, window.add(labels for text in texts if (labels := predicted(text)) is not None)
+    return parts, window.add(labels for text in texts if (labels := read_labels(text)) is not None)
 
 
 def texts(completions: Sequence[Sequence[dict]]) -> list[str]:
@@ -287,7 +287,7 @@ def find(path: str, beside: Path) -> Any:
 def check(path: str, beside: Path, arguments: dict) -> None:
     """Raise RewardError unless there is such a reward, it can be called, and takes the `arguments` of its run."""
     reward = find(path, beside)
-    called = _called(path, reward)
+    called = _reward_call(path, reward)
     constants = _parameters(path, reward)
     own = sorted(name for name in constants if name not in {*GIVEN, "settings"})
     for name in arguments:
@@ -295,7 +295,7 @@ def check(path: str, beside: Path, arguments: dict) -> None:
             near = difflib.get_close_matches(name, own, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(own) or 'none'}"
             raise RewardError(f"{path}: reward_args: no argument {name!r}; {hint}")
-    if not takes(called, "completions") and not takes(called, "completion_ids"):
+    if not has_argument(called, "completions") and not has_argument(called, "completion_ids"):
         raise RewardError(f"{path}: takes no completions; a reward is called with {', '.join(GIVEN)}, by name")
     if inspect.isclass(reward):
         _refuse_lacking(path, constants, {*arguments, "settings"})
@@ -304,7 +304,7 @@ def check(path: str, beside: Path, arguments: dict) -> None:
         _refuse_lacking(path, constants, {*arguments, "settings", *GIVEN})
 
 
-def _called(path: str, reward) -> Callable:
+def _reward_call(path: str, reward) -> Callable:
     """The function by which a reward is called, of a class its method; raises RewardError where there is none."""
     called = _call(reward) if inspect.isclass(reward) else reward
     if not callable(called):
@@ -333,7 +333,7 @@ def _refuse_lacking(path: str, parameters: dict[str, inspect.Parameter], given: 
             )
 
 
-def make(path: str, beside: Path, arguments: dict, settings: config.Reward) -> Callable:
+def make_reward(path: str, beside: Path, arguments: dict, settings: config.Reward) -> Callable:
     """A reward ready to be called, new for each run, with the constants of its run (`arguments`) and of the study."""
     check(path, beside, arguments)
     reward = find(path, beside)
@@ -342,7 +342,7 @@ def make(path: str, beside: Path, arguments: dict, settings: config.Reward) -> C
     return made
 
 
-def code(path: str, beside: Path) -> list[Path]:
+def code_files(path: str, beside: Path) -> list[Path]:
     """The files of code that a reward from outside this package is made of: its file, or all of its package."""
     place = path.rpartition(":")[0]
     if path in REWARDS or not place:
@@ -360,7 +360,7 @@ def scores(reward: Callable, name: str, **given) -> list[float]:
 
     Raises RewardError for anything but one finite number per completion.
     """
-    values = reward(**{key: value for key, value in given.items() if takes(reward, key)})
+    values = reward(**{key: value for key, value in given.items() if has_argument(reward, key)})
     if not isinstance(values, Iterable) or isinstance(values, str | bytes | dict | set | frozenset):
         raise RewardError(f"{name}: returned a {type(values).__name__}, not a list of numbers")
     values = list(values)
@@ -410,7 +410,7 @@ def _columns(reward: Callable, replies: Sequence[dict]) -> dict:
         from PIL import Image
 
         columns["image"] = [Image.open(reply["image"]) for reply in replies]
-    if takes(reward, "trainer_state"):
+    if has_argument(reward, "trainer_state"):
         from transformers import TrainerState
 
         columns["trainer_state"] = TrainerState(max_steps=1)
@@ -433,7 +433,7 @@ def _where(reward: Callable, name: str, batch: Sequence[dict], error: Exception)
     return f"{said}; on {len(batch)} replies together, the first about film {batch[0]['film']}, and on none alone"
 
 
-def takes(reward: Callable, name: str) -> bool:
+def has_argument(reward: Callable, name: str) -> bool:
     """Whether a reward is given `name` when it is called: it names it, or takes everything."""
     parameters = inspect.signature(reward).parameters
     return name in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())

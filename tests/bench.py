@@ -99,7 +99,7 @@ def curating() -> str:
         mimic_tables.write(Path(folder))
         os.environ["MIMIC_CXR_JPG"] = folder
         study = config.load("params/paper.yaml")
-        taken = best(lambda: curate.training(study, curate.candidates(study, "mimic").films), 1)
+        taken = best(lambda: curate.training_splits(study, curate.candidates(study, "mimic").films), 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     return f"{taken:.1f} s, this process's peak {peak:.2f} GB, for {mimic_tables.FILMS:,} films"
 
@@ -145,7 +145,7 @@ def asking(reader, paths: list[Path], protocol) -> float:
     from chexreason.inference import predict
 
     with TemporaryDirectory() as journal:
-        return best(lambda: predict.ask(reader, paths, protocol, Path(journal)), 1)
+        return best(lambda: predict.answer_films(reader, paths, protocol, Path(journal)), 1)
 
 
 def drawn(folder: Path, films: int) -> list[Path]:

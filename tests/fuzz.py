@@ -179,7 +179,7 @@ def patients_apart(films: film_table.Films, folder: Path) -> None:
     assert table["film"].is_unique and table["path"].is_unique
     assert table["film"].map(convert.file_name).str.casefold().is_unique
     assert table["patient"].eq(table["patient"].str.strip()).all()
-    assert not film_table.alike(table["patient"].drop_duplicates()).duplicated().any()
+    assert not film_table.spelling_key(table["patient"].drop_duplicates()).duplicated().any()
     assert not film_table.present(films, folder).isna().any()
 
 

@@ -41,7 +41,7 @@ def gemini(monkeypatch):
         replies = iter(sent)
         with Endpoint(lambda request: next(replies)) as endpoint:
             monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", endpoint.url.removesuffix("/v1"))
-            teacher = clients.asker(config.Gemini(kind="gemini", model="gemini-2.5-pro", seed=0, **settings))
+            teacher = clients.client(config.Gemini(kind="gemini", model="gemini-2.5-pro", seed=0, **settings))
             (reply,) = teacher.ask([Question("Read this film.", film, 5)])
             return reply, endpoint.seen
 
@@ -132,7 +132,7 @@ def questions(tmp_path, number: int, show: bool = True) -> list[Question]:
 
 @pytest.mark.parametrize("name", ["medgemma", "qwen"])
 def test_a_local_model_looks_at_films_in_batches_and_says_the_same_again(tmp_path, name):
-    teacher = clients.asker(local(model=f"stand-in:{name}", max_new_tokens=24, batch=3))
+    teacher = clients.client(local(model=f"stand-in:{name}", max_new_tokens=24, batch=3))
     films = questions(tmp_path, 3)
     state = torch.random.get_rng_state()
     first = teacher.ask(films)
@@ -146,10 +146,10 @@ def test_a_local_model_looks_at_films_in_batches_and_says_the_same_again(tmp_pat
 def test_a_local_models_tokens_are_counted_up_to_its_end_and_a_missing_end_is_told(tmp_path):
     settings = local(model="stand-in:medgemma", temperature=0.0)
     films = [each._replace(text=prompts.load("free_reasoning")) for each in questions(tmp_path, 2)]
-    whole = clients.asker(settings).ask(films)
+    whole = clients.client(settings).ask(films)
     assert all(reply.fault == "" and 5 < reply.tokens_out < 100 for reply in whole)
     assert all(reply.text.startswith("<think>") and reply.text.endswith("</solution>") for reply in whole)
-    short = clients.asker(settings.model_copy(update={"max_new_tokens": 5})).ask(films)
+    short = clients.client(settings.model_copy(update={"max_new_tokens": 5})).ask(films)
     assert [(reply.fault, reply.tokens_out) for reply in short] == [("cut off after teacher.max_new_tokens (5)", 5)] * 2
     assert all(reply.text.startswith(cut.text) for reply, cut in zip(whole, short, strict=True))
 
@@ -171,9 +171,9 @@ def test_a_local_model_without_eyes_is_asked_in_words_only(tmp_path):
     processor.tokenizer.chat_template = processor.chat_template
     processor.tokenizer.save_pretrained(tmp_path / "model")
     settings = local(model=str(tmp_path / "model"), max_new_tokens=4, show_film=False)
-    assert len(clients.asker(settings).ask(questions(tmp_path, 2, show=False))) == 2
+    assert len(clients.client(settings).ask(questions(tmp_path, 2, show=False))) == 2
     with pytest.raises(TeacherError, match=r"cannot look at films; set teacher\.show_film: false"):
-        clients.asker(settings.model_copy(update={"show_film": True}))
+        clients.client(settings.model_copy(update={"show_film": True}))
 
 
 def test_a_film_goes_out_as_its_pixels(film):

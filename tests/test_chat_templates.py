@@ -151,11 +151,15 @@ def test_a_reply_ends_at_the_templates_end_of_turn_though_the_generation_config_
         generation_config={"eos_token_id": 1, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "top_k": 3},
         tokenizer_config={"eos_token": "<unk>"},
     )
-    protocol, images = Protocol.of(study, "free_reasoning", study.home), list(curate.dataset(study, "sft")["image"])
+    protocol, images = (
+        Protocol.of(study, "free_reasoning", study.validation),
+        list(curate.dataset(study, "sft")["image"]),
+    )
     protocol = protocol.model_copy(update={"max_new_tokens": 120})
     readers = [predict.load(each, None, 8) for each in (study.models["medgemma"], model(place))]
     right, replies = (
-        predict.replies(reader, images[:4], protocol, tmp_path / str(number)) for number, reader in enumerate(readers)
+        predict.reply_to_films(reader, images[:4], protocol, tmp_path / str(number))
+        for number, reader in enumerate(readers)
     )
     assert replies == right
     assert not all(reply.cut_off for reply in right)
@@ -164,12 +168,14 @@ def test_a_reply_ends_at_the_templates_end_of_turn_though_the_generation_config_
 
 def test_a_reply_is_cut_off_exactly_where_no_end_was_generated(study, tmp_path):
     reader, images = predict.load(study.models["medgemma"], None, 4), list(curate.dataset(study, "sft")["image"])[:4]
-    protocol = Protocol.of(study, "free_reasoning", study.home).model_copy(update={"max_new_tokens": 160})
-    whole = predict.replies(reader, images, protocol, tmp_path / "whole")
+    protocol = Protocol.of(study, "free_reasoning", study.validation).model_copy(update={"max_new_tokens": 160})
+    whole = predict.reply_to_films(reader, images, protocol, tmp_path / "whole")
     words = reader.processor.tokenizer
     tokens = [len(words(reply.text).input_ids) for reply in whole]
     limit = sorted(tokens)[1]  # the end is one token more
-    short = predict.replies(reader, images, protocol.model_copy(update={"max_new_tokens": limit}), tmp_path / "short")
+    short = predict.reply_to_films(
+        reader, images, protocol.model_copy(update={"max_new_tokens": limit}), tmp_path / "short"
+    )
     assert [reply.cut_off for reply in short] == [count >= limit for count in tokens]
     for long, cut in zip(whole, short, strict=True):
         assert long.text.startswith(cut.text)
@@ -190,7 +196,7 @@ def test_the_overview_tells_cut_off_from_malformed(study):
 
 @pytest.mark.parametrize("name", ["hard", "nuanced"])
 def test_the_rewards_log_counts_as_format_failures_only_replies_that_ended(study, name):
-    reward = grpo.reward_function(rewards.make(name, study.file.parent, {}, study.grpo.reward), name, "", [9])
+    reward = grpo.reward_function(rewards.make_reward(name, study.file.parent, {}, study.grpo.reward), name, "", [9])
     logged, texts = {}, [REPLY, "<think>The heart", "No idea.", "<think>So"]
     reward(
         completions=[[{"content": text}] for text in texts],
@@ -222,12 +228,14 @@ def test_the_length_of_a_reply_is_the_same_in_training_and_in_prediction(study, 
 @pytest.mark.parametrize("name", ["medgemma", "qwen"])
 @pytest.mark.parametrize("opened", ["<think>\n", "<think>", "<think>\n\n"])
 def test_what_the_template_writes_of_a_reply_is_known(tmp_path, name, opened):
-    assert models.opened(models.load_processor(model(opens_thought(tmp_path / "other", name, opened)))) == opened
+    assert (
+        models.template_opening(models.load_processor(model(opens_thought(tmp_path / "other", name, opened)))) == opened
+    )
 
 
 @pytest.mark.parametrize("opened", ["", "<think>\n\n</think>\n\n", "Sure. "])
 def test_a_template_that_leaves_nothing_open_adds_nothing(tmp_path, opened):
-    assert models.opened(models.load_processor(model(opens_thought(tmp_path / "other", opened=opened)))) == ""
+    assert models.template_opening(models.load_processor(model(opens_thought(tmp_path / "other", opened=opened)))) == ""
 
 
 def test_a_perfect_completion_after_an_opened_thought_earns_what_a_whole_one_does(study):
@@ -235,7 +243,7 @@ def test_a_perfect_completion_after_an_opened_thought_earns_what_a_whole_one_doe
     rest = REPLY.removeprefix("<think>")
     given = {"truth": [["Cardiomegaly"]], "completion_ids": [[1, 9]], "log_metric": lambda *_: None}
     scores = [
-        grpo.reward_function(rewards.make(name, study.file.parent, {}, settings), name, opening, [9])(
+        grpo.reward_function(rewards.make_reward(name, study.file.parent, {}, settings), name, opening, [9])(
             completions=[[{"content": text}]], **given
         )
         for name in ("hard", "nuanced")
@@ -261,10 +269,10 @@ def test_sft_goes_on_where_the_template_stops(thinking, format):
 
 def test_the_opened_thought_is_part_of_what_prediction_records(thinking, study, tmp_path):
     reader = predict.load(thinking.models["medgemma"], None, 2)
-    images, protocol = curate.dataset(study, "sft")["image"][:2], Protocol.of(study, "free_reasoning", study.home)
-    texts = predict.ask(reader, images, protocol, tmp_path)
+    images, protocol = curate.dataset(study, "sft")["image"][:2], Protocol.of(study, "free_reasoning", study.validation)
+    texts = predict.answer_films(reader, images, protocol, tmp_path)
     assert all(text.startswith(OPENED) for text in texts)
-    assert predict.ask(reader, images, protocol, tmp_path) == texts  # from the journal
+    assert predict.answer_films(reader, images, protocol, tmp_path) == texts  # from the journal
 
 
 NO_THOUGHT = "{{ message['content'].split('</think>')[-1] | trim }}"

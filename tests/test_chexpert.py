@@ -249,7 +249,7 @@ def test_films_are_found_in_the_four_batches(batches, inner):
     assert there.tolist() == [True, True, False, True, True]
     first = next(iter(BATCHES)) + (f"/{inner}" if inner else "")
     assert films.table["path"][0] == f"{first}/patient00001/study1/view1_frontal.jpg"
-    assert film_table.on_disk(films.table, batches) == [
+    assert film_table.images_on_disk(films.table, batches) == [
         {"split": "train", "view": "AP", "films": 1, "images": 1},
         {"split": "train", "view": "PA", "films": 1, "images": 1},
         {"split": "train", "view": "lateral", "films": 1, "images": 0},

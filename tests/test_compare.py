@@ -206,7 +206,7 @@ def test_a_difference_without_an_interval_is_told_as_such():
     rows = pd.DataFrame([row])
     (sentence,) = report.step_lines(rows)
     assert sentence.endswith(": +0.100 macro-F1 (no interval: too few patients).") and "no clear difference" in sentence
-    assert report.changes(rows).loc[0, "change"] == "+0.10 (no interval: too few patients)"
+    assert report.gain_table(rows).loc[0, "change"] == "+0.10 (no interval: too few patients)"
     assert tables.estimate_text(0.5, np.nan, np.nan) == "0.500 (no\u00a0interval)"
 
 
@@ -420,12 +420,12 @@ def test_each_step_is_tested_label_by_label_and_adjusted_within_its_data_set(com
 
 def test_discordant_counts_the_labels_on_either_side():
     tests = pd.DataFrame({"first_only": [9, 0, 3], "second_only": [0, 9, 3], "p_holm": [0.01, 0.02, 0.9]})
-    said = report.discordant(tests)
+    said = report.mcnemar_summary(tests)
     assert (
         "Of 3 tests, 2 stay below 0.05 after Holm's adjustment: 1 in favour of the later checkpoint, 1 of the" in said
     )
     assert "films as independent" in said
-    assert report.discordant(tests.head(0)) == report.UNTRAINED
+    assert report.mcnemar_summary(tests.head(0)) == report.UNTRAINED
 
 
 def test_labels_told_apart_stand_on_the_side_they_are_better_on():

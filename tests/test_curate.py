@@ -71,7 +71,7 @@ def test_a_patient_keeps_its_share_when_rows_are_added_dropped_or_reordered():
 
 def test_the_hash_is_the_same_on_every_machine():
     # worked out with another program: printf 'salt/p1' | b2sum -l 64
-    assert sampling.unit(["p1"], "salt")[0] == pytest.approx(0x7B9BD288583A4210 / 2**64, abs=1e-12)
+    assert sampling.hash_to_unit(["p1"], "salt")[0] == pytest.approx(0x7B9BD288583A4210 / 2**64, abs=1e-12)
 
 
 def test_no_patient_is_in_two_shares_and_only_the_hold_out_is_cut_from_sft(manifest):
@@ -184,7 +184,7 @@ def test_every_label_reaches_the_floor_in_sft_and_in_rl(study, manifest):
 def test_a_label_too_scarce_is_named_with_what_was_found_and_needed(tmp_path):
     study = tiny(tmp_path, **{"sources.a.films": 300, "curate.floor": 0.2})
     with pytest.raises(sampling.CurateError, match=r"curate\.floor.*sft.*Pleural Other: its patients have \d+, 20 are"):
-        curate.training(study, curate.candidates(study, "a").films)
+        curate.training_splits(study, curate.candidates(study, "a").films)
 
 
 def test_a_floor_the_picks_miss_is_refused_too(study):

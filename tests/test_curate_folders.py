@@ -258,7 +258,7 @@ def test_a_patient_of_mimic_is_the_same_by_folder_and_by_subject():
 
 def test_a_source_can_be_looked_at_where_the_folder_of_another_is_not_there(tmp_path):
     study = own_study(tmp_path, {"exams": "P{:03}".format}, changes={"sources.away.root": "$NOT_SET/films"})
-    assert curate.offered(study, "home").table["patient"][0] == "home-P000"
+    assert curate.source_films(study, "home").table["patient"][0] == "home-P000"
 
 
 def test_a_split_that_no_film_has_is_named(tmp_path):

@@ -140,6 +140,6 @@ def test_early_stopping_counts_across_a_kill(study):
     runner = sft.trainer(other, "free_reasoning", 0)
     runner.add_callback(CutOff())
     with pytest.raises(KeyboardInterrupt):
-        common.resume(runner, sft.work(other, at("sft/free_reasoning")))
+        common.resume(runner, sft.work_folder(other, at("sft/free_reasoning")))
     resumed = sft.train(other, "free_reasoning", 0)
     assert resumed.equals(straight)

@@ -273,7 +273,7 @@ def test_no_pose_is_judged_worse_for_a_marker_and_none_otherwise_for_the_stretch
             stored = film.astype(np.uint16) * 16
             stored = stored if brightness is None else with_marker(stored, brightness)
             counts = np.bincount(stored.ravel(), minlength=2**16)
-            refused += images.fault(images.stretch(np.arange(2**16), counts)[stored]) != images.fault(film)
+            refused += images.pose_fault(images.stretch(np.arange(2**16), counts)[stored]) != images.pose_fault(film)
         assert refused == 0
 
 
@@ -374,7 +374,7 @@ def test_the_real_monochrome1_film_has_dark_air_and_the_grey_values_of_an_indepe
     air = [pixels[100:200, :80], pixels[100:200, -80:]]  # above the shoulders, below a burnt-in strip
     mediastinum = pixels[height // 2 - 100 : height // 2 + 100, width // 2 - 50 : width // 2 + 50]
     assert max(patch.mean() for patch in air) < 60 < 200 < mediastinum.mean()
-    assert images.fault(images.read(path)) == ""
+    assert images.pose_fault(images.read(path)) == ""
 
 
 # What cannot be read.
@@ -509,7 +509,7 @@ def real() -> dict[str, np.ndarray]:
 
 
 def share(pixels, turns, reason) -> float:
-    return float(np.mean([images.fault(np.rot90(film, turns)) == reason for film in pixels]))
+    return float(np.mean([images.pose_fault(np.rot90(film, turns)) == reason for film in pixels]))
 
 
 TURNS = {0: "", 1: "rotated by a quarter turn", 2: "upside down", 3: "rotated by a quarter turn"}
@@ -521,12 +521,12 @@ def test_every_phantom_is_taken_as_it_lies(drawn, turns):
 
 
 def test_a_phantom_shown_as_a_negative_is_told(drawn):
-    assert {images.fault(255 - film) for film in drawn} == {"negative: air is bright"}
+    assert {images.pose_fault(255 - film) for film in drawn} == {"negative: air is bright"}
 
 
 @needs_real
 def test_of_the_real_films_one_is_refused_wrongly_and_two_because_they_are_negatives(real):
-    told = {name: reason for name, film in real.items() if (reason := images.fault(film))}
+    told = {name: reason for name, film in real.items() if (reason := images.pose_fault(film))}
     assert told == {
         "00017625_000.jpg": "negative: air is bright",
         "00017999_000.jpg": "negative: air is bright",
@@ -547,7 +547,7 @@ def test_real_films_shown_as_negatives_are_found(real):
 
 def test_a_mirrored_film_passes(drawn):
     """Situs inversus looks the same, and a marker cannot be read from afar: mirroring is not judged."""
-    assert {images.fault(np.fliplr(film)) for film in drawn} == {""}
+    assert {images.pose_fault(np.fliplr(film)) for film in drawn} == {""}
 
 
 @pytest.mark.parametrize(
@@ -562,21 +562,21 @@ def test_a_mirrored_film_passes(drawn):
     ],
 )
 def test_what_cannot_be_a_chest_film_is_told_by_its_reason(pixels, reason):
-    assert images.fault(pixels) == reason
+    assert images.pose_fault(pixels) == reason
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_picture_of_two_grey_values_makes_no_trouble():
     square = np.zeros((200, 200), dtype=np.uint8)
     square[40:160, 40:160] = 255
-    images.fault(square)
+    images.pose_fault(square)
 
 
 def test_size_does_not_change_what_is_told(drawn):
     for width, height in [(96, 96), (700, 500), (1500, 2900)]:
         resized = [np.asarray(Image.fromarray(film).resize((width, height))) for film in drawn[::10]]
-        assert {images.fault(film) for film in resized} == {""}
-        assert {images.fault(film[::-1, ::-1]) for film in resized} == {"upside down"}
+        assert {images.pose_fault(film) for film in resized} == {""}
+        assert {images.pose_fault(film[::-1, ::-1]) for film in resized} == {"upside down"}
 
 
 # Films as a model is shown them.

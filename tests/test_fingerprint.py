@@ -106,8 +106,8 @@ def test_every_room_names_files_that_exist():
     [
         ("peft", {"0_stand_ins", "2_prompts", "3_sft", "4_grpo", "5_predict", "7_variants"}),
         ("trl", {"0_stand_ins", "3_sft", "4_grpo", "7_variants"}),
-        ("pydicom", {name.stem for name in NOTEBOOKS} - {"8_reread"}),
-        ("scikit-learn", {"2_prompts", "4_grpo", "6_compare", "7_variants", "8_reread", "9_findings"}),
+        ("pydicom", {name.stem for name in NOTEBOOKS} - {"8_reanalysis"}),
+        ("scikit-learn", {"2_prompts", "4_grpo", "6_compare", "7_variants", "8_reanalysis", "9_findings"}),
         ("seaborn", set()),
     ],
 )

@@ -92,13 +92,13 @@ def test_without_a_gpu_a_stand_in_is_measured_and_said_to_be_one(tmp_path, monke
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     for path, stand_in in (("google/medgemma-4b-it", "medgemma"), ("Qwen/Qwen2.5-VL-3B-Instruct", "qwen")):
         model = config.Model(name="x", path=path, dtype="bfloat16")
-        assert measure._standing_for(model, tmp_path) == (f"stand-in:{stand_in}", "a stand-in's", "float32")
+        assert measure._measured_stand_in(model, tmp_path) == (f"stand-in:{stand_in}", "a stand-in's", "float32")
 
 
 def test_a_trace_is_lengthened_by_its_own_words():
     text = "<think>Clear lungs.</think>\n<solution>No Finding</solution>"
-    assert measure.lengthened(text, 5) == text.replace("Clear lungs.", "Clear lungs. Clear lungs. Clear")
-    assert measure.lengthened("No Finding", 5) == "No Finding"
+    assert measure.lengthen_trace(text, 5) == text.replace("Clear lungs.", "Clear lungs. Clear lungs. Clear")
+    assert measure.lengthen_trace("No Finding", 5) == "No Finding"
 
 
 def test_the_records_that_came_with_the_package_are_whole():

@@ -543,7 +543,7 @@ def test_ones_film_that_is_a_bomb_is_told_before_the_model_is_loaded(tmp_path):
 def test_a_reply_moves_no_cursor_and_turns_no_reading_direction_in_a_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(study_folder(tmp_path))
     reply = "<think>\x1b[2JWide\x07 heart.\n\u202etxet</think><solution>Edema</solution>"
-    monkeypatch.setattr(predict, "own", lambda *_: [reply])
+    monkeypatch.setattr(predict, "answer_own_films", lambda *_: [reply])
     arguments = ["predict", "--params", "params/smoke.yaml", "--model", "medgemma", "--checkpoint", "untuned", "a.png"]
     assert main(arguments) == 0
     assert "�[2JWide� heart.\n�txet\n\nLabels: Edema" in capsys.readouterr().out

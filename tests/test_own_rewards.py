@@ -106,12 +106,12 @@ def test_a_reward_that_cannot_be_called_is_refused_when_the_params_file_is_loade
 
 def test_a_dotted_path_to_an_installed_package_is_a_reward(tmp_path):
     study = study_with(tmp_path, own=run("chexreason.rewards:hard_reward"))
-    made = rewards.make(study.grpo.runs["own"].reward, study.file.parent, {}, study.grpo.reward)
+    made = rewards.make_reward(study.grpo.runs["own"].reward, study.file.parent, {}, study.grpo.reward)
     completions = [[{"role": "assistant", "content": REPLY}]]
     assert made(completions=completions, truth=[["Cardiomegaly"]], completion_ids=[[1]]) == [
         0.9
     ]  # 1 - 0.1: it is short
-    files = [file.name for file in rewards.code("chexreason.rewards:hard_reward", study.file.parent)]
+    files = [file.name for file in rewards.code_files("chexreason.rewards:hard_reward", study.file.parent)]
     assert {"rewards.py", "schema.py"} <= set(files)
 
 
@@ -142,26 +142,26 @@ def test_a_reward_by_dotted_path_trains_and_its_metrics_are_in_the_log(trained):
 
 def test_an_edited_reward_is_trained_again(trained):
     study, _ = trained
-    before = grpo.work(study, at("grpo/own"))
+    before = grpo.work_folder(study, at("grpo/own"))
     assert common.finished(before)
     file = study.file.parent / "mine.py"
     file.write_text(FILE.replace("weight=1.0", "weight=1.5"), encoding="utf-8")
-    assert grpo.work(study, at("grpo/own")) != before
+    assert grpo.work_folder(study, at("grpo/own")) != before
     file.write_text(FILE, encoding="utf-8")
-    assert grpo.work(study, at("grpo/own")) == before
+    assert grpo.work_folder(study, at("grpo/own")) == before
 
 
 def test_predictions_keep_the_hard_reward_and_record_that_of_their_own_run(trained):
     study, _ = trained
-    films = predict.curate.dataset(study, study.home)
+    films = predict.curate.dataset(study, study.validation)
     texts, processor = [REPLY] * len(films), models.load_processor(study.models["medgemma"])
-    protocol = Protocol.of(study, "free_reasoning", study.home)
-    table = predict.read(study, study.home, films, texts, processor, protocol, "own")
+    protocol = Protocol.of(study, "free_reasoning", study.validation)
+    table = predict.read(study, study.validation, films, texts, processor, protocol, "own")
     hits = ["Cardiomegaly" in truth for truth in films["labels"]]
     assert list(table["own_reward"]) == [
         2.0 / len(truth) if hit else 0.0 for truth, hit in zip(films["labels"], hits, strict=True)
     ]
-    plain = predict.read(study, study.home, films, texts, processor, protocol)
+    plain = predict.read(study, study.validation, films, texts, processor, protocol)
     assert list(plain["reward"]) == list(table["reward"]) and "own_reward" not in plain
 
 
@@ -169,14 +169,14 @@ def test_the_state_of_an_own_reward_is_in_every_checkpoint(tmp_path):
     from transformers import TrainerState
 
     study = study_with(tmp_path, own=run("mine.py:Novelty"))
-    before, after = (rewards.make("mine.py:Novelty", study.file.parent, {}, study.grpo.reward) for _ in range(2))
+    before, after = (rewards.make_reward("mine.py:Novelty", study.file.parent, {}, study.grpo.reward) for _ in range(2))
     assert before(completions=[1, 2]) == [2.0, 2.0]
-    TrainerState(stateful_callbacks=grpo.keeper(before)).save_to_json(str(tmp_path / "trainer_state.json"))
+    TrainerState(stateful_callbacks=grpo.reward_state(before)).save_to_json(str(tmp_path / "trainer_state.json"))
     state = TrainerState.load_from_json(str(tmp_path / "trainer_state.json"))
-    (callback,) = grpo.keeper(after)
+    (callback,) = grpo.reward_state(after)
     callback.on_train_begin(None, state, None)
     assert after(completions=[3]) == [3.0]
-    assert grpo.keeper(rewards.make("hard", study.file.parent, {}, study.grpo.reward)) == []
+    assert grpo.reward_state(rewards.make_reward("hard", study.file.parent, {}, study.grpo.reward)) == []
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def rename(where: str, new: str):
         (put("curate.views", []), ["curate.views", "at least 1 item"]),
         (put("curate.label_sets", []), ["curate.label_sets", "at least 1 item"]),
         (put("tests.c-test.label_sets", []), ["tests.c-test.label_sets", "at least 1 item"]),
-        (put("seeds", [0, 1]), ["more_seeds: 1 stands under seeds already"]),
+        (put("seeds", [0, 1]), ["more_seeds: 1 is already listed in seeds"]),
         (put("grpo.save_steps", 25), ["grpo", "save_steps (25)", "steps_per_generation (2)"]),
         (put("grpo.reward.nuanced.frequency", {"Oedema": 0.1}), ["frequency", "Oedema"]),
         (put("curate.label_sets", ["nih8"]), ["curate.label_sets", "'nih8'", "nih9"]),
@@ -258,7 +258,7 @@ def test_a_teacher_on_another_machine_gets_credentialed_films_only_under_a_state
 def test_every_params_file_here_is_whole(file):
     study = load(file)
     assert study.folder.name == study.study
-    assert study.home == f"{study.curate.train}-validation"
+    assert study.validation == f"{study.curate.train}-validation"
 
 
 # How values are written.  YAML 1.1, which the parser knows, reads many of them as something else.

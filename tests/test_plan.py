@@ -147,7 +147,7 @@ def test_a_full_disk_is_told_with_what_is_needed(monkeypatch):
     (told,) = [told for told in plan.missing(config.load(PAPER)) if told.startswith("disk")]
     assert "1.0 GB are free" in told
     weights = 2 * (4_300_079_472 + 3_754_622_976)
-    assert weights < plan.needed(config.load(PAPER)) < 3 * weights
+    assert weights < plan.disk_needed(config.load(PAPER)) < 3 * weights
 
 
 # The estimates, by hand from measured steps.

@@ -53,7 +53,9 @@ def test_rewards_are_the_hard_reward_and_missing_where_labels_are_unknown(smoke,
 def test_answers_do_not_depend_on_the_batch(smoke, asked, tmp_path):
     alone = predict.load(smoke.models["medgemma"], smoke.paths.adapter(at("sft/free_reasoning")), 1)
     films = curate.dataset(smoke, "a-validation").head(4)
-    texts = predict.ask(alone, films["image"], Protocol.of(smoke, "free_reasoning", smoke.home), tmp_path)
+    texts = predict.answer_films(
+        alone, films["image"], Protocol.of(smoke, "free_reasoning", smoke.validation), tmp_path
+    )
     assert texts == list(asked.loc[asked["dataset"] == "a-validation", "text"].head(4))
 
 
@@ -180,7 +182,7 @@ def answering(unmade, monkeypatch):
     (folder / "linked").symlink_to("more")
     (folder / "labels.csv").write_text("id\n")
     monkeypatch.setattr(predict, "load", lambda *_: None)
-    monkeypatch.setattr(predict, "ask", lambda reader, images, *_: list(REPLIES.values())[: len(images)])
+    monkeypatch.setattr(predict, "answer_films", lambda reader, images, *_: list(REPLIES.values())[: len(images)])
     return folder
 
 

@@ -128,7 +128,7 @@ def test_the_published_study_asks_the_external_baseline_in_its_own_words_and_war
 @pytest.mark.parametrize("name", ["medgemma", "qwen"])
 def test_replies_do_not_depend_on_the_batch(films, tmp_path, name):
     alone, few, all_at_once = (
-        predict.ask(reader(name, batch), films, ASKED, tmp_path / str(batch)) for batch in (1, 4, FILMS)
+        predict.answer_films(reader(name, batch), films, ASKED, tmp_path / str(batch)) for batch in (1, 4, FILMS)
     )
     assert alone == few == all_at_once
     assert len(set(alone)) > 1
@@ -148,8 +148,8 @@ def test_films_of_equal_length_share_a_batch_and_the_longest_come_first(films):
 
 def test_replies_come_in_the_order_of_the_films(films, tmp_path):
     asked = reader("qwen", 4)
-    replies = predict.ask(asked, films, ASKED, tmp_path / "journal")
-    assert predict.ask(asked, films[::-1], ASKED, tmp_path / "another") == replies[::-1]
+    replies = predict.answer_films(asked, films, ASKED, tmp_path / "journal")
+    assert predict.answer_films(asked, films[::-1], ASKED, tmp_path / "another") == replies[::-1]
 
 
 # The journal.
@@ -168,15 +168,17 @@ def count_batches(monkeypatch) -> list[int]:
 
 def test_a_film_is_asked_again_only_if_its_image_the_protocol_or_the_weights_are_others(films, tmp_path, monkeypatch):
     asked, again = reader("qwen", 4), count_batches(monkeypatch)
-    replies = predict.ask(asked, films, ASKED, tmp_path)
+    replies = predict.answer_films(asked, films, ASKED, tmp_path)
     assert again == [4, 4, 2]
-    assert predict.ask(asked, films, ASKED, tmp_path) == replies
+    assert predict.answer_films(asked, films, ASKED, tmp_path) == replies
     assert again == [4, 4, 2]
-    assert predict.ask(replace(asked, batch=3), films[:-1], ASKED, tmp_path) == replies[:-1]  # a film's reply is kept
+    assert (
+        predict.answer_films(replace(asked, batch=3), films[:-1], ASKED, tmp_path) == replies[:-1]
+    )  # a film's reply is kept
     assert again == [4, 4, 2]
-    predict.ask(asked, films, ASKED.model_copy(update={"max_new_tokens": 9}), tmp_path)
+    predict.answer_films(asked, films, ASKED.model_copy(update={"max_new_tokens": 9}), tmp_path)
     assert again[3:] == [4, 4, 2]
-    predict.ask(replace(asked, key="other weights"), films, ASKED, tmp_path)
+    predict.answer_films(replace(asked, key="other weights"), films, ASKED, tmp_path)
     assert again[6:] == [4, 4, 2]
 
 

@@ -163,10 +163,10 @@ def test_the_whole_chain_runs_and_greedy_prediction_knows_no_sampling_default(st
     assert log["loss"].notna().all()
     assert len(grpo.train(study, "hard", 0)) == study.grpo.max_steps
     reader = predict.load(study.models["medgemma"], study.paths.adapter(at("grpo/hard")), 2)
-    images = list(curate.dataset(study, study.home)["image"])
-    protocol = Protocol.of(study, "free_reasoning", study.home)
-    together = predict.replies(reader, images, protocol, tmp_path / "together")
-    alone = predict.replies(dataclasses.replace(reader, batch=1), images, protocol, tmp_path / "alone")
+    images = list(curate.dataset(study, study.validation)["image"])
+    protocol = Protocol.of(study, "free_reasoning", study.validation)
+    together = predict.reply_to_films(reader, images, protocol, tmp_path / "together")
+    alone = predict.reply_to_films(dataclasses.replace(reader, batch=1), images, protocol, tmp_path / "alone")
     assert together == alone and len(together) == len(images)
 
     from PIL import Image

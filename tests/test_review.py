@@ -79,11 +79,11 @@ def test_the_sheet_shows_each_film_beside_its_own_trace_and_nothing_of_the_patie
 
 
 def test_the_same_seed_draws_the_same_traces_in_a_random_order_and_another_seed_others(study):
-    first = review.drawn(study)
-    assert review.drawn(study).equals(first)
+    first = review.sampled_traces(study)
+    assert review.sampled_traces(study).equals(first)
     assert first["film"].tolist() != sorted(first["film"])
     study.file.write_text(study.file.read_text() + "teacher: {seed: 1}\n")
-    assert set(review.drawn(config.load(study.file))["film"]) != set(first["film"])
+    assert set(review.sampled_traces(config.load(study.file))["film"]) != set(first["film"])
 
 
 def of_formats(study, *formats: str) -> config.Study:
@@ -105,7 +105,9 @@ def test_a_sheet_shows_one_format_the_first_with_a_reasoning_unless_told(study):
         page = Page((folder / "sheet.html").read_text(encoding="utf-8")).text
         assert page.count(f"In {shown}.") == 100
         assert f"100 traces of the format {shown}," in page
-    assert review.drawn(several)["film"].equals(review.drawn(several, format="free_reasoning")["film"])
+    assert review.sampled_traces(several)["film"].equals(
+        review.sampled_traces(several, format="free_reasoning")["film"]
+    )
 
 
 def test_verdicts_are_read_whichever_format_their_sheet_shows(study):
@@ -125,7 +127,7 @@ def test_a_format_without_traces_or_without_reasoning_is_told(study):
 
 def test_the_sheet_of_films_under_an_agreement_says_so(study):
     own = study.sources["a"].model_copy(update={"credentialed": True})
-    page = review._page(study.model_copy(update={"sources": {"a": own}}), review.drawn(study, 1))
+    page = review._page(study.model_copy(update={"sources": {"a": own}}), review.sampled_traces(study, 1))
     assert "under an agreement" in page
 
 

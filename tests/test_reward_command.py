@@ -46,11 +46,11 @@ def study(tmp_path_factory) -> config.Study:
     (folder / "params" / "mine.py").write_text(FILE, encoding="utf-8")
     (folder / "params" / "faulty.py").write_text(FAULTY, encoding="utf-8")
     study = curated(folder, {"grpo.runs": {"own": run("mine.py:recall", reward_args={"weight": 2.0})}})
-    films, processor = curate.dataset(study, study.home), models.load_processor(study.models["medgemma"])
+    films, processor = curate.dataset(study, study.validation), models.load_processor(study.models["medgemma"])
     asked = [at(name) for name in ("untuned", "sft/free_reasoning", "grpo/own")]
     for checkpoint, names in zip(asked, WRITTEN, strict=True):
-        protocol = Protocol.of(study, study.prompt(checkpoint), study.home)
-        table = predict.read(study, study.home, films, [reply(names)] * len(films), processor, protocol)
+        protocol = Protocol.of(study, study.prompt(checkpoint), study.validation)
+        table = predict.read(study, study.validation, films, [reply(names)] * len(films), processor, protocol)
         records.save(table, study.paths.answers(checkpoint), records.provenance(study))
     return study
 
@@ -62,7 +62,7 @@ def printed(capsys, study: config.Study, *arguments: str) -> dict:
 
 def test_a_rewards_distribution_contrast_and_agreement_by_hand(study, capsys):
     found = printed(capsys, study, "mine.py:recall")
-    films = curate.dataset(study, study.home)
+    films = curate.dataset(study, study.validation)
     truth = [set(labels) for labels in films["labels"]]
     values = pd.DataFrame(
         [[2.0 * len(true & set(names.split(", "))) / max(1, len(true)) for true in truth] for names in WRITTEN]

@@ -19,7 +19,7 @@ from chexreason.rewards import (
     malformed,
     nuanced,
     nuanced_batch,
-    predicted,
+    read_labels,
 )
 
 SETTINGS = Reward(min_length=250, length_unit="characters", length_penalty=0.1)
@@ -249,7 +249,7 @@ def test_the_parts_add_up_and_no_reward_passes_the_exact_matchs(text, truth, win
     assert all(part >= 0 for part in parts)
     assert parts.total == parts.match + parts.partial - parts.false_positives - parts.collapse - parts.format
     assert -(14 * 20 + 14 * 30 + 50 + 500) <= parts.total <= 100 + 30 + 20
-    assert (parts.match == 100) == (predicted(text) is not None and set(predicted(text)) == truth)
+    assert (parts.match == 100) == (read_labels(text) is not None and set(read_labels(text)) == truth)
 
 
 @given(subsets, subsets, windows, st.sampled_from(CHEXPERT14))
@@ -316,13 +316,13 @@ def test_trls_reward_is_points_over_the_scale_and_the_parts_are_logged():
 def test_a_checkpoint_keeps_the_window_and_a_resumed_run_takes_it_back(tmp_path):
     from transformers import TrainerState
 
-    from chexreason.training.grpo import keeper
+    from chexreason.training.grpo import reward_state
 
     before, after = NuancedReward(BOTH), NuancedReward(BOTH)
     before(**batch([reply("Edema")] * 71, [E]), log_metric=lambda *_: None)
-    TrainerState(stateful_callbacks=keeper(before)).save_to_json(str(tmp_path / "trainer_state.json"))
+    TrainerState(stateful_callbacks=reward_state(before)).save_to_json(str(tmp_path / "trainer_state.json"))
     state = TrainerState.load_from_json(str(tmp_path / "trainer_state.json"))
-    (callback,) = keeper(after)
+    (callback,) = reward_state(after)
     callback.on_train_begin(None, state, None)
     assert after.window == before.window
     assert after(**batch([reply("Edema")], [E]), log_metric=lambda *_: None) == [(150 - 80) / 150]

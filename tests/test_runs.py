@@ -181,5 +181,5 @@ def test_the_labels_a_run_is_rewarded_for_reach_the_trainer_and_its_validity(stu
     films = grpo.films(study, "as-c").set_index("film")["labels"]
     assert runner.args.beta == 0.0 and runner.ref_model is None
     assert {row["film"]: row["truth"] for row in runner.train_dataset} == films.to_dict()
-    places = {grpo.work(study, study.checkpoint("grpo", run, 0)) for run in study.grpo.runs}
+    places = {grpo.work_folder(study, study.checkpoint("grpo", run, 0)) for run in study.grpo.runs}
     assert len({place.name for place in places}) == len(study.grpo.runs)

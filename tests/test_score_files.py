@@ -236,7 +236,7 @@ def test_fewer_than_two_patients_have_no_interval(files, patients, width):
     assert (row["f1_low"] is None, row["f1_high"] is None) == (width is None, width is None)
     text = report_text(scored)
     if width is None:
-        assert "0.500 (no interval)" in text and "No interval, since too few patients count in it" in text
+        assert "0.500 (no interval)" in text and "No interval, since it has too few patients" in text
     else:
         assert "The intervals rest on 2 patients: with fewer than 20, they are too narrow." in text
     assert json.dumps(scored, allow_nan=False)
@@ -248,7 +248,7 @@ def test_an_interval_without_width_is_explained(files):
 
 
 def test_films_resampled_where_patients_are_known_are_told(files):
-    assert "in the column patient of the truth names repeat: name it with --patient" in report_text(files())
+    assert "names repeat in patient of the truth: name it with --patient" in report_text(files())
     assert "--patient" not in report_text(files(patient="patient"))
 
 

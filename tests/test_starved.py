@@ -68,14 +68,14 @@ def too_much_of_a_gpu():
 )
 def test_training_that_runs_out_of_memory_names_the_param_to_lower(asked_for):
     told = r"lower grpo\.films_per_step in the params file"
-    with pytest.raises(MemoryError, match=told), common.naming("grpo.films_per_step"):
+    with pytest.raises(MemoryError, match=told), common.memory_errors("grpo.films_per_step"):
         asked_for()
 
 
 def test_another_error_than_a_lack_of_memory_stays_what_it_is():
     with (
         pytest.raises(RuntimeError, match="inconsistent tensor size"),
-        common.naming("sft.per_device_train_batch_size"),
+        common.memory_errors("sft.per_device_train_batch_size"),
     ):
         torch.zeros(2) @ torch.zeros(3)
 
@@ -124,7 +124,10 @@ def test_a_full_disk_is_told_damages_nothing_and_when_there_is_room_the_same_cal
 
 def test_a_checkpoint_that_fills_the_disk_is_told_although_torch_does_not_say_why(disk):
     place, _ = disk
-    with pytest.raises(records.DiskFullError, match="the disk is full"), records.telling_full(place / "checkpoint-8"):
+    with (
+        pytest.raises(records.DiskFullError, match="the disk is full"),
+        records.disk_full_errors(place / "checkpoint-8"),
+    ):
         torch.save(torch.rand(300_000), place / "optimizer.pt")
 
 

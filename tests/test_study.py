@@ -130,7 +130,7 @@ def test_nothing_runs_again_when_nothing_changed(smoke):
     assert time.monotonic() - start < 15
 
 
-LAST = {"compare": 1, "variants": 1, "findings": 1, "index": 1, "book": 1}
+LAST = {"compare": 1, "chapter_run": 5, "book": 1}
 EVERY = {"prompts": 1, "predict_untuned": 1, "predict_run": 3}
 
 

@@ -469,7 +469,7 @@ def test_a_local_model_teaches_and_is_not_loaded_when_nothing_is_left_to_ask(tmp
     words = models.load_processor(config.Model(name="teacher", path="stand-in:medgemma", dtype="float32")).tokenizer
     asked_with = len(words((given.file.parent / "mine.txt").read_text()).input_ids)
     assert (written.requests["tokens_in"] > asked_with).all()  # the film and the turns come on top
-    monkeypatch.setattr(clients, "asker", None)
+    monkeypatch.setattr(clients, "client", None)
     assert generate.write(given, table).traces.equals(written.traces)
 
 

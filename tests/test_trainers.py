@@ -175,7 +175,7 @@ def test_a_collapse_is_said_once_and_loudly_while_the_run_goes_on(capsys):
     steps = [calm | {"step": number} for number in range(1, 31)]
     for entry in steps[10:]:
         entry["kl"] = 5.0
-    watch = grpo.watch(settings)
+    watch = grpo.collapse_warning(settings)
     for number in range(1, 31):
         watch.on_log(None, SimpleNamespace(log_history=steps[:number], global_step=number), None)
     told = capsys.readouterr().err.split("\n")

@@ -100,7 +100,7 @@ def test_a_run_that_was_cut_off_ends_in_the_same_adapter(copy, stage, monkeypatc
         with pytest.raises(KeyboardInterrupt):
             train()
     (kept,) = (place / "checkpoints").iterdir()
-    assert common.newest(kept)
+    assert common.newest_checkpoint(kept)
     logged = train()
     if stage == "grpo":
         parts = logged[[f"nuanced_{name}" for name in ("match", "partial", "false_positives", "collapse", "format")]]
@@ -140,17 +140,17 @@ def test_a_finished_run_is_not_trained_again_when_its_notebook_was_cut_off(copy,
 
 
 def test_a_run_begins_anew_when_an_input_record_has_changed(copy):
-    before = sft.work(copy, at("sft/free_reasoning"))
+    before = sft.work_folder(copy, at("sft/free_reasoning"))
     manifest = copy.folder / curate.MANIFEST
     records.save(records.load(manifest).iloc[1:], manifest, records.provenance(copy))
-    assert sft.work(copy, at("sft/free_reasoning")) != before
+    assert sft.work_folder(copy, at("sft/free_reasoning")) != before
 
 
 def test_a_run_that_was_stopped_early_is_not_trained_on(copy):
     """Killed after its last checkpoint: the trainer itself would forget that it had been stopped."""
     copy = copy.model_copy(update={"sft": copy.sft.model_copy(update={"learning_rate": 1e-30, "num_train_epochs": 9})})
     copy._file = config.find(str(copy.folder.parents[1] / "params" / "smoke.yaml"))
-    going = sft.work(copy, at("sft/free_reasoning"))
+    going = sft.work_folder(copy, at("sft/free_reasoning"))
     ended = common.resume(sft.trainer(copy, "free_reasoning", 0), going)
     assert ended.global_step < ended.max_steps
     assert common.resume(sft.trainer(copy, "free_reasoning", 0), going).global_step == ended.global_step
@@ -161,8 +161,8 @@ def test_an_unfinished_checkpoint_is_not_resumed(tmp_path):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
     (tmp_path / "checkpoint-8" / common.WHOLE).touch()  # the other was cut off before its bytes were on the disk
-    assert common.newest(tmp_path).name == "checkpoint-8"
-    assert common.newest(tmp_path / "nothing") is None
+    assert common.newest_checkpoint(tmp_path).name == "checkpoint-8"
+    assert common.newest_checkpoint(tmp_path / "nothing") is None
 
 
 @pytest.mark.parametrize(("save_steps", "log_steps"), [(5, 1), (112, 8), (113, 1), (200, 20)])
@@ -189,8 +189,8 @@ def test_the_stand_in_qwen_is_trained_and_asked_like_the_other(copy):
     log = sft.train(study, "free_reasoning", 0)
     adapter = study.paths.adapter(at("sft/free_reasoning", "qwen"))
     films = curate.dataset(study, "a-validation").head(2)
-    asked = Protocol.of(study, "free_reasoning", study.home)
-    assert len(predict.ask(predict.load(qwen, adapter, 2), films["image"], asked, study.folder / "asked")) == 2
+    asked = Protocol.of(study, "free_reasoning", study.validation)
+    assert len(predict.answer_films(predict.load(qwen, adapter, 2), films["image"], asked, study.folder / "asked")) == 2
     held = log[log["split"] == "eval"]["loss"]
     assert held.iloc[-1] < held.iloc[0]
 

@@ -54,7 +54,7 @@ def test_weights_that_move_under_one_hub_id_change_what_is_made_of_them(hub):
         reader = predict.load(model(), None, 1)
         scores = model_card.Scores("a-validation", "", {})
         text = model_card.text(study, "medgemma", "sft", "", {}, scores)
-        place = common.work(Path("place"), "sft", model())
+        place = common.work_folder(Path("place"), "sft", model())
         return reader.key, models.provenance(model())["model"]["version"], place, text
 
     first = hub("a")

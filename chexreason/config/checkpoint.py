@@ -67,6 +67,10 @@ class Paths(NamedTuple):
         """The log of one training run."""
         return self.run(checkpoint) / "log.parquet"
 
+    def completions(self, checkpoint: Checkpoint) -> Path:
+        """The replies that one GRPO run sampled while it trained."""
+        return self.run(checkpoint) / "completions.parquet"
+
     def asked(self, checkpoint: Checkpoint) -> Path:
         """The folder of what a checkpoint was asked."""
         return self.root / "predict" / checkpoint.model / checkpoint.name / f"seed{checkpoint.seed}"

@@ -250,21 +250,21 @@ def load(path: str | Path, changes: Mapping[str, object] | None = None, *, full:
     if not isinstance(changes, Mapping | None):
         raise TypeError(f"changes: give a dict of values by dotted key, not {changes!r}")
     node, file = merged(path), Path(os.path.abspath(find(path)))
-    study = _checked(_construct(node), file, lambda where: _file_of(node, where))
-    if _file_of(node, "study") != str(path):
+    study = _validated_study(_construct(node), file, lambda where: _stating_file(node, where))
+    if _stating_file(node, "study") != str(path):
         raise ParamsError(f"{path}: study: give this study a name of its own; {study.study!r} is the file's it extends")
     if changes:
         values = _construct(node)
         for key, value in changes.items():
-            _put(values, key, value)
-        changed = _checked(values, file, lambda where: f"changes of {path}")
+            _set_value(values, key, value)
+        changed = _validated_study(values, file, lambda where: f"changes of {path}")
         changed._scratch = True
-        scratch.share(study, changed)
+        scratch.copy_finished(study, changed)
         study = changed
     return study if full else study.short()
 
 
-def _checked(values: dict, file: Path, place) -> Study:
+def _validated_study(values: dict, file: Path, place) -> Study:
     """The study of `values`; `place` names the file that states a dotted key, that of the study for ""."""
     try:
         study = Study.model_validate(values)
@@ -279,7 +279,7 @@ def _checked(values: dict, file: Path, place) -> Study:
     return study
 
 
-def _file_of(node: yaml.Node, where: str) -> str:
+def _stating_file(node: yaml.Node, where: str) -> str:
     """The name of the file that states the value at a dotted key or, where it is missing, the mapping it belongs in."""
     while where:
         inside = list(_pairs(node))
@@ -295,7 +295,7 @@ def _file_of(node: yaml.Node, where: str) -> str:
 RUNS: dict[str, type[Run]] = {"sft": SftRun, "grpo": GrpoRun}
 
 
-def _put(values: dict, key: str, value) -> None:
+def _set_value(values: dict, key: str, value) -> None:
     """Put `value` at a dotted key; the schema refuses the keys that it does not know.
 
     A key of a run that the run itself does not have, as in `grpo.runs.hard.beta`, is one of those that it sets.

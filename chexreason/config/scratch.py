@@ -12,7 +12,7 @@ CURATION = ("sources", "curate", "tests", "teacher", "formats", "rl_sources", "r
 """The values that curation depends on."""
 
 
-def share(study, changed) -> None:
+def copy_finished(study, changed) -> None:
     """Copy what is finished of `study`, and the same in `changed`, to its folder; what is there already stays.
 
     Films are linked, not copied: a film is only ever replaced as a whole.  A copy older than the study's record is

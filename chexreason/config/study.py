@@ -67,19 +67,19 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _names_exist(self):
-        _known("curate.train", self.curate.train, self.sources)
+        _require_known("curate.train", self.curate.train, self.sources)
         if built_in := LABEL_SETS.keys() & self.label_sets:
             raise ValueError(f"label_sets: {min(built_in)!r} is a built-in label set; give yours another name")
         for label_set in self.curate.label_sets:
-            _known("curate.label_sets", label_set, [*LABEL_SETS, *self.label_sets])
+            _require_known("curate.label_sets", label_set, [*LABEL_SETS, *self.label_sets])
         for name, test in self.tests.items():
-            _known(f"tests.{name}.source", test.source, self.sources)
+            _require_known(f"tests.{name}.source", test.source, self.sources)
             for label_set in test.label_sets:
-                _known(f"tests.{name}.label_sets", label_set, [*LABEL_SETS, *self.label_sets])
+                _require_known(f"tests.{name}.label_sets", label_set, [*LABEL_SETS, *self.label_sets])
         for name, run in self.sft.runs.items():
-            _known(f"sft.runs.{name}.model", run.model, self.models)
+            _require_known(f"sft.runs.{name}.model", run.model, self.models)
         if self.prompts:
-            _known("prompts.model", self.prompts.model, self.models)
+            _require_known("prompts.model", self.prompts.model, self.models)
         tried = self.prompts.variants if self.prompts else []
         others = [f"others/{name}" for name in prompts.names("others")]
         for name in [self.predict.prompt, *tried, *(run.format for run in self.sft.runs.values())]:
@@ -87,14 +87,14 @@ class Study(Section):
         for name in [model.prompt for model in self.models.values() if model.prompt]:
             _prompt_exists(name, prompts.names() + others)
         for format in getattr(self.teacher, "prompts", {}):
-            _known("teacher.prompts: format", format, self.formats)
+            _require_known("teacher.prompts: format", format, self.formats)
         self._check_rewarded()
-        self._keep_apart()
-        self._keep_home()
+        self._check_separation()
+        self._check_credentialed()
         if twice := set(self.seeds) & set(self.more_seeds):
-            raise ValueError(f"more_seeds: {min(twice)} stands under seeds already")
+            raise ValueError(f"more_seeds: {min(twice)} is already listed in seeds")
         self._refuse_repeats()
-        self._keep_whole()
+        self._check_full_runs()
         return self
 
     def _refuse_repeats(self) -> None:
@@ -123,28 +123,28 @@ class Study(Section):
         """Every GRPO run starts from a checkpoint that there is, on films and labels of sources that there are."""
         for name, run in self.grpo.runs.items():
             key = f"grpo.runs.{name}"
-            _known(f"{key}.start", run.start, self.sft.runs)
+            _require_known(f"{key}.start", run.start, self.sft.runs)
             if run.reward == "hard" and self.sft.runs[run.start].format == ONLY_LABEL:
                 raise ValueError(
                     f"{key}: the hard reward (equation 3) is 0 for every answer of the format {ONLY_LABEL}, which has "
                     "no <think> block; start from a run of another format"
                 )
             for source in [*(run.films or []), *run.labels.values()]:
-                _known(key, source, self.sources)
+                _require_known(key, source, self.sources)
             for source, other in run.labels.items():
-                _known(f"{key}.labels", source, run.films or [self.curate.train])
+                _require_known(f"{key}.labels", source, run.films or [self.curate.train])
                 _refuse_other_films(f"{key}.labels", self.sources[source], self.sources[other], other)
 
-    def _keep_apart(self) -> None:
+    def _check_separation(self) -> None:
         """What is trained on is never tested: neither MIMIC's test split, nor a test set named like a training set."""
         for name in self.tests:
-            if name.casefold() in (taken := ("sft", "sft-holdout", "rl", "pool", self.home.casefold())):
+            if name.casefold() in (taken := ("sft", "sft-holdout", "rl", "pool", self.validation.casefold())):
                 raise ValueError(f"tests: {name!r} cannot name a test set; {', '.join(taken)} name other films")
         for name in self.rl_sources:
             if self.sources[name].kind == "mimic" and "test" in (self.sources[name].splits or []):
                 raise ValueError(f"sources.{name}.splits: MIMIC's own test split must not be trained on")
 
-    def _keep_home(self) -> None:
+    def _check_credentialed(self) -> None:
         """A credentialed film is sent to nobody unless the file says why that is allowed."""
         trained = {("sft", name): [self.curate.train] for name in self.sft.runs}
         trained |= {("grpo", name): run.films or [self.curate.train] for name, run in self.grpo.runs.items()}
@@ -159,7 +159,7 @@ class Study(Section):
                 "use a local one, or state under teacher.agreement which agreement covers sending them there"
             )
 
-    def _keep_whole(self) -> None:
+    def _check_full_runs(self) -> None:
         """What is not marked `full` must not need what is, and no seed of a GRPO run one that SFT does not have."""
         for name, run in self.grpo.runs.items():
             if not run.full and self.sft.runs[run.start].full:
@@ -229,7 +229,7 @@ class Study(Section):
         return [place for place in places if place.is_file()]
 
     @property
-    def home(self) -> str:
+    def validation(self) -> str:
         """The name of the validation set: films of the training source that nothing was trained on."""
         return f"{self.curate.train}-validation"
 
@@ -346,13 +346,13 @@ class Study(Section):
 
     def source(self, dataset: str) -> Phantom | Folder:
         """The source that the films of validation or of a test set come from."""
-        return self.sources[self.curate.train if dataset == self.home else self.tests[dataset].source]
+        return self.sources[self.curate.train if dataset == self.validation else self.tests[dataset].source]
 
     def datasets(self, checkpoint: Checkpoint) -> list[str]:
         """What a checkpoint is asked about: validation, and every test set unless GRPO passed its format over."""
         chosen = {self.sft_run("grpo", name).format for name in self.grpo.runs} or set(self.formats)
         passed_over = checkpoint.stage == "sft" and self.prompt(checkpoint) not in chosen
-        return [self.home] if passed_over else [self.home, *self.tests]
+        return [self.validation] if passed_over else [self.validation, *self.tests]
 
 
 def _refuse_other_films(key: str, source: Source, other: Source, name: str) -> None:
@@ -372,6 +372,6 @@ def _prompt_exists(name: str, there: list[str]) -> None:
         raise ValueError(f"no prompt {name!r}; chexreason/prompts has {', '.join(there)}")
 
 
-def _known(key: str, value, choices) -> None:
+def _require_known(key: str, value, choices) -> None:
     if value not in choices:
         raise ValueError(f"{key}: {value!r} is not defined in this file; choose one of {', '.join(map(str, choices))}")

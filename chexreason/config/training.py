@@ -72,7 +72,7 @@ class Trained(Section):
 
     @field_validator("trl")
     @classmethod
-    def _trl_knows(cls, values):
+    def _check_trl(cls, values):
         if values:
             trl_arguments.check(cls.stage, values, cls.model_fields)
         return values

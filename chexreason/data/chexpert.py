@@ -41,13 +41,13 @@ def read(root: Path) -> Films:
     not a CheXpert path of this split, a film with two rows, a label other than 1, 0, -1, and a patient in two splits.
     """
     root = Path(root)
-    home = _home(root)
-    files = {split: film_table.look(home, f"{split}.csv") for split in ("train", "valid")}
-    test, excluded = _test(root, home)
-    parts = [_listed(file, split, home, root) for split, file in files.items() if file]
-    validated = [film_table.look(place, "val_labels.csv") for place in (home, root, root / "CheXpert")]
+    home = _table_folder(root)
+    files = {split: film_table.find_file(home, f"{split}.csv") for split in ("train", "valid")}
+    test, excluded = _test_films(root, home)
+    parts = [_table_films(file, split, home, root) for split, file in files.items() if file]
+    validated = [film_table.find_file(place, "val_labels.csv") for place in (home, root, root / "CheXpert")]
     if not files["valid"] and (file := next(filter(None, validated), None)):
-        parts.append(_listed(file, "valid", file.parent, root))
+        parts.append(_table_films(file, "valid", file.parent, root))
     parts += test
     if not parts:
         plus = "; CheXpert Plus has no table of labels: give the folder of CheXpert itself" * any(root.glob(PLUS))
@@ -55,24 +55,26 @@ def read(root: Path) -> Films:
             f"{root}: holds no train.csv, valid.csv, test_labels.csv or groundtruth.csv, nor do its CheXpert folders"
             + plus
         )
-    return film_table.checked(pd.concat(parts, ignore_index=True), root, excluded)
+    return film_table.checked_films(pd.concat(parts, ignore_index=True), root, excluded)
 
 
-def _home(root: Path) -> Path:
+def _table_folder(root: Path) -> Path:
     """The folder with train.csv or valid.csv: `root`, or one right below it; `root` when there is none."""
     if not root.is_dir():
         raise SourceError(f"{root}: no such folder")
-    if film_table.look(root, "train.csv", "valid.csv"):
+    if film_table.find_file(root, "train.csv", "valid.csv"):
         if root.resolve().match(BATCHES):
             raise SourceError(f"{root}: is one of the batches; give the folder above it, which has the films of all")
         return root
-    below = [folder for folder in sorted(root.glob("CheXpert*")) if film_table.look(folder, "train.csv", "valid.csv")]
+    below = [
+        folder for folder in sorted(root.glob("CheXpert*")) if film_table.find_file(folder, "train.csv", "valid.csv")
+    ]
     if len(below) > 1:
         raise SourceError(f"{root}: holds {' and '.join(each.name for each in below)}; name the one that is meant")
     return below[0] if below else root
 
 
-def _listed(file: Path, split: str, home: Path, root: Path) -> pd.DataFrame:
+def _table_films(file: Path, split: str, home: Path, root: Path) -> pd.DataFrame:
     """The films of a table with one row per film; only train.csv and valid.csv have views."""
     about = ["Frontal/Lateral", "AP/PA"] if file.name.startswith(("train.", "valid.")) else []
     rows = film_table.read_csv(file, ["Path", *about], LABELS)
@@ -81,7 +83,7 @@ def _listed(file: Path, split: str, home: Path, root: Path) -> pd.DataFrame:
         frontal = rows["AP/PA"].str.upper().where(rows["AP/PA"].str.upper().isin(["AP", "PA"]), "unknown")
         lateral = (films["view"] == "lateral") | (rows["Frontal/Lateral"].str.lower() == "lateral")
         films["view"] = frontal.mask(lateral, "lateral")
-    return films.join(film_table.states(rows, OWN_NAMES, file))
+    return films.join(film_table.label_values(rows, OWN_NAMES, file))
 
 
 def _films(paths: pd.Series, file: Path, split: str, home: Path, root: Path) -> pd.DataFrame:
@@ -106,7 +108,7 @@ def _paths(parts: pd.DataFrame, split: str, home: Path, root: Path) -> pd.Series
     places = [place / name for place in dict.fromkeys([home, root]) for name in FOLDERS[split]]
     folder = next(filter(Path.is_dir, places), places[0])
     batches = sorted(root.glob(BATCHES)) if split == "train" and not folder.is_dir() else []
-    image = next((path for place in [*batches, folder] if (path := next(film_table.images(place), ""))), "")
+    image = next((path for place in [*batches, folder] if (path := next(film_table.image_paths(place), ""))), "")
     names = parts["path"].str.replace(r"\.\w+$", Path(image).suffix, regex=True) if image else parts["path"]
     if not batches:
         return (folder.relative_to(root).as_posix() + "/" + names).where(names.notna())
@@ -119,7 +121,7 @@ def _paths(parts: pd.DataFrame, split: str, home: Path, root: Path) -> pd.Series
     return (there + names.str.replace(r"^patient\d+", "", regex=True)).fillna("")
 
 
-def _test(root: Path, home: Path) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:
+def _test_films(root: Path, home: Path) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:
     """The films of the test set, and what of it is excluded; two empty lists when there is no test set."""
     places = list(dict.fromkeys([home, root, *sorted(root.glob("CheXpert*/"))]))
     found = [
@@ -127,14 +129,14 @@ def _test(root: Path, home: Path) -> tuple[list[pd.DataFrame], list[pd.DataFrame
         for name in ("test_labels.csv", "groundtruth.csv")
         for place in places
         for folder in (place, place / "test")
-        if (file := film_table.look(folder, name))
+        if (file := film_table.find_file(folder, name))
     ]
     if not found:
         return [], []
     place, file, name = found[0]
     place = next((each for each in [place, *places] if (each / "test").is_dir()), place)
     if name == "test_labels.csv":
-        return [_listed(file, "test", place, root)], []
+        return [_table_films(file, "test", place, root)], []
     return _by_study(file, place, root)
 
 
@@ -144,13 +146,13 @@ def _by_study(file: Path, place: Path, root: Path) -> tuple[list[pd.DataFrame], 
     parts = rows["Study"].str.extract(STUDY)
     rows["study"] = parts["patient"] + "_" + parts["study"]
     film_table.refuse_twice(rows, "study", file)
-    labels = film_table.states(rows, OWN_NAMES, file).set_index(rows["study"])
+    labels = film_table.label_values(rows, OWN_NAMES, file).set_index(rows["study"])
     there = sorted(path for path in place.glob("test/patient*/study*/view*") if path.suffix.lower() in IMAGES)
     paths = pd.Series([path.relative_to(place).as_posix() for path in there], dtype=str)
     films = _films(paths, place / "test", "test", place, root)
     films["path"] = [path.relative_to(root).as_posix() for path in there]
-    strays = films[~film_table.among(films["study"], labels.index)]
-    empty = rows[~film_table.among(rows["study"], films["study"])]
+    strays = films[~film_table.is_among(films["study"], labels.index)]
+    empty = rows[~film_table.is_among(rows["study"], films["study"])]
     excluded = [
         film_table.exclusions(strays["film"], strays["path"], f"film of a study without a row in {file.name}"),
         film_table.exclusions(empty["study"], "", f"study of {file.name} without a film in test/"),

@@ -33,12 +33,12 @@ def images(chosen: pd.DataFrame, study) -> pd.DataFrame:
     from tqdm.std import tqdm
 
     films = tqdm(chosen.itertuples(), total=len(chosen), desc="films", mininterval=5, unit="film", disable=chosen.empty)
-    made = [_drawn(film, study) if film.recipe else _converted(film, study) for film in films]
+    made = [_draw_phantom(film, study) if film.recipe else _convert_film(film, study) for film in films]
     records.to_disk(study.folder)
     return chosen.join(pd.DataFrame(made, columns=["sha256", "fault", "notes"], index=chosen.index, dtype="str"))
 
 
-def _drawn(film, study) -> tuple[str, str, str]:
+def _draw_phantom(film, study) -> tuple[str, str, str]:
     """Draw a phantom, unless its image is there already."""
     from PIL import Image
 
@@ -52,7 +52,7 @@ def _drawn(film, study) -> tuple[str, str, str]:
     return fingerprint.pixels(path), "", ""
 
 
-def _converted(film, study) -> tuple[str, str, str]:
+def _convert_film(film, study) -> tuple[str, str, str]:
     """Read a film and write its image, unless that is there already; a film that cannot be used has a fault instead."""
     from chexreason.data import images
 

@@ -95,4 +95,4 @@ def summary(manifest: pd.DataFrame, shares: pd.DataFrame) -> str:
 
 
 def _some(films: pd.DataFrame, count: int) -> pd.DataFrame:
-    return films.iloc[np.argsort(sampling.unit(films["film"], "gallery"))[:count]]
+    return films.iloc[np.argsort(sampling.hash_to_unit(films["film"], "gallery"))[:count]]

@@ -58,24 +58,24 @@ class Films(NamedTuple):
     unknown: tuple[str, ...]
 
 
-def look(folder: Path, *names: str) -> Path | None:
+def find_file(folder: Path, *names: str) -> Path | None:
     """The first of `names` that lies in `folder`, as it is or with .gz; None when there is none."""
     files = [folder / (name + suffix) for name in names for suffix in ("", ".gz")]
     return next((file for file in files if file.is_file()), None)
 
 
-def need(folder: Path, *names: str) -> Path:
-    """As `look`; raises SourceError, naming folder and files, when there is none."""
+def require_file(folder: Path, *names: str) -> Path:
+    """As `find_file`; raises SourceError, naming folder and files, when there is none."""
     if not folder.is_dir():
         raise SourceError(f"{folder}: no such folder")
-    file = look(folder, *names)
+    file = find_file(folder, *names)
     if file is None:
         raise SourceError(f"{folder}: holds no {' or '.join(names)} (nor with .gz); is it the folder of the tables?")
     return file
 
 
 def read_csv(file: Path, text: Collection[str], labels: Collection[str] = ()) -> pd.DataFrame:
-    """The named columns of a CSV file, those of `text` as `trimmed` str, `labels` as categories of str.
+    """The named columns of a CSV file, those of `text` as `trim` str, `labels` as categories of str.
 
     The index counts rows from 0.  Columns may be in any order.  Blank cells may follow the last column.
     Raises SourceError when the file cannot be read, when a column is missing or named twice, and for a row that has
@@ -123,18 +123,18 @@ def read_csv(file: Path, text: Collection[str], labels: Collection[str] = ()) ->
                 f"{file}, row {filled.idxmax() + HEADING}: has {width} cells, and the heading has {len(heading)}; name "
                 "every column (in R, write.table needs row.names = FALSE)"
             )
-    columns = {name: trimmed(table[place[name]]) for name in text}
+    columns = {name: trim(table[place[name]]) for name in text}
     return pd.DataFrame(columns | {name: table[place[name]] for name in labels}, index=table.index)
 
 
-def opened(file: Path) -> TextIO:
+def open_text(file: Path) -> TextIO:
     """A text file in UTF-8, packed or not, with its line ends as they are."""
     return (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8-sig", newline="")
 
 
 def _heading(file: Path) -> tuple[list[str], int, int]:
     """The names of the columns, how many lines they take, and how many cells the first row has."""
-    with opened(file) as stream:
+    with open_text(file) as stream:
         rows = csv.reader(stream, strict=True)
         heading = [EDGES.sub("", name) for name in next((row for row in rows if any(row)), [])]
         lines = rows.line_num
@@ -150,14 +150,14 @@ def _refuse_columns(heading: list[str], names: Collection[str], file: Path) -> N
         if name not in heading:
             other = next((mark for mark in (";", "\t") if len(heading) == 1 and mark in heading[0]), None)
             hint = f"; its cells are separated by {other!r}: save it with commas" if other else ""
-            raise SourceError(f"{file}: has no column {name!r}; its columns are {_listed(heading)}{hint}")
+            raise SourceError(f"{file}: has no column {name!r}; its columns are {_name_list(heading)}{hint}")
         if heading.count(name) > 1:
             raise SourceError(f"{file}: column {name!r} stands in the heading twice; rename or remove one")
 
 
-def trimmed(values: pd.Series) -> pd.Series:
+def trim(values: pd.Series) -> pd.Series:
     """Text without blanks and invisible characters at its ends, of any alphabet; NaN where it is one of MISSING."""
-    values = _changed(values, PLAIN, lambda text: EDGES.sub("", text))
+    values = _replace_where(values, PLAIN, lambda text: EDGES.sub("", text))
     short = values[values.str.len() <= max(map(len, MISSING))]
     missing = short.index[short.str.lower().isin(MISSING)]
     return values.mask(values.index.isin(missing)) if len(missing) else values
@@ -186,7 +186,7 @@ def _one_spelling(name: str) -> str:
     return re.sub(r"^(\d+)\.0+$", r"\1", normalize("NFC", name))
 
 
-def alike(names: pd.Series) -> pd.Series:
+def spelling_key(names: pd.Series) -> pd.Series:
     """What different spellings of each name have in common.
 
     Case, width, leading zeros, and blanks and punctuation that are not between two digits do not count.
@@ -194,19 +194,19 @@ def alike(names: pd.Series) -> pd.Series:
     >>> alike(pd.Series(["P-007", "p\u20137 ", "1-10", "11.0"])).tolist()
     ['p7', 'p7', '1-10', '11-0']
     """
-    folded = _changed(names, r"[^ -~]", _folded).str.lower()
+    folded = _replace_where(names, r"[^ -~]", _fold).str.lower()
     for pattern, kept in ((r"[ -/:-@\[-`{-~]+", "-"), (r"(^|[^0-9])-", r"\1"), (r"-([^0-9]|$)", r"\1")):
         folded = folded.str.replace(pattern, kept, regex=True)
     return folded.str.replace(r"(^|[^0-9])0+([0-9])", r"\1\2", regex=True)
 
 
-def _folded(name: str) -> str:
+def _fold(name: str) -> str:
     """A name in Unicode's plain form (NFKC), its digits 0 to 9, without invisible characters."""
     letters = [each for each in normalize("NFKC", name).casefold() if category(each) != "Cf"]
     return re.sub(r"[\W_]", "-", "".join(str(decimal(each, each)) for each in letters))
 
 
-def _changed(values: pd.Series, where: str, change: Callable[[str], str]) -> pd.Series:
+def _replace_where(values: pd.Series, where: str, change: Callable[[str], str]) -> pd.Series:
     """`values` with those that match `where` changed; most tables have none, so that is looked at first."""
     found = values.str.contains(where, na=False)
     if not found.any():
@@ -214,11 +214,11 @@ def _changed(values: pd.Series, where: str, change: Callable[[str], str]) -> pd.
     return values.where(~found, values[found].map({text: change(text) for text in values[found].unique()}))
 
 
-def _listed(names: list[str], most: int = 30) -> str:
+def _name_list(names: list[str], most: int = 30) -> str:
     return ", ".join(names[:most]) + (f", … ({len(names):,} in all)" if len(names) > most else "")
 
 
-def states(table: pd.DataFrame, columns: Mapping[str, str], file: Path | str) -> pd.DataFrame:
+def label_values(table: pd.DataFrame, columns: Mapping[str, str], file: Path | str) -> pd.DataFrame:
     """The 14 labels (films x 14, float: 1, 0, -1, NaN) of a table; `columns` says which column holds which label.
 
     A label without a column is NaN, and so is a blank; True and False are 1 and 0.
@@ -227,7 +227,7 @@ def states(table: pd.DataFrame, columns: Mapping[str, str], file: Path | str) ->
     stated = {}
     for label, column in columns.items():
         codes, values = pd.factorize(table[column])
-        numbers = np.array([*map(_state, values), np.nan])[codes]
+        numbers = np.array([*map(_label_value, values), np.nan])[codes]
         if (wrong := np.isinf(numbers)).any():
             row = table.index[wrong.argmax()]
             raise SourceError(
@@ -238,7 +238,7 @@ def states(table: pd.DataFrame, columns: Mapping[str, str], file: Path | str) ->
     return pd.DataFrame(stated, index=table.index).reindex(columns=LABELS).astype(float)
 
 
-def _state(value) -> float:
+def _label_value(value) -> float:
     """A label as 1, 0, -1 or NaN; infinity where it is none."""
     text = EDGES.sub("", str(value)).lower()
     if text in MISSING:
@@ -261,19 +261,19 @@ def refuse_twice(table: pd.DataFrame, column: str, file: Path | str) -> None:
         )
 
 
-def among(names: pd.Series | pd.Index, others: pd.Series | pd.Index) -> np.ndarray:
+def is_among(names: pd.Series | pd.Index, others: pd.Series | pd.Index) -> np.ndarray:
     """Whether each of `names` is one of `others` (bool).  For text, pandas' own `isin` takes ten times as long."""
     others = pd.Index(others)
     return (others if others.is_unique else others.unique()).get_indexer(names) >= 0
 
 
-def checked(
+def checked_films(
     table: pd.DataFrame, file: Path | str, excluded: Collection[pd.DataFrame] = (), unknown: Collection[str] = ()
 ) -> Films:
     """A film table in its final shape, its `names` each in one spelling.  `excluded`: parts as `exclusions` makes them.
 
     Raises SourceError for a film named twice, a name that is too long or has characters that cannot be printed, a film
-    without a patient, a patient in two of the source's splits, and patients or splits whose names are `alike`.
+    without a patient, a patient in two of the source's splits, and patients or splits whose names are `spelling_key`.
     """
     table = table.assign(**{name: names(table[name], file) for name in ("film", "patient", "study")})
     table["split"] = names(table["split"].mask(table["split"] == ""), file).fillna("")
@@ -296,7 +296,7 @@ def checked(
 def _refuse_alike(values: pd.Series, file: Path | str) -> None:
     """Raise SourceError where one name seems to be written in two ways: they would count as two."""
     known = values.drop_duplicates().reset_index(drop=True)
-    keys = alike(known)
+    keys = spelling_key(known)
     again = keys.duplicated()
     if again.any():
         first, other = known[keys == keys[again.idxmax()]].iloc[:2]
@@ -319,12 +319,12 @@ def present(films: Films | pd.DataFrame, root: Path) -> pd.Series:
     return pd.Series(there, index=table.index, dtype=bool)
 
 
-def ending(folder: Path, usual: str) -> str:
+def image_suffix(folder: Path, usual: str) -> str:
     """The ending of the first image below `folder`, such as ".png" where films were converted; else `usual`."""
-    return next((os.path.splitext(path)[1] for path in images(folder)), usual)
+    return next((os.path.splitext(path)[1] for path in image_paths(folder)), usual)
 
 
-def images(root: Path) -> Iterator[str]:
+def image_paths(root: Path) -> Iterator[str]:
     """The images below `root`, relative to it; through links to folders, but not in circles."""
     seen = set()
     for folder, folders, files in os.walk(root, followlinks=True):
@@ -338,7 +338,7 @@ def images(root: Path) -> Iterator[str]:
                 yield name if below == "." else f"{below}/{name}"
 
 
-def on_disk(table: pd.DataFrame, root: Path) -> list[dict]:
+def images_on_disk(table: pd.DataFrame, root: Path) -> list[dict]:
     """How many films and images each split and view has: split, view, films, images; "" is the split of no split."""
     groups = table.assign(there=present(table, root)).groupby(["split", "view"], sort=False)["there"]
     return [
@@ -352,9 +352,9 @@ def overview(films: Films, root: Path) -> dict:
 
     A label is None where this source has no word for it; `unlabelled` films have none stated.  `native` counts the
     source's own labels, if it has any.  `excluded` has for each reason how many films are excluded, and the first of
-    them.  `on_disk` counts the films and the images of each split and view.
+    them.  `images_on_disk` counts the films and the images of each split and view.
     """
-    table, there = films.table, on_disk(films.table, root)
+    table, there = films.table, images_on_disk(films.table, root)
     images = sum(group["images"] for group in there)
     excluded = films.excluded.groupby("reason")["film"]
     return {
@@ -397,7 +397,7 @@ def overview_text(found: dict) -> str:
 
 
 def disk_lines(groups: list[dict]) -> list[str]:
-    """The counts of `on_disk` as lines of a table, under a heading."""
+    """The counts of `images_on_disk` as lines of a table, under a heading."""
     rows = [(f"{row['split'] or 'no split'}, {row['view']}", row["films"], row["images"]) for row in groups]
     return [f"{'split, view':28} {'films':>9} {'images':>9}", *(f"  {name:26} {n:>9,} {m:>9,}" for name, n, m in rows)]
 

@@ -1,7 +1,7 @@
 """Films on disk, JPEG, PNG or DICOM, as one 8-bit image with dark air; and whether it is a frontal chest.
 
-`read` opens a file, `fault` judges what it shows, `prepare` does both and shrinks the film to what a model is shown.
-`chexreason.dicom` reads DICOM, whose header gives polarity and bit depth; a JPEG or PNG does not give its polarity.
+`read` opens a file, `pose_fault` checks that it is a frontal chest film, and `prepare` does both and shrinks the film.
+`chexreason.data.dicom` reads DICOM, whose header gives polarity and bit depth.  JPEG and PNG do not give the polarity.
 """
 
 import stat
@@ -71,7 +71,7 @@ def read(path: Path | str, notes: list[str] | None = None) -> np.ndarray:
         raise FilmError(f"broken {kind}: {text}") from error
 
 
-def fault(pixels: np.ndarray) -> str:
+def pose_fault(pixels: np.ndarray) -> str:
     """Why a readable image (uint8, height x width) is no upright frontal chest film: a short reason, or "".
 
     Blank, tiny and long images are refused by the limits above.  The pose is the one of five, upright, three turns and
@@ -105,7 +105,7 @@ def prepare(path: Path | str, size: int) -> Image.Image:
     """
     notes: list[str] = []
     pixels = read(path, notes)
-    if reason := fault(pixels):
+    if reason := pose_fault(pixels):
         raise FilmError(reason)
     film = Image.fromarray(pixels)
     film.thumbnail((size, size), Image.Resampling.LANCZOS)
@@ -222,7 +222,7 @@ def stretch(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
     Measured on 271 real films, made 12 bits deep, with a marker four times as bright on 0.8 % of each: the median
     contrast (5th to 95th percentile) is 196 gray levels, as without a marker; from lowest to highest it would be 47.
-    `fault` refuses the same three films as without a marker; from lowest to highest it would be twelve.
+    `pose_fault` refuses the same three films as without a marker; from lowest to highest it would be twelve.
     """
     order = np.argsort(values)
     ordered, counts = values[order], counts[order]

@@ -39,21 +39,21 @@ def read(root: Path, labels: str = "chexpert") -> Films:
     both tables, a film or study with two rows, a label other than 1, 0, -1, and a patient in two splits.
     """
     root = Path(root)
-    film_file = film_table.need(root, SPLIT)
+    film_file = film_table.require_file(root, SPLIT)
     films = _table(film_file, ["dicom_id", "study_id", "subject_id", "split"])
     film_table.refuse_twice(films, "dicom_id", film_file)
     patient, study = "p" + films["subject_id"], "s" + films["study_id"]
     path = "files/" + patient.str[:3] + "/" + patient + "/" + study + "/" + films["dicom_id"]
-    path += film_table.ending(root / "files", ".jpg")
+    path += film_table.image_suffix(root / "files", ".jpg")
     view = _view(root, films["dicom_id"], film_file)
     table = films.rename(columns={"dicom_id": "film"}).assign(path=path, patient=patient, study=study, view=view)
-    label_file = film_table.need(root, TABLES[labels])
+    label_file = film_table.require_file(root, TABLES[labels])
     stated = _labels(label_file, labels)
     if labels == "radiologists":
-        table = table[film_table.among(table["study"], stated.index)]
-    strays = stated.index[~film_table.among(stated.index, table["study"])]
+        table = table[film_table.is_among(table["study"], stated.index)]
+    strays = stated.index[~film_table.is_among(stated.index, table["study"])]
     excluded = film_table.exclusions(strays, "", f"study of {label_file.name} without a film in {film_file.name}")
-    return film_table.checked(table.join(stated, on="study"), film_file, [excluded])
+    return film_table.checked_films(table.join(stated, on="study"), film_file, [excluded])
 
 
 def _table(file: Path, text: list[str], labels: Collection[str] = ()) -> pd.DataFrame:
@@ -75,7 +75,7 @@ def _table(file: Path, text: list[str], labels: Collection[str] = ()) -> pd.Data
 
 def _view(root: Path, names: pd.Series, film_file: Path) -> np.ndarray:
     """The view of each film; raises SourceError unless both tables have the same films."""
-    file = film_table.need(root, METADATA)
+    file = film_table.require_file(root, METADATA)
     rows = _table(file, ["dicom_id", "ViewPosition"])
     film_table.refuse_twice(rows, "dicom_id", file)
     place = pd.Index(rows["dicom_id"]).get_indexer(names)
@@ -96,4 +96,4 @@ def _labels(file: Path, labels: str) -> pd.DataFrame:
         columns["Lung Opacity"] = "Airspace Opacity"
     rows = _table(file, ["study_id"], columns.values())
     film_table.refuse_twice(rows, "study_id", file)
-    return film_table.states(rows, columns, file).set_index("s" + rows["study_id"])
+    return film_table.label_values(rows, columns, file).set_index("s" + rows["study_id"])

@@ -58,7 +58,7 @@ def read(root: Path, fibrosis: bool = False) -> Films:
     images or in both lists, and a patient in two splits.
     """
     root = Path(root)
-    file = film_table.look(root, *TABLES, SAMPLE) or film_table.need(root, *TABLES)
+    file = film_table.find_file(root, *TABLES, SAMPLE) or film_table.require_file(root, *TABLES)
     rows = film_table.read_csv(file, ["Image Index", "Finding Labels", "Follow-up #", "Patient ID", "View Position"])
     films = _stem(rows["Image Index"])
     patient = film_table.names(rows["Patient ID"], file).str.zfill(8)
@@ -78,7 +78,7 @@ def read(root: Path, fibrosis: bool = False) -> Films:
     unsplit = table[split.isna()]
     neither = film_table.exclusions(unsplit["film"], unsplit["path"], "film in neither of the two lists")
     unknown = [label for label in LABELS if label not in COUNTERPARTS.values()]
-    return film_table.checked(table[split.notna()], file, [neither, strays, unlisted], unknown)
+    return film_table.checked_films(table[split.notna()], file, [neither, strays, unlisted], unknown)
 
 
 def _stem(names: pd.Series) -> pd.Series:
@@ -105,27 +105,27 @@ def _labels(native: pd.Series, fibrosis: bool, file: Path) -> pd.DataFrame:
 
 def _splits(root: Path, films: pd.Series, file: Path) -> tuple[pd.Series, pd.DataFrame]:
     """The split of each film, missing where neither list has it, and the list entries that have no row."""
-    looked = {split: film_table.look(root, *names) for split, names in LISTS.items()}
+    looked = {split: film_table.find_file(root, *names) for split, names in LISTS.items()}
     files = {split: found for split, found in looked.items() if found}
     if not files:
         return pd.Series("", index=films.index), film_table.exclusions([], "", "")
     for split, names in LISTS.items():
         if split not in files:
             raise SourceError(f"{root}: holds one of the two lists, but no {' or '.join(names)}; splits need both")
-    lists = [pd.Series(split, index=_listed(list_file)) for split, list_file in files.items()]
+    lists = [pd.Series(split, index=_list_films(list_file)) for split, list_file in files.items()]
     listed = pd.concat(lists)
     both = listed.index[listed.index.duplicated()]
     if len(both):
         raise SourceError(f"{root}: film {both[0]} is in both {' and '.join(each.name for each in files.values())}")
-    strays = listed.index[~film_table.among(listed.index, films)]
+    strays = listed.index[~film_table.is_among(listed.index, films)]
     return films.map(listed), film_table.exclusions(strays, "", f"film of the lists without a row in {file.name}")
 
 
-def _listed(file: Path) -> pd.Index:
+def _list_films(file: Path) -> pd.Index:
     """The films of a list, a name a line."""
     try:
-        with film_table.opened(file) as stream:
-            lines = film_table.trimmed(pd.Series(stream.read().splitlines(), dtype=str))
+        with film_table.open_text(file) as stream:
+            lines = film_table.trim(pd.Series(stream.read().splitlines(), dtype=str))
     except (ValueError, OSError, EOFError, zlib.error) as error:
         raise SourceError(f"{file}: cannot be read as a list of films: {error}") from None
     return pd.Index(_stem(lines.dropna()).unique())
@@ -133,10 +133,10 @@ def _listed(file: Path) -> pd.Index:
 
 def _images(root: Path, films: pd.Series, file: Path) -> tuple[pd.Series, pd.DataFrame]:
     """Where the image of each film lies, relative to `root`, and the images named like a film that have no row."""
-    found = sorted(film_table.images(root))
+    found = sorted(film_table.image_paths(root))
     paths = pd.Series(list(filter(DISTRIBUTED.fullmatch, found)) or found, dtype=str)
     paths = paths.set_axis(_stem(paths))
-    named = film_table.among(paths.index, films)
+    named = film_table.is_among(paths.index, films)
     own = paths[named]
     twice = own.index[own.index.duplicated()]
     if len(twice):

@@ -30,28 +30,28 @@ def read(root: Path, section, beside: Path) -> Films:
     and a patient in two splits.
     """
     if section.read:
-        file, rows = section.read, _called(section.read, Path(root), Path(beside))
+        file, rows = section.read, _call_function(section.read, Path(root), Path(beside))
         columns, labels = ({name: name for name in names if name in rows} for names in (ABOUT, LABELS))
     else:
         file, columns, labels = Path(root) / section.table, section.columns, section.labels
         _refuse_others(columns, ABOUT, f"columns of {section.table}")
         _refuse_others(labels, LABELS, f"labels of {section.table}")
         rows = film_table.read_csv(
-            film_table.need(Path(root), section.table), list(columns.values()), list(labels.values())
+            film_table.require_file(Path(root), section.table), list(columns.values()), list(labels.values())
         )
     table = pd.DataFrame({name: rows[column] for name, column in columns.items()})
     for name in ("path", "patient"):
         _refuse_without(table, name, file)
     table["path"] = _paths(table["path"], Path(root), file)
-    table = table.join(film_table.states(rows, labels, file)).drop_duplicates()
-    table = _filled(table, file)
-    films = film_table.checked(table, file, unknown=[label for label in LABELS if label not in labels])
+    table = table.join(film_table.label_values(rows, labels, file)).drop_duplicates()
+    table = _fill_columns(table, file)
+    films = film_table.checked_films(table, file, unknown=[label for label in LABELS if label not in labels])
     film_table.names(table["path"], file)
     film_table.refuse_twice(table, "path", file)
     return films
 
 
-def _called(name: str, root: Path, beside: Path) -> pd.DataFrame:
+def _call_function(name: str, root: Path, beside: Path) -> pd.DataFrame:
     """What the function `name`, as `my_hospital.py:read`, makes of `root`."""
     file, _, function = name.partition(":")
     if not function or not (beside / file).is_file():
@@ -68,7 +68,7 @@ def _called(name: str, root: Path, beside: Path) -> pd.DataFrame:
         raise SourceError(f"read: {name}: the film table has column {twice!r} twice")
     table = table.reset_index(drop=True)
     try:
-        return table.assign(**{each: film_table.trimmed(table[each].astype("str")) for each in ABOUT if each in table})
+        return table.assign(**{each: film_table.trim(table[each].astype("str")) for each in ABOUT if each in table})
     except ValueError as error:
         raise SourceError(f"read: {name}: the film table has text that cannot be written in UTF-8: {error}") from None
 
@@ -90,7 +90,7 @@ def _paths(paths: pd.Series, root: Path, file: Path | str) -> pd.Series:
     return paths.map(known)
 
 
-def _filled(table: pd.DataFrame, file: Path | str) -> pd.DataFrame:
+def _fill_columns(table: pd.DataFrame, file: Path | str) -> pd.DataFrame:
     """The columns that tell about films, those not given made from the others."""
     blank = pd.Series("", table.index)
     whole = table["path"].str.replace(ENDING, "", regex=True)

@@ -23,7 +23,7 @@ def apply_policy(films: pd.DataFrame, policy: str) -> pd.DataFrame:
     return labels.apply_policy(films[LABELS].fillna(0.0), policy).mask(unknown)
 
 
-def unit(names: Iterable[str], salt: str) -> np.ndarray:
+def hash_to_unit(names: Iterable[str], salt: str) -> np.ndarray:
     """A number in [0, 1) for each name, the same on every machine: a hash of the salt and the name, nothing else."""
     hashes = (hashlib.blake2b(f"{salt}/{name}".encode(), digest_size=8).digest() for name in names)
     return np.fromiter((int.from_bytes(each, "big") >> 11 for each in hashes), dtype=float) / 2**53
@@ -32,7 +32,7 @@ def unit(names: Iterable[str], salt: str) -> np.ndarray:
 def assign_shares(patients: pd.Series, shares: dict[str, float], salt: str) -> pd.Series:
     """The share each patient falls into.  It depends on the patient and `salt` only, not on the other rows."""
     names = patients.unique()
-    place = np.searchsorted(np.cumsum(list(shares.values())), unit(names, salt), side="right")
+    place = np.searchsorted(np.cumsum(list(shares.values())), hash_to_unit(names, salt), side="right")
     share = np.array(list(shares))[np.minimum(place, len(shares) - 1)]
     return patients.map(dict(zip(names, share, strict=True)))
 
@@ -62,7 +62,7 @@ def greedy(
     queue = np.lexsort((order, pattern))  # the films, pattern after pattern, each pattern in `order`
     following = np.searchsorted(pattern[queue], np.arange(len(shows)))
     end = np.append(following[1:], len(queue))
-    need, limit = _need(floor, count), max(ceiling * count, 1.0)
+    need, limit = _floor_count(floor, count), max(ceiling * count, 1.0)
     seen = np.zeros(len(columns))
     picks = []
     for _ in range(count):
@@ -87,9 +87,9 @@ def sample(films: pd.DataFrame, split: str, count: int, section) -> pd.DataFrame
     """
     present = apply_policy(films, section.policy) == 1.0
     present = present.loc[present.any(axis=1), [name for name in LABELS if name not in films["never_stated"].iloc[0]]]
-    need = _need(section.floor, count)
+    need = _floor_count(section.floor, count)
     _refuse_below(present.sum(), need, split, "its patients have")
-    order = unit(films.loc[present.index, "film"], f"{section.seed}/{split}")
+    order = hash_to_unit(films.loc[present.index, "film"], f"{section.seed}/{split}")
     try:
         picks = greedy(present, count, section.floor, section.ceiling, section.penalty, order)
     except CurateError as error:
@@ -105,14 +105,14 @@ def whole_patients(films: pd.DataFrame, count: int, salt: str) -> pd.DataFrame:
     """At most `count` films, all films of each patient taken; patients in random order, skipping who no longer fits."""
     sizes = films.groupby("patient").size()
     left, chosen = count, []
-    for patient, size in sizes.iloc[np.argsort(unit(sizes.index, salt))].items():
+    for patient, size in sizes.iloc[np.argsort(hash_to_unit(sizes.index, salt))].items():
         if size <= left:
             chosen.append(patient)
             left -= size
     return films[films["patient"].isin(chosen)]
 
 
-def _need(floor: float, count: int) -> int:
+def _floor_count(floor: float, count: int) -> int:
     """ceil(floor * count), not led astray by 0.07 * 100 = 7.000000000000001."""
     return int(np.ceil(round(floor * count, 9)))
 

@@ -56,7 +56,7 @@ class Aligned(NamedTuple):
 
 def datasets(study) -> dict[str, list[str]]:
     """Every data set the models are asked about, with the label sets it is scored on."""
-    return {study.home: study.curate.label_sets} | {name: test.label_sets for name, test in study.tests.items()}
+    return {study.validation: study.curate.label_sets} | {name: test.label_sets for name, test in study.tests.items()}
 
 
 def generator(study, dataset: str) -> np.random.Generator:
@@ -136,7 +136,7 @@ def prompts(study, answers: pd.DataFrame) -> pd.DataFrame:
     films = films[films.index.isin(answers["film"])]
     columns = ["micro_f1", "macro_f1", "macro_f1_low", "macro_f1_high", "fail_rate"]
     rows = [
-        {"prompt": name} | score_answers(study, films, rows, study.home, label_set).overall
+        {"prompt": name} | score_answers(study, films, rows, study.validation, label_set).overall
         for name, rows in answers.groupby("prompt", sort=False)
     ]
     return pd.DataFrame(rows)[["prompt", *columns]]

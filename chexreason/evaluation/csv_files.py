@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from chexreason.data.film_table import MISSING, SHORTENED, alike
+from chexreason.data.film_table import MISSING, SHORTENED, spelling_key
 from chexreason.evaluation import metrics
 from chexreason.labels import CHEXPERT14, LABEL_SETS
 
@@ -64,7 +64,7 @@ def score_files(
     stated, given = _films(files[0], [] if patient is None else [patient]), _films(files[1])
     _refuse_missing(files[1], stated[ID], given[ID])
     _refuse_missing(files[0], given[ID], stated[ID])
-    names = list(LABEL_SETS[label_set]) if label_set else labels or _common(files, (stated, given), patient)
+    names = list(LABEL_SETS[label_set]) if label_set else labels or _common_labels(files, (stated, given), patient)
     for file, rows in zip(files, (stated, given), strict=True):
         _refuse_columns(file, rows, names)
     if patient in names:
@@ -122,7 +122,7 @@ def report_text(scored: dict) -> str:
     if "f1" in labels[0]:
         lines += ["", _table(labels, ["label", "support", *metrics.COUNTS, *metrics.RATES, "specificity"])]
     reported = [name for name in overall if f"{name}_low" in overall and not (one and name[:6] in ("micro_", "macro_"))]
-    lines += ["", *(f"{name.replace('_', ' ')}: {_shown(overall, name, 'undefined')}" for name in reported)]
+    lines += ["", *(f"{name.replace('_', ' ')}: {_cell_text(overall, name, 'undefined')}" for name in reported)]
     if "n_normal" in overall:
         lines[-1] += f", of {_count(overall['n_normal'], 'normal film')}"
     lines += [
@@ -144,10 +144,10 @@ def _count(number: int, noun: str) -> str:
 
 
 def _table(rows: list[dict], columns: Sequence[str]) -> str:
-    return pd.DataFrame([{name: _shown(row, name) for name in columns} for row in rows]).to_string(index=False)
+    return pd.DataFrame([{name: _cell_text(row, name) for name in columns} for row in rows]).to_string(index=False)
 
 
-def _shown(row: dict, name: str, undefined: str = "-") -> str:
+def _cell_text(row: dict, name: str, undefined: str = "-") -> str:
     """`row[name]` as text, with its interval if it has one."""
     value, low, high = (row.get(name + end) for end in ("", "_low", "_high"))
     if value is None or not isinstance(value, float):
@@ -173,22 +173,22 @@ def _notes(result: dict, patient_columns: list[str]) -> list[str]:
         result["n_resamples"],
     )
     notes = {
-        f"No interval, since too few patients count in it (see chexreason.evaluation.metrics): {_some(none)}.": none,
+        f"No interval, since it has too few patients (see chexreason.evaluation.metrics): {_first_names(none)}.": none,
         "Every resample gives the same value, so the interval has no width, and other patients may give another value: "
-        f"{_some(flat)}.": flat,
+        f"{_first_names(flat)}.": flat,
         f"The intervals rest on {owners}: with fewer than {FEW}, they are too narrow.": 1 < result["patients"] < FEW,
         "No label is called No Finding, so a normal film is one without any of these labels (which may have others).": (
             "n_normal" in result["overall"]
             and not any(map(metrics.is_normal, (row["label"] for row in result["labels"])))
         ),
         f"{n_resamples} resamples make a rough interval: use 1,000 or more.": n_resamples < 1000,
-        f"Films were resampled one by one, and in the column {_some(patient_columns)} of the truth names repeat: name "
-        "it with --patient to resample patients, or the intervals are too narrow.": patient_columns,
+        f"Films were resampled one by one, but names repeat in {_first_names(patient_columns)} of the truth: "
+        "name it with --patient to resample patients, or the intervals are too narrow.": patient_columns,
     }
     return [note for note, applies in notes.items() if applies]
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
@@ -215,7 +215,9 @@ def _refuse_options(label_set, labels, patient, n_resamples, seed, threshold) ->
         raise ScoreError(f"seed must be at least 0, not {seed}")
 
 
-def _common(files: tuple[Path, Path], tables: tuple[pd.DataFrame, pd.DataFrame], patient: str | None) -> list[str]:
+def _common_labels(
+    files: tuple[Path, Path], tables: tuple[pd.DataFrame, pd.DataFrame], patient: str | None
+) -> list[str]:
     """The label columns that both files have, in the order of the truth."""
     stated, given = tables
     about = re.compile(rf"({ABOUT})(id|name|path)?(?![a-z])")
@@ -295,16 +297,16 @@ def _films(file: Path, others: Collection[str] = ()) -> pd.DataFrame:
     _refuse(file, ID, rows.loc[rows[ID].duplicated(), ID], "an earlier row has this film; keep one of the two")
     for name in (ID, *others):
         names = rows[name].drop_duplicates()
-        again = names[_alike(names).duplicated()]
+        again = names[_spelling_key(names).duplicated()]
         _refuse(
             file, name, again, "an earlier row has it otherwise (as P1 and p-1, or 007, 7 and 7.0); write it one way"
         )
     return rows
 
 
-def _alike(names: pd.Series) -> pd.Series:
+def _spelling_key(names: pd.Series) -> pd.Series:
     """What different spellings of each name have in common, as in `film_table.alike`; 7.0 is 7 as well."""
-    return alike(names.str.replace(r"^(\d+)\.0*$", r"\1", regex=True))
+    return spelling_key(names.str.replace(r"^(\d+)\.0*$", r"\1", regex=True))
 
 
 def _rows(file: Path) -> pd.DataFrame:
@@ -350,7 +352,7 @@ def _refuse_missing(file: Path, films: pd.Series, there: pd.Series) -> None:
     films = sorted(set(films) - set(there))
     if films:
         more = f" and {len(films) - 3} more" if len(films) > 3 else ""
-        alike = _alike(pd.Series(films)).isin(_alike(there)).any()
+        alike = _spelling_key(pd.Series(films)).isin(_spelling_key(there)).any()
         hint = "; ids are compared as text, so 007, 7 and 7.0 differ, and P1 and p1: write them alike" if alike else ""
         raise ScoreError(
             f"{file}: no row for {', '.join(map(repr, films[:3]))}{more}, which the other file has"

@@ -8,13 +8,13 @@ from chexreason.evaluation import compare, metrics
 from chexreason.labels import LABEL_SETS, NIH9
 
 
-def shared(table: pd.DataFrame) -> pd.DataFrame:
+def on_shared_labels(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of a `compare` record over just the nine labels every hospital has, which compare like with like."""
     sets = [label_set for label_set, names in LABEL_SETS.items() if names == NIH9]
     return table[table["label_set"].isin(sets)].reset_index(drop=True)
 
 
-def spread(table: pd.DataFrame) -> str:
+def prompt_summary(table: pd.DataFrame) -> str:
     """What the table of `prompts` shows, in two sentences."""
     best, worst = table.loc[table["macro_f1"].idxmax()], table.loc[table["macro_f1"].idxmin()]
     apart = "apart" if best["macro_f1_low"] > worst["macro_f1_high"] else "not clearly apart"
@@ -44,7 +44,7 @@ def best_of(table: pd.DataFrame, kind: str) -> str:
 
 def in_domain(study, overall: pd.DataFrame, stage: str) -> pd.DataFrame:
     """Rows of the `overall` record about validation films, over all labels, of one stage ("sft" or "grpo")."""
-    rows = overall[(overall["dataset"] == study.home) & (overall["label_set"] == study.curate.label_sets[0])]
+    rows = overall[(overall["dataset"] == study.validation) & (overall["label_set"] == study.curate.label_sets[0])]
     rows = rows[rows["model"].str.contains(f"/{stage}/")]
     rates = [f"{mean}_{rate}" for mean in ("micro", "macro") for rate in metrics.RATES]
     return rows[["model", "seed", *rates, "macro_f1_low", "macro_f1_high", "fail_rate"]].reset_index(drop=True)
@@ -56,11 +56,11 @@ UNTRAINED = "This study trains no model, so there is no step to compare."
 
 def gains(paired: pd.DataFrame) -> pd.DataFrame:
     """What each step gained in macro-F1 on the nine shared labels: rows of `paired`, with the step in words."""
-    rows = shared(paired[paired["metric"] == "macro_f1"])
+    rows = on_shared_labels(paired[paired["metric"] == "macro_f1"])
     return rows.assign(step=rows["first"] + " → " + rows["second"].str.split("/", n=1).str[1])
 
 
-def changes(gains: pd.DataFrame) -> pd.DataFrame:
+def gain_table(gains: pd.DataFrame) -> pd.DataFrame:
     """Rows of `gains` to be read: dataset, model, seed, change with its interval, and the verdict."""
     rows = [
         (
@@ -115,7 +115,7 @@ def seeds(overall: pd.DataFrame) -> pd.DataFrame:
     A row a model and data set: model, dataset, seeds (how many), macro_f1 with `_low` and `_high` (of the first seed,
     over patients), lowest, highest and sd (over seeds; sd is NaN for one seed).
     """
-    groups = shared(overall).groupby(["model", "dataset"], sort=False, as_index=False)
+    groups = on_shared_labels(overall).groupby(["model", "dataset"], sort=False, as_index=False)
     first = {name: (name, "first") for name in ("macro_f1", "macro_f1_low", "macro_f1_high")}
     over = {name: ("macro_f1", how) for name, how in (("lowest", "min"), ("highest", "max"), ("sd", "std"))}
     return groups.agg(seeds=("seed", "nunique"), **first, **over)
@@ -168,7 +168,7 @@ def sensitivity_table(table: pd.DataFrame) -> pd.DataFrame:
     return rows.unstack(sort=False).rename_axis(columns=None).reset_index()
 
 
-def discordant(mcnemar: pd.DataFrame, level: float = 0.05) -> str:
+def mcnemar_summary(mcnemar: pd.DataFrame, level: float = 0.05) -> str:
     """How many of the tests in the `mcnemar` record stay below `level` after Holm's adjustment, and in whose favour."""
     if mcnemar.empty:
         return UNTRAINED
@@ -196,7 +196,7 @@ def different_labels(mcnemar: pd.DataFrame, level: float = 0.05) -> pd.DataFrame
     return steps[["better", "worse"]].agg(lambda labels: ", ".join(labels.dropna()) or "–")
 
 
-def _on(label_set: str) -> str:
+def _label_set_phrase(label_set: str) -> str:
     """The label set in words, or "" for the nine labels that every hospital has."""
     return "" if LABEL_SETS.get(label_set) == NIH9 else f" on {label_set}"
 
@@ -209,7 +209,7 @@ def transfer_lines(transfer: pd.DataFrame) -> list[str]:
 def _transfer_line(row) -> str:
     verdict = metrics.verdict(row.change_low, row.change_high)
     share = f"{row.relative:+.0%}, {compare._bounds(row.relative_low, row.relative_high, '+.0%', '95 % interval ')}"
-    ends = f"from {row.in_domain} to {row.out_of_domain}{_on(row.label_set)}"
+    ends = f"from {row.in_domain} to {row.out_of_domain}{_label_set_phrase(row.label_set)}"
     return (
         f"{row.model}, seed {row.seed}, {ends}: macro-F1 {row.in_domain_macro_f1:.3f} to "
         f"{row.out_of_domain_macro_f1:.3f} ({'from nothing' if np.isnan(row.relative) else share}), {verdict}."
@@ -224,7 +224,7 @@ def gap_lines(paired: pd.DataFrame) -> list[str]:
 def _gap_line(row) -> str:
     less = {"gain": "loses less than", "loss": "loses more than"}
     compared = less.get(metrics.verdict(row.low, row.high), "shows no clear difference from")
-    ends = f"From {row.in_domain} to {row.out_of_domain}{_on(row.label_set)}"
+    ends = f"From {row.in_domain} to {row.out_of_domain}{_label_set_phrase(row.label_set)}"
     return (
         f"{ends}, {row.second} (seed {row.seed}) {compared} {row.first}: "
         f"{row.difference:+.3f} macro-F1 ({compare._bounds(row.low, row.high, '+.3f', '95 % interval ')})."

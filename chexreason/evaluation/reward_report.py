@@ -29,13 +29,13 @@ def report(study: config.Study, reward: str, arguments: dict) -> dict:
     hard_reward), best and worst (lists of replies, never about credentialed films).
     Raises RecordError where no replies are recorded, RewardError where the reward fails.
     """
-    path, constants, settings = _chosen(study, reward, arguments)
+    path, constants, settings = _reward_settings(study, reward, arguments)
     beside = study.file.parent
     if path.rpartition(":")[0].endswith(".py") and not (beside / path.rpartition(":")[0]).is_file():
         beside = Path.cwd()
     rewards.check(path, beside, constants)
     metrics: dict[str, list] = defaultdict(list)
-    table = _scored(study, path, beside, constants, settings, metrics)
+    table = _scored_replies(study, path, beside, constants, settings, metrics)
     spread = table.groupby(["dataset", "film"])["value"].agg(["std", "size"]).query("size > 1")["std"]
     return {
         "study": study.study,
@@ -59,12 +59,12 @@ def report(study: config.Study, reward: str, arguments: dict) -> dict:
             | {"replies": len(rows), **_summary(rows["value"]), "hard_reward": float(rows["reward"].mean())}
             for key, rows in table.groupby(["model", "checkpoint", "seed"], sort=False)
         ],
-        "best": _cases(table.sort_values("value", ascending=False, kind="stable")),
-        "worst": _cases(table.sort_values("value", kind="stable")),
+        "best": _example_replies(table.sort_values("value", ascending=False, kind="stable")),
+        "worst": _example_replies(table.sort_values("value", kind="stable")),
     }
 
 
-def _chosen(study: config.Study, reward: str, arguments: dict) -> tuple[str, dict, config.Reward]:
+def _reward_settings(study: config.Study, reward: str, arguments: dict) -> tuple[str, dict, config.Reward]:
     """The reward, its constants, and the section `reward` of the run that it is taken from."""
     runs = study.grpo.runs
     name = reward if reward in runs else next((name for name, run in runs.items() if run.reward == reward), None)
@@ -73,7 +73,7 @@ def _chosen(study: config.Study, reward: str, arguments: dict) -> tuple[str, dic
     return runs[name].reward, runs[name].reward_args | arguments, study.grpo.of(name).reward
 
 
-def _scored(
+def _scored_replies(
     study: config.Study, path: str, beside: Path, arguments: dict, settings: config.Reward, metrics: dict
 ) -> pd.DataFrame:
     """Every recorded reply whose film has all labels, with what the reward gives it as `value`."""
@@ -90,7 +90,7 @@ def _scored(
             if not answers["film"].isin(films.index).all():
                 raise records.RecordError(f"{place}: films that the manifest does not list; run 5_predict again")
             films = films.loc[answers["film"]].reset_index(drop=True)
-            made, answers = rewards.make(path, beside, arguments, settings), answers.reset_index(drop=True)
+            made, answers = rewards.make_reward(path, beside, arguments, settings), answers.reset_index(drop=True)
             values = predict.score_recorded(
                 made,
                 path,
@@ -124,7 +124,7 @@ def _rank_correlation(table: pd.DataFrame) -> float | None:
     return None if value != value else float(value)
 
 
-def _cases(table: pd.DataFrame) -> list[dict]:
+def _example_replies(table: pd.DataFrame) -> list[dict]:
     """The first replies, one per film, none about a credentialed film."""
     shown = table[~table["film_credentialed"]].drop_duplicates("film").head(CASES)
     return [

@@ -68,14 +68,14 @@ def load(settings: config.Model, trained: Path | None, batch: int) -> Reader:
     return Reader(settings, trained, models.load_processor(settings), batch, key)
 
 
-def ask(
+def answer_films(
     reader: Reader, images: Sequence[str | Path], protocol: Protocol, journal: Path, what: str = "films"
 ) -> list[str]:
-    """The texts of `replies`, for who need not know which were cut off."""
-    return [reply.text for reply in replies(reader, images, protocol, journal, what)]
+    """The texts of `reply_to_films`, for who need not know which were cut off."""
+    return [reply.text for reply in reply_to_films(reader, images, protocol, journal, what)]
 
 
-def replies(
+def reply_to_films(
     reader: Reader, images: Sequence[str | Path], protocol: Protocol, journal: Path, what: str = "films"
 ) -> list[Reply]:
     """Ask about every image file, greedily; the replies, in the order of `images`.
@@ -88,7 +88,7 @@ def replies(
 
     files = [Path(image) for image in images]
     keys = [fingerprint.digest(reader.key, protocol.hash, fingerprint.pixels(file)) for file in files]
-    given = _kept(journal)
+    given = _journal_replies(journal)
     batches = [[number for number in batch if keys[number] not in given] for batch in _batches(reader, files)]
     done = len(files) - sum(map(len, batches))
     if done < len(files):
@@ -96,7 +96,9 @@ def replies(
     with tqdm(total=len(files), initial=done, desc=what, mininterval=5, file=sys.stderr) as bar:
         for numbers in filter(None, batches):
             new = [keys[number] for number in numbers]
-            said = dict(zip(new, _fitting(reader, [files[number] for number in numbers], protocol), strict=True))
+            said = dict(
+                zip(new, _replies_in_memory(reader, [files[number] for number in numbers], protocol), strict=True)
+            )
             with records.replacing(journal / f"{fingerprint.digest(new)}.json") as unfinished:
                 unfinished.write_text(json.dumps(said), encoding="utf-8")
             given |= said
@@ -104,7 +106,7 @@ def replies(
     return [given[key] for key in keys]
 
 
-def _kept(journal: Path) -> dict[str, Reply]:
+def _journal_replies(journal: Path) -> dict[str, Reply]:
     """The replies in a journal, by the digest of all that each follows from."""
     kept = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(journal.glob("*.json"))]
     return {key: Reply(*reply) for batch in kept for key, reply in batch.items()}
@@ -127,7 +129,7 @@ def _batches(reader: Reader, images: list[Path]) -> list[list[int]]:
     return [order[start : start + reader.batch] for start in range(0, len(order), reader.batch)]
 
 
-def _fitting(reader: Reader, files: list[Path], protocol: Protocol) -> list[Reply]:
+def _replies_in_memory(reader: Reader, files: list[Path], protocol: Protocol) -> list[Reply]:
     """The replies to one batch; where memory runs out, to one half of it and then the other.
 
     `config.Predict` says when a smaller batch may change a reply.
@@ -141,7 +143,7 @@ def _fitting(reader: Reader, files: list[Path], protocol: Protocol) -> list[Repl
             raise MemoryError("no memory is left to answer one film; lower predict.max_new_tokens") from error
     half = len(files) // 2  # outside the handler, which holds on to all that did not fit
     print(f"no memory is left for {len(files)} films at once; trying {half}", file=sys.stderr, flush=True)
-    return _fitting(reader, files[:half], protocol) + _fitting(reader, files[half:], protocol)
+    return _replies_in_memory(reader, files[:half], protocol) + _replies_in_memory(reader, files[half:], protocol)
 
 
 def _replies(reader: Reader, files: list[Path], protocol: Protocol) -> list[Reply]:
@@ -153,7 +155,7 @@ def _replies(reader: Reader, files: list[Path], protocol: Protocol) -> list[Repl
     inputs = models.inputs(processor, [Image.open(file) for file in files], protocol.prompt).to(model.device)
     with torch.inference_mode():
         output = model.generate(**inputs, max_new_tokens=protocol.max_new_tokens, do_sample=False)
-    written, opening = output[:, inputs["input_ids"].shape[1] :], models.opened(processor)
+    written, opening = output[:, inputs["input_ids"].shape[1] :], models.template_opening(processor)
     ended = torch.isin(written, torch.tensor(model.generation_config.eos_token_id, device=written.device)).any(dim=1)
     texts = processor.batch_decode(written, skip_special_tokens=True)
     return [Reply(opening + text, not end) for text, end in zip(texts, ended.tolist(), strict=True)]
@@ -218,14 +220,16 @@ def _begins_as_film(file: Path) -> bool:
         return False
 
 
-def own(study: config.Study, checkpoint: config.Checkpoint, paths: Sequence[str | Path]) -> list[str | FilmError]:
+def answer_own_films(
+    study: config.Study, checkpoint: config.Checkpoint, paths: Sequence[str | Path]
+) -> list[str | FilmError]:
     """Ask a checkpoint of the study about films of one's own (PNG, JPEG or DICOM), under the same protocol.
 
     The replies, in order; in place of a reply the FilmError of a file that cannot be used.  Every file is read before
     the model is loaded, which is not done for none.  Raises RecordError for a checkpoint that has not been made.
     """
     _refuse_missing(study, checkpoint)
-    protocol = Protocol.of(study, study.prompt(checkpoint), study.home)
+    protocol = Protocol.of(study, study.prompt(checkpoint), study.validation)
     with TemporaryDirectory() as folder:
         images = {number: Path(folder) / f"{number}.png" for number in range(len(paths))}
         faults = {}
@@ -241,9 +245,9 @@ def own(study: config.Study, checkpoint: config.Checkpoint, paths: Sequence[str 
         print(f"Asking {told}", file=sys.stderr, flush=True)
         from transformers.utils import logging
 
-        logging.disable_progress_bar()  # `ask` shows the one that tells how long it takes
+        logging.disable_progress_bar()  # `answer_films` shows the one that tells how long it takes
         reader = load(study.models[checkpoint.model], study.paths.weights(checkpoint), study.predict.batch)
-        replies = ask(reader, list(images.values()), protocol, Path(folder) / JOURNAL)
+        replies = answer_films(reader, list(images.values()), protocol, Path(folder) / JOURNAL)
     answered = faults | dict(zip(images, replies, strict=True))
     return [answered[number] for number in range(len(paths))]
 
@@ -271,7 +275,7 @@ def format_reply(reply: str) -> str:
 def caution(study: config.Study, model: str) -> str:
     """What must be said beside any answer about a user's own film, with the model's note where it has one."""
     said = "This is what a model of a study says, and no diagnosis."
-    if study.models[model].path.startswith(models.STAND_IN) or study.source(study.home).kind == "phantom":
+    if study.models[model].path.startswith(models.STAND_IN) or study.source(study.validation).kind == "phantom":
         said = "This model learnt from phantoms, which are drawn: what it says is no reading of a film."
     return f"{said} {study.models[model].note}".rstrip()
 
@@ -302,7 +306,7 @@ def predict(study: config.Study, checkpoint: config.Checkpoint) -> pd.DataFrame:
     for dataset, protocol in protocols(study, checkpoint).items():
         films = curate.dataset(study, dataset)
         what = f"{checkpoint.model} {checkpoint.name} on {dataset}"
-        given = replies(reader, films["image"], protocol, journal, what)
+        given = reply_to_films(reader, films["image"], protocol, journal, what)
         run = checkpoint.run if checkpoint.stage == "grpo" else None
         tables.append(read(study, dataset, films, given, reader.processor, protocol, run))
     table = pd.concat(tables, ignore_index=True)
@@ -319,12 +323,12 @@ def try_prompts(study: config.Study) -> pd.DataFrame:
     Also written as `prompts/answers.parquet`.  The journal stays, so that of edited prompts only those are asked again.
     """
     trial, place = study.trial, study.folder / "prompts"
-    films = curate.dataset(study, study.home).head(trial.films)
+    films = curate.dataset(study, study.validation).head(trial.films)
     reader, tables = load(study.models[trial.model], None, study.predict.batch), []
     for name in trial.variants:
-        protocol = Protocol.of(study, name, study.home)
-        given = replies(reader, films["image"], protocol, place / JOURNAL, f"{trial.model}, {name}")
-        tables.append(read(study, study.home, films, given, reader.processor, protocol).assign(prompt=name))
+        protocol = Protocol.of(study, name, study.validation)
+        given = reply_to_films(reader, films["image"], protocol, place / JOURNAL, f"{trial.model}, {name}")
+        tables.append(read(study, study.validation, films, given, reader.processor, protocol).assign(prompt=name))
     table = pd.concat(tables, ignore_index=True)
     provenance = records.provenance(study, study.seeds[0], [study.folder / curate.MANIFEST])
     records.save(table, place / "answers.parquet", provenance | models.provenance(study.models[trial.model]))
@@ -373,7 +377,7 @@ def read(
     if run:
         own, constants = study.grpo.runs[run], study.grpo.of(run).reward
         if own.reward != "hard" or constants != settings:
-            made = rewards.make(own.reward, study.file.parent, own.reward_args, constants)
+            made = rewards.make_reward(own.reward, study.file.parent, own.reward_args, constants)
             table["own_reward"] = score_recorded(made, run, films, table, protocol.prompt, processor)
     return table[["dataset", *table.columns.drop("dataset")]]
 
@@ -399,7 +403,7 @@ def score_recorded(
         truth=films["labels"].to_numpy(), text=table["text"].to_numpy(), cut_off=table["cut_off"].eq(True).to_numpy()
     )
     replies["prompts"] = [[{"role": "user", "content": prompt}]] * len(replies)
-    if rewards.takes(reward, "completion_ids"):
+    if rewards.has_argument(reward, "completion_ids"):
         replies["completion_ids"] = [processor.tokenizer(text).input_ids for text in replies["text"]]
     values = pd.Series(float("nan"), table.index)
     values[known] = rewards.score_replies(reward, name, replies[known].to_dict("records"), log_metric)

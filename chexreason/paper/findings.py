@@ -109,7 +109,7 @@ def _reward_pairs(study) -> list[tuple[Checkpoint, Checkpoint]]:
     return [(first, second) for second in both["hard"] for first in both["nuanced"] if rest(first) == rest(second)]
 
 
-def _spoken_to(study) -> dict[int, bool]:
+def _has_comparison(study) -> dict[int, bool]:
     """Whether the runs of a study have a comparison for each finding."""
     pairs = {1: study.grpo.runs, 2: study.sft.runs, 3: _format_pairs(study), 4: _reward_pairs(study)}
     return {finding: bool(found) for finding, found in pairs.items()}
@@ -119,11 +119,11 @@ def _between(study, first: Checkpoint, second: Checkpoint) -> pd.DataFrame:
     """A row as in the `paired` record: two checkpoints on validation films, over all labels scored there."""
     films, label_set = compare.labeled_films(study), study.curate.label_sets[0]
     before, after = (
-        compare.score_answers(study, films, records.load(study.paths.answers(each)), study.home, label_set)
+        compare.score_answers(study, films, records.load(study.paths.answers(each)), study.validation, label_set)
         for each in (first, second)
     )
     names = {name: compare.model_name(study, each) for name, each in (("first", first), ("second", second))}
-    where = {"dataset": study.home, "label_set": label_set, "seed": second.seed, **names}
+    where = {"dataset": study.validation, "label_set": label_set, "seed": second.seed, **names}
     return metrics.difference(before, after, ("macro_f1",)).assign(**where)
 
 
@@ -145,13 +145,13 @@ def comparison_table(table: pd.DataFrame) -> pd.DataFrame:
 
 def summary(study, table: pd.DataFrame) -> pd.DataFrame:
     """A row a finding: what the paper says, what this run shows and how sure it is; headers say what is phantom."""
-    run, full = title_text("this run", study.phantom), _spoken_to(config.load(study.file))
+    run, full = title_text("this run", study.phantom), _has_comparison(config.load(study.file))
     rows = [
         {
             "finding": number,
             "the paper, published": text,
             run: _status(table[table["finding"] == number], full[number]),
-            "how sure": _sure(table[table["finding"] == number]),
+            "how sure": _certainty(table[table["finding"] == number]),
         }
         for number, text in paper().items()
     ]
@@ -169,7 +169,7 @@ def _status(rows: pd.DataFrame, full: bool) -> str:
     return "; ".join(parts)
 
 
-def _sure(rows: pd.DataFrame) -> str:
+def _certainty(rows: pd.DataFrame) -> str:
     """How wide the intervals are, and from how many seeds of training."""
     if rows.empty:
         return "–"

@@ -1,4 +1,4 @@
-"""The paper, re-read: what its printed tables give when recomputed, and how wide 95 % intervals would have been.
+"""The reanalysis of the paper: its printed tables recomputed, and how wide 95 % intervals would have been.
 
 Nothing here reads a record of a study; the figures are the paper's (`chexreason.paper.published`).
 
@@ -267,7 +267,7 @@ def label_scores(n_resamples: int, seed: int) -> pd.DataFrame:
     return table.assign(dataset="CheXpert: published F1, simulated intervals", support=support)[names]
 
 
-def falls(n_resamples: int, seed: int) -> pd.DataFrame:
+def transfer_gaps(n_resamples: int, seed: int) -> pd.DataFrame:
     """What each model loses from CheXpert to NIH on the nine labels both have: model, change, low, high.
 
     `change` is relative to the published macro-F1 on CheXpert; the films of the two are drawn apart.

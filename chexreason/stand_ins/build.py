@@ -487,7 +487,7 @@ def align(model, processor, pictures: np.ndarray, turns: Sequence[Turn], epochs:
         train_dataset=Dataset.from_dict(rows).cast_column("image", Image()),
         callbacks=[common.progress("answering")],
     )
-    common.quietly(trainer).train()
+    common.without_printing(trainer).train()
     return sft.log(trainer.state.log_history)
 
 

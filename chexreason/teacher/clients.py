@@ -60,7 +60,7 @@ class Asker(NamedTuple):
     workers: int
 
 
-def asker(settings: config.Asked) -> Asker:
+def client(settings: config.Asked) -> Asker:
     """The teacher of a study, ready to be asked: `settings` is its `teacher` section.
 
     Raises TeacherError for a key that is not set, or a model that cannot look at films although `show_film` says so.
@@ -207,7 +207,7 @@ def _gemini(settings: config.Gemini) -> Asker:
     http = types.HttpOptions(
         timeout=settings.timeout * 1000,
         retry_options=patience,
-        httpx_client=_client(event_hooks={"response": [_wait_as_told]}),
+        httpx_client=_client(event_hooks={"response": [_retry_wait]}),
     )
     client = genai.Client(api_key=_key(settings), vertexai=False, http_options=http)
 
@@ -228,12 +228,12 @@ def _gemini(settings: config.Gemini) -> Asker:
             raise
         used = reply.usage_metadata or types.GenerateContentResponseUsageMetadata()
         written = (used.candidates_token_count or 0) + (used.thoughts_token_count or 0)
-        return Reply(*_written(reply, settings), used.prompt_token_count or 0, written)
+        return Reply(*_gemini_reply(reply, settings), used.prompt_token_count or 0, written)
 
     return _hosted(ask, settings, "Gemini", errors.APIError)
 
 
-def _written(reply, settings: config.Gemini) -> tuple[str, str]:
+def _gemini_reply(reply, settings: config.Gemini) -> tuple[str, str]:
     """The text of Gemini's reply, without its thoughts, and what is wrong with it."""
     if not reply.candidates:
         return "", "the endpoint refused to answer" if reply.prompt_feedback else "an empty reply"
@@ -286,7 +286,7 @@ def _client(**options):
     return Whole(**options)
 
 
-def _wait_as_told(response) -> None:
+def _retry_wait(response) -> None:
     """Wait as long as `Retry-After` says, which Gemini's client does not."""
     told = response.headers.get("retry-after", "")
     if told.isdigit():

@@ -108,7 +108,7 @@ def write(study: config.Study, films: pd.DataFrame) -> Written:
     The same replies give the same traces, in whatever order they came.
     Raises TeacherError when the teacher cannot work as it is set up; what it answered until then is kept.
     """
-    wordings = {format: prompt(study, format) for format in _asked_for(study)}
+    wordings = {format: prompt(study, format) for format in _formats_to_ask(study)}
     cases = {format: _cases(films, format, wording) for format, wording in wordings.items()}
     if cases:
         _ask(study, cases)
@@ -135,7 +135,7 @@ def provenance(study: config.Study) -> dict:
     settings = study.teacher
     if settings.kind == "rules":
         return {"kind": settings.kind}
-    hashes = {format: hashlib.sha256(prompt(study, format).encode()).hexdigest() for format in _asked_for(study)}
+    hashes = {format: hashlib.sha256(prompt(study, format).encode()).hexdigest() for format in _formats_to_ask(study)}
     agreement = getattr(settings, "agreement", None)
     return {"kind": settings.kind, "model": settings.model, "prompts": hashes, "agreement": agreement}
 
@@ -163,7 +163,7 @@ def prompt(study: config.Study, format: str) -> str:
 
     Raises TeacherError when neither is there or can be read, or when the text has no place for the labels.
     """
-    name, packaged = _asked(study).prompts.get(format, format), prompts.names("teacher")
+    name, packaged = _client_settings(study).prompts.get(format, format), prompts.names("teacher")
     key, beside = f"teacher.prompts.{format}", study.file.parent / name
     if name not in packaged and not beside.is_file():
         raise TeacherError(
@@ -252,7 +252,7 @@ def cost(reply: Reply, settings: config.Asked) -> float:
     return (reply.tokens_in * prices[0] + reply.tokens_out * prices[1]) / 1e6
 
 
-def _asked_for(study: config.Study) -> list[str]:
+def _formats_to_ask(study: config.Study) -> list[str]:
     """The formats for which a model is asked."""
     return [] if study.teacher.kind == "rules" else [each for each in study.formats if each != answers.ONLY_LABEL]
 
@@ -273,7 +273,7 @@ def _outcomes(cases: list[Case]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["film", "format", "reasoning", "labels", "text", "check", "attempts"])
 
 
-def _asked(study: config.Study) -> config.Asked:
+def _client_settings(study: config.Study) -> config.Asked:
     """The section of a teacher that is a language model."""
     assert isinstance(study.teacher, config.Asked)
     return study.teacher
@@ -281,8 +281,8 @@ def _asked(study: config.Study) -> config.Asked:
 
 def _ask(study: config.Study, cases: dict[str, list[Case]]) -> None:
     """Ask for all cases, format by format."""
-    settings = _asked(study)
-    asker = cache(lambda: clients.asker(settings))  # made when first needed: what is on disk needs no key and no GPU
+    settings = _client_settings(study)
+    asker = cache(lambda: clients.client(settings))  # made when first needed: what is on disk needs no key and no GPU
     path = study.folder / REPLIES
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file, closing(Meter(sum(map(len, cases.values())), settings)) as meter:
@@ -302,7 +302,7 @@ def _ask_format(
         for case in waiting:
             case.question = _question(case, attempt, again, settings)
             case.request = _request(case, attempt, settings)
-        for case, reply, cached in _answered(waiting, replies, asker):
+        for case, reply, cached in _answered_cases(waiting, replies, asker):
             if isinstance(reply, NoReply):
                 case.unanswered = f"no reply: {reply}"
             else:
@@ -312,16 +312,16 @@ def _ask_format(
     meter.bar.update(sum(case.waits for case in cases))
 
 
-def _answered(waiting: list[Case], replies: Replies, asker: Callable[[], Asker]) -> Iterator[tuple]:
+def _answered_cases(waiting: list[Case], replies: Replies, asker: Callable[[], Asker]) -> Iterator[tuple]:
     """Each case with its reply, or the NoReply that came instead, and whether an earlier run asked for it."""
     known = [(case, replies.get(case.film, case.request)) for case in waiting]
     yield from ((case, reply, True) for case, reply in known if reply)
     new = [case for case, reply in known if not reply]
     if new:
-        yield from ((case, reply, False) for case, reply in _side_by_side(new, replies, asker()))
+        yield from ((case, reply, False) for case, reply in _ask_concurrently(new, replies, asker()))
 
 
-def _side_by_side(cases: list[Case], replies: Replies, asker: Asker) -> Iterator[tuple[Case, Reply | NoReply]]:
+def _ask_concurrently(cases: list[Case], replies: Replies, asker: Asker) -> Iterator[tuple[Case, Reply | NoReply]]:
     """Ask the questions of `cases`, as many at once as the asker takes; a reply is on disk before it is handed on.
 
     Raises TeacherError when the asker does, or when nothing is answered any more; what is under way is waited for.

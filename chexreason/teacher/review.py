@@ -26,7 +26,7 @@ class ReviewError(ValueError):
     """Verdicts cannot be read, or would be lost; the message names the file, the row and what would be right."""
 
 
-def drawn(study: config.Study, count: int = COUNT, format: str | None = None) -> pd.DataFrame:
+def sampled_traces(study: config.Study, count: int = COUNT, format: str | None = None) -> pd.DataFrame:
     """The traces on the sheet, drawn at random with the teacher's seed: number, film, labels, reasoning, trace, image.
 
     They are of one format: the study's first that has a reasoning, unless told otherwise.  `trace` is a hash of film
@@ -38,7 +38,7 @@ def drawn(study: config.Study, count: int = COUNT, format: str | None = None) ->
     if traces.empty:
         there = ", ".join(written["format"].unique())
         raise ReviewError(f"{check.TRACES} holds no trace of {format}; it has {there}")
-    order = np.argsort(sampling.unit(traces["film"], f"{study.teacher.seed}/review"))[:count]
+    order = np.argsort(sampling.hash_to_unit(traces["film"], f"{study.teacher.seed}/review"))[:count]
     films = records.load(study.folder / curate.MANIFEST)[["film", "path", "source"]]
     some = traces.iloc[order].merge(films, on="film", validate="one_to_one")
     return some.assign(number=range(1, len(some) + 1), image=[study.folder / path for path in some["path"]])
@@ -47,11 +47,11 @@ def drawn(study: config.Study, count: int = COUNT, format: str | None = None) ->
 def write(study: config.Study, count: int = COUNT, format: str | None = None) -> Path:
     """Write `sheet.html` and `verdicts.csv` (to be filled in) to `runs/<study>/review/<format>`; return that folder.
 
-    The format is as in `drawn`.  The page holds everything it shows.  It stays there: films may not be for everyone, so
-    no book takes it in.
+    The format is as in `sampled_traces`.  The page contains its images.  It is not part of the book, because its
+    films may be restricted.
     Raises ReviewError rather than write over verdicts.
     """
-    folder, some = study.folder / "review" / _format(study, format), drawn(study, count, format)
+    folder, some = study.folder / "review" / _format(study, format), sampled_traces(study, count, format)
     sheet, verdicts = folder / "sheet.html", folder / "verdicts.csv"
     if verdicts.exists() and (_rows(verdicts)[["verdict", "comment"]] != "").any(axis=None):
         raise ReviewError(f"{verdicts}: holds verdicts; move it away before a new sheet is drawn")

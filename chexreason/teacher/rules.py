@@ -191,7 +191,7 @@ def _narrative(names: list[str], boxes: Sequence, view: str, rng: np.random.Gene
     """What strikes first, further evidence for it, what speaks against more, and what it adds up to."""
     strength = {box.finding: box.strength for box in sorted(boxes, key=lambda box: box.strength)}
     by_weight = sorted(names, key=lambda name: -strength.get(name, 0.0))
-    opening, closing = _opening(view, rng), f"{_pick(CONFIDENT, rng)} {_named(names)}."
+    opening, closing = _opening(view, rng), f"{_pick(CONFIDENT, rng)} {_finding_list(names)}."
     room = check.MAX_WORDS["reasoning_narrative"] - _words([opening, closing]) - 30
     first, *more = _findings(by_weight, boxes, room, rng) or ["Nothing abnormal stands out."]
     negatives = _negatives(_visible(names, boxes), 110, rng)
@@ -201,7 +201,7 @@ def _narrative(names: list[str], boxes: Sequence, view: str, rng: np.random.Gene
 
 def _steps(names: list[str], boxes: Sequence, view: str, rng: np.random.Generator) -> str:
     """The twelve numbered lines of Reasoning A."""
-    said = {"Quality": _opening(view, rng).rstrip("."), "Synthesis": _named(names)}
+    said = {"Quality": _opening(view, rng).rstrip("."), "Synthesis": _finding_list(names)}
     lines = [said.get(step) or _step(step, findings, normal, names, boxes) for step, findings, normal in STEPS]
     steps = [step for step, _, _ in STEPS]
     return "\n".join(
@@ -297,10 +297,10 @@ def _impression(names: list[str], rng: np.random.Generator) -> str:
     lead = _pick(("Impression:", "In summary,", "Overall,"), rng)
     if len(names) > 3:
         return f"{lead} several abnormal findings."
-    return f"{lead} {_named(names)}."
+    return f"{lead} {_finding_list(names)}."
 
 
-def _named(names: list[str]) -> str:
+def _finding_list(names: list[str]) -> str:
     """The findings in a few words, joined as in a sentence."""
     said = [SHORT[name] for name in names] or ["no clear finding"]
     return " and ".join([", ".join(said[:-1]), said[-1]] if len(said) > 1 else said)

@@ -60,6 +60,14 @@ def arguments(config_class: type, settings: config.Sft | config.Grpo, **owned):
     return config_class(**{**owned, **shared, **settings.trl})
 
 
+def changed_arguments(config) -> pd.DataFrame:
+    """The trainer's arguments that differ from the defaults of trl: argument, value, default (all text)."""
+    plain = type(config)(output_dir=config.output_dir, **runtime.on_cpu())
+    names = [field.name for field in fields(config) if getattr(config, field.name) != getattr(plain, field.name)]
+    values = [[str(getattr(each, name)) for each in (config, plain)] for name in names]
+    return pd.DataFrame(values, index=names, columns=["value", "default"]).rename_axis("argument").reset_index()
+
+
 def progress(what: str):
     """A trainer callback that shows a text bar with the time left, in a terminal as in a notebook."""
     from tqdm import tqdm
@@ -99,22 +107,22 @@ def resume(trainer, folder: Path):
     """
     from transformers import TrainerState
 
-    checkpoint = newest(folder)
-    if checkpoint and ended(state := TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))):
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint and is_finished(state := TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))):
         return state
     if checkpoint is None:
         shutil.rmtree(folder.parent.parent / "tensorboard", ignore_errors=True)  # of a run that was another
-    with records.telling_full(folder):
+    with records.disk_full_errors(folder):
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     return trainer.state
 
 
-def ended(state) -> bool:
+def is_finished(state) -> bool:
     """Whether a trainer's state is that of a run that had reached its last step, or was stopped early."""
     return state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]
 
 
-def quietly(trainer):
+def without_printing(trainer):
     """The same trainer without the callback that prints every log entry; the log is a record anyway."""
     from transformers import PrinterCallback
 
@@ -123,7 +131,7 @@ def quietly(trainer):
 
 
 @contextmanager
-def naming(lower: str):
+def memory_errors(lower: str):
     """Raise MemoryError that names what to `lower`, for whatever fails in the block because memory has run out."""
     try:
         yield
@@ -133,7 +141,7 @@ def naming(lower: str):
         raise
 
 
-def work(place: Path, stage: str, model: config.Model, *made_of) -> Path:
+def work_folder(place: Path, stage: str, model: config.Model, *made_of) -> Path:
     """The folder where a run of `stage` that writes to `place` keeps what it resumes from.
 
     Its name is a digest of the code and libraries of the stage (`fingerprint.room`), of the base model and of
@@ -143,7 +151,7 @@ def work(place: Path, stage: str, model: config.Model, *made_of) -> Path:
     return place / "checkpoints" / fingerprint.digest(fingerprint.room(stage), base, *made_of)[:12]
 
 
-def content(films: pd.DataFrame, *columns: str) -> str:
+def content_digest(films: pd.DataFrame, *columns: str) -> str:
     """The digest of what training reads of `films`: the pixels, in this order, and these columns."""
     return fingerprint.rows(films[list(columns)].assign(image=films["image"].map(fingerprint.pixels)))
 
@@ -156,7 +164,7 @@ def log_steps(save_steps: int) -> int:
     return max(steps for steps in range(1, max(1, save_steps // 10) + 1) if save_steps % steps == 0)
 
 
-def whole(folder: Path) -> list[Path]:
+def whole_checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints in `folder`, oldest first."""
     found = [path.parent for path in folder.glob(f"checkpoint-*/{WHOLE}")]
     return sorted(found, key=step)
@@ -167,13 +175,13 @@ def step(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
-def newest(folder: Path) -> Path | None:
+def newest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint in `folder`, or None."""
-    found = whole(folder)
+    found = whole_checkpoints(folder)
     return found[-1] if found else None
 
 
-def marking():
+def mark_whole():
     """A trainer callback that marks each checkpoint as whole when all its bytes are on the disk."""
     from transformers import TrainerCallback
 

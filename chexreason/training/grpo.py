@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from chexreason import answers, config, models, records, rewards, runtime
+from chexreason import answers, config, models, prompts, records, rewards, runtime
 from chexreason.data import curate, sampling
 from chexreason.evaluation import metrics
 from chexreason.inference import predict
@@ -52,16 +52,18 @@ def films(study: config.Study, run: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def work(study: config.Study, checkpoint: config.Checkpoint) -> Path:
+def work_folder(study: config.Study, checkpoint: config.Checkpoint) -> Path:
     """Where one GRPO run keeps what it resumes from; the code of a reward of the user's own counts, too."""
     run, settings = study.grpo.runs[checkpoint.run], study.grpo.of(checkpoint.run)
-    own = [records.sha256(file) for file in rewards.code(run.reward, study.file.parent)]
-    watched = curate.dataset(study, study.home).head(settings.validation_films)
-    read = common.content(films(study, checkpoint.run), "labels"), common.content(watched, "labels")
+    own = [records.sha256(file) for file in rewards.code_files(run.reward, study.file.parent)]
+    watched = curate.dataset(study, study.validation).head(settings.validation_films)
+    read = common.content_digest(films(study, checkpoint.run), "labels"), common.content_digest(watched, "labels")
     start = records.sha256(study.paths.adapter(study.start(checkpoint)) / models.ADAPTER[1])
-    protocol = Protocol.of(study, study.prompt(checkpoint), study.home).hash
+    protocol = Protocol.of(study, study.prompt(checkpoint), study.validation).hash
     made_of = settings.model_dump(exclude={"collapse"}), protocol, own, run.reward_args
-    return common.work(study.paths.run(checkpoint), "grpo", study.models[checkpoint.model], read, start, *made_of)
+    return common.work_folder(
+        study.paths.run(checkpoint), "grpo", study.models[checkpoint.model], read, start, *made_of
+    )
 
 
 def _inputs(study: config.Study, checkpoint: config.Checkpoint) -> list[Path]:
@@ -69,18 +71,23 @@ def _inputs(study: config.Study, checkpoint: config.Checkpoint) -> list[Path]:
 
 
 def reward_function(reward: Callable, name: str, opening: str = "", ends: Collection[int] = ()) -> Callable:
-    """`reward` as trl calls it, by the name `name`: given whole replies, and with its metrics and ours logged.
+    """`reward` as trl calls it: given whole replies, and with its metrics, ours and the films logged.
 
-    `opening` is what the chat template writes of each reply, and `ends` are the tokens that end one.
+    Errors name it `name`.  `opening` is the part of each reply that the chat template writes, and `ends` are the tokens
+    that end a reply.
     """
     metrics: dict[str, str] = {}
 
-    def score(completions, completion_ids, log_metric, **given) -> list[float]:
+    def score(completions, completion_ids, log_metric, log_extra=None, **given) -> list[float]:
         def log_own(metric: str, value: float) -> None:
             column = metric.replace("/", "_")
             if column in TAKEN or metrics.setdefault(column, metric) != metric:
                 raise rewards.RewardError(f"{name}: log_metric: the log has a column {column!r}; name {metric!r} anew")
             log_metric(f"{METRICS}{metric}", float(value))
+
+        def log_own_extra(column: str, values: list) -> None:
+            if log_extra is not None and column != "film":
+                log_extra(column, values)
 
         texts = [opening + text for text in rewards.texts(completions)]
         values = rewards.scores(
@@ -90,17 +97,20 @@ def reward_function(reward: Callable, name: str, opening: str = "", ends: Collec
             completion_ids=[[token for token in ids if token not in ends] for ids in completion_ids],
             cut_off=[bool(ends) and ids[-1] not in ends for ids in completion_ids],
             log_metric=log_own,
+            log_extra=log_own_extra,
             **given,
         )
         log_metric("format_failures", rewards.failures(texts, completion_ids, ends))
         log_metric("commonest_label", commonest(texts))
+        if log_extra is not None and "film" in given:
+            log_extra("film", list(given["film"]))
         return values
 
-    score.__name__ = name
+    score.__name__ = "reward"  # of a run there is one; trl names a column of its completions after it
     return score
 
 
-def keeper(reward: Any) -> list:
+def reward_state(reward: Any) -> list:
     """Trainer callbacks by which every checkpoint keeps the state of a reward that has one, and a resumed run takes it.
 
     It is in `trainer_state.json`, which the trainer writes last and by which a checkpoint counts as whole: a file of
@@ -136,10 +146,39 @@ def policy(study: config.Study, start: config.Checkpoint, processor):
     return models.attach(models.freeze_vision(base), study.paths.adapter(start), trainable=True)
 
 
+def arguments(study: config.Study, run: str, seed: int):
+    """The GRPOConfig of a run.
+
+    trl writes every completion to a file, unless params name a service to report to: it would receive them, too.
+    """
+    from trl import GRPOConfig
+
+    settings = study.grpo.of(run)
+    return common.arguments(
+        GRPOConfig,
+        settings,
+        output_dir=str(work_folder(study, study.checkpoint("grpo", run, seed))),
+        per_device_train_batch_size=settings.films_per_step * settings.num_generations,
+        top_k=0,
+        lr_scheduler_type="cosine",
+        loss_type="dr_grpo",
+        importance_sampling_level="token",
+        disable_dropout=True,
+        log_completions="report_to" not in settings.trl,
+        num_completions_to_print=0,
+        save_total_limit=None,  # the best is chosen among them
+        logging_steps=1,
+        seed=seed,
+        disable_tqdm=True,
+        report_to="none",
+        **runtime.on_cpu(),
+    )
+
+
 def trainer(study: config.Study, run: str, seed: int):
     """A GRPOTrainer ready to run on the RL films."""
     from transformers import set_seed
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOTrainer
 
     runtime.steady_threads()
     set_seed(seed)
@@ -152,42 +191,25 @@ def trainer(study: config.Study, run: str, seed: int):
         )
     processor = models.load_processor(loaded)
     starting = policy(study, study.start(checkpoint), processor)
-    reward = rewards.make(asked.reward, study.file.parent, asked.reward_args, settings.reward)
-    scoring = reward_function(reward, run, models.opened(processor), models.ends(starting, processor))
+    reward = rewards.make_reward(asked.reward, study.file.parent, asked.reward_args, settings.reward)
+    scoring = reward_function(reward, run, models.template_opening(processor), models.end_tokens(starting, processor))
     columns = {"truth": list(table["labels"]), "film": list(table["film"])}
-    arguments = common.arguments(
-        GRPOConfig,
-        settings,
-        output_dir=str(work(study, checkpoint)),
-        per_device_train_batch_size=settings.films_per_step * settings.num_generations,
-        top_k=0,
-        lr_scheduler_type="cosine",
-        loss_type="dr_grpo",
-        importance_sampling_level="token",
-        disable_dropout=True,
-        save_total_limit=None,  # the best is chosen among them
-        logging_steps=1,
-        seed=seed,
-        disable_tqdm=True,
-        report_to="none",
-        **runtime.on_cpu(),
-    )
-    with models.one_line(loaded.path):
+    with models.one_line_errors(loaded.path):
         runner = GRPOTrainer(
             model=starting,
             processing_class=processor,
-            args=arguments,
+            args=arguments(study, run, seed),
             reward_funcs=scoring,
             train_dataset=common.examples(table, study.prompt(checkpoint), **columns),
             callbacks=[
                 common.progress(f"GRPO {run}"),
                 common.tensorboard(study.paths.run(checkpoint)),
-                watch(settings.collapse),
-                common.marking(),
-                *keeper(reward),
+                collapse_warning(settings.collapse),
+                common.mark_whole(),
+                *reward_state(reward),
             ],
         )
-    return common.quietly(runner)
+    return common.without_printing(runner)
 
 
 def train(study: config.Study, run: str, seed: int) -> pd.DataFrame:
@@ -196,14 +218,14 @@ def train(study: config.Study, run: str, seed: int) -> pd.DataFrame:
     The log has the columns of `LOGGED`, the reward's own metrics (`a/b` as `a_b`), `validation_f1` (macro-F1 of each
     checkpoint on some validation films) and `collapse` (what has collapsed, in words; "" while nothing has).
     Writes `adapter/` (of the last step) and `best/` (of the best checkpoint), both peft, safetensors and a model card,
-    and `log.parquet`.
+    `log.parquet` and `completions.parquet` (see `logged_completions`).
     """
     checkpoint = study.checkpoint("grpo", run, seed)
-    base, going = study.models[checkpoint.model], work(study, checkpoint)
+    base, going = study.models[checkpoint.model], work_folder(study, checkpoint)
     if not common.finished(going):
-        with common.naming("grpo.films_per_step"):
+        with common.memory_errors("grpo.films_per_step"):
             state = common.resume(trainer(study, run, seed), going)
-        saved = {common.step(each): each for each in common.whole(going)}
+        saved = {common.step(each): each for each in common.whole_checkpoints(going)}
         f1 = {step: validate(study, checkpoint, each) for step, each in saved.items()}
         steps = {"adapter": max(f1), "best": best(f1)}
         history = {"log": state.log_history, "f1": list(f1.items()), "steps": steps}
@@ -212,10 +234,45 @@ def train(study: config.Study, run: str, seed: int) -> pd.DataFrame:
     def log_and_cards(history: dict) -> tuple[pd.DataFrame, dict[str, str]]:
         table = log(history["log"], study.grpo.of(run).collapse)
         table["validation_f1"] = table["step"].map(dict(history["f1"]))
+        records.save(logged_completions(going), study.paths.completions(checkpoint), provenance)
         return table, {name: describe(study, checkpoint, step, table) for name, step in history["steps"].items()}
 
     provenance = records.provenance(study, seed, _inputs(study, checkpoint)) | models.provenance(base)
     return common.publish(going, study.paths.run(checkpoint), log_and_cards, provenance)
+
+
+def logged_completions(folder: Path) -> pd.DataFrame:
+    """The sampled replies that trl wrote to the output folder of a run, in order.
+
+    Columns: step (the first that trains on the reply), film, text, reward, advantage.  No rows where params turn trl's
+    `log_completions` off.
+    """
+    columns = {"step": int, "film": str, "text": str, "reward": float, "advantage": float}
+    tables = [pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in columns.items()})]
+    for file in sorted((folder / "completions").glob("*.parquet")):
+        table = pd.read_parquet(file)
+        table["text"] = [reply[0]["content"] for reply in table["completion"]]
+        if not table[["text", "advantage"]].equals(tables[-1][["text", "advantage"]]):  # else the same rollout again
+            tables.append(table[list(columns)])
+    return pd.concat(tables[1:] or tables, ignore_index=True)
+
+
+def example(study: config.Study, run: str) -> pd.DataFrame:
+    """The first film of a run as `figures.film_beside_text` takes it, beside its prompt; none if it is credentialed."""
+    prompt = prompts.load(study.prompt(study.checkpoint("grpo", run, study.seeds[0])))
+    return films(study, run).head(1).query("not credentialed").assign(text=prompt)
+
+
+def example_group(study: config.Study, run: str, seed: int) -> pd.DataFrame:
+    """The replies to one film in the first rollout of a run: film, text, reward, advantage.
+
+    It is the film whose rewards differ most.  Credentialed films are left out.
+    """
+    table = records.load(study.paths.completions(study.checkpoint("grpo", run, seed)))
+    shown = films(study, run).query("not credentialed")["film"]
+    table = table[(table["step"] == table["step"].min()) & table["film"].isin(shown)]
+    spread = table.groupby("film", sort=False)["reward"].std()
+    return table[table["film"] == spread.idxmax()].drop(columns="step") if len(table) else table.drop(columns="step")
 
 
 def describe(study: config.Study, checkpoint: config.Checkpoint, step: int, table: pd.DataFrame) -> str:
@@ -227,7 +284,7 @@ def describe(study: config.Study, checkpoint: config.Checkpoint, step: int, tabl
         study,
         checkpoint.model,
         f"{checkpoint.name}, step {step} of {settings.max_steps}, seed {checkpoint.seed}",
-        data=f"{_told_films(study, run)}, starting from the adapter {study.start(checkpoint).name}, seed "
+        data=f"{_films_sentence(study, run)}, starting from the adapter {study.start(checkpoint).name}, seed "
         f"{checkpoint.seed}, of the same study.",
         settings={
             "seed": checkpoint.seed,
@@ -235,14 +292,14 @@ def describe(study: config.Study, checkpoint: config.Checkpoint, step: int, tabl
             "run": run.model_dump(include={"reward", "reward_args"}),
         },
         scores=model_card.Scores(
-            study.home,
+            study.validation,
             f"Greedy answers on {asked:,} films of validation, fourteen labels.{fallen}",
             {"macro_f1": float(row.validation_f1)},
         ),
     )
 
 
-def _told_films(study: config.Study, run: config.GrpoRun) -> str:
+def _films_sentence(study: config.Study, run: config.GrpoRun) -> str:
     """What films and labels a run has learned from, in words."""
     told = []
     for name in run.films or [study.curate.train]:
@@ -261,10 +318,10 @@ def validate(study: config.Study, checkpoint: config.Checkpoint, weights: Path) 
     kept = weights / "validation.json"
     if kept.exists():
         return records.load_json(kept)
-    watched = curate.dataset(study, study.home).head(study.grpo.of(checkpoint.run).validation_films)
-    journal, protocol = weights / predict.JOURNAL, Protocol.of(study, study.prompt(checkpoint), study.home)
+    watched = curate.dataset(study, study.validation).head(study.grpo.of(checkpoint.run).validation_films)
+    journal, protocol = weights / predict.JOURNAL, Protocol.of(study, study.prompt(checkpoint), study.validation)
     reader = predict.load(study.models[checkpoint.model], weights, study.predict.batch)
-    texts = predict.ask(reader, watched["image"], protocol, journal, f"validation of {weights.name}")
+    texts = predict.answer_films(reader, watched["image"], protocol, journal, f"validation of {weights.name}")
     given = [[label in answers.read(text).labels for label in sampling.LABELS] for text in texts]
     value = float(metrics.macro(metrics.tally(watched[sampling.LABELS].to_numpy(), given).sum(axis=0))[2])
     records.save_json(value, kept, records.provenance(study))
@@ -308,7 +365,7 @@ def collapsed(table: pd.DataFrame, settings: config.Collapse) -> list[str]:
     return [", ".join(name for name in crossed if crossed[name].iloc[row]) for row in range(len(table))]
 
 
-def watch(settings: config.Collapse):
+def collapse_warning(settings: config.Collapse):
     """A trainer callback that says loudly when a run begins to collapse, and in what."""
     from transformers import TrainerCallback
 

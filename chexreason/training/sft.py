@@ -31,58 +31,44 @@ def data(study: config.Study, split: str, format: str, opening: str = ""):
     """
     texts, films = traces(study, format), curate.dataset(study, split)
     films = films[films["film"].isin(texts.index)]
-    completions = [[{"role": "assistant", "content": models.message(texts[film], opening)}] for film in films["film"]]
+    completions = [
+        [{"role": "assistant", "content": models.assistant_message(texts[film], opening)}] for film in films["film"]
+    ]
     return common.examples(films, format, completion=completions)
 
 
-def example(study: config.Study, run: str) -> str:
-    """The first film's prompt and completion, as text; of a credentialed source the prompt alone."""
-    format = study.sft.runs[run].format
-    first, film = data(study, "sft", format)[0], curate.dataset(study, "sft").iloc[0]
-    completion = (
-        "(the traces of this source are not shown)" if film["credentialed"] else first["completion"][0]["content"]
-    )
-    return f"{first['prompt'][0]['content']}\n\n{completion}"
+def example(study: config.Study, run: str) -> pd.DataFrame:
+    """The first film of a run as `figures.film_beside_text` takes it, beside its trace; none if it is credentialed."""
+    texts, films = traces(study, study.sft.runs[run].format), curate.dataset(study, "sft")
+    first = films[films["film"].isin(texts.index)].head(1).query("not credentialed")
+    return first.assign(text=first["film"].map(texts))
 
 
-def work(study: config.Study, checkpoint: config.Checkpoint) -> Path:
+def work_folder(study: config.Study, checkpoint: config.Checkpoint) -> Path:
     """Where one SFT run keeps what it resumes from."""
     format = study.prompt(checkpoint)
     films = pd.concat([curate.dataset(study, split) for split in ("sft", "sft-holdout")])
-    read = common.content(films.assign(trace=films["film"].map(traces(study, format))), "split", "trace")
+    read = common.content_digest(films.assign(trace=films["film"].map(traces(study, format))), "split", "trace")
     settings = study.lora.model_dump(), study.sft.of(checkpoint.run).model_dump(), prompts.load(format)
-    return common.work(study.paths.run(checkpoint), "sft", study.models[checkpoint.model], read, settings)
+    return common.work_folder(study.paths.run(checkpoint), "sft", study.models[checkpoint.model], read, settings)
 
 
 def _inputs(study: config.Study) -> list[Path]:
     return [study.folder / curate.MANIFEST, study.folder / check.TRACES]
 
 
-def trainer(study: config.Study, run: str, seed: int):
-    """An SFTTrainer ready to run.
+def arguments(study: config.Study, run: str, seed: int):
+    """The SFTConfig of a run."""
+    from trl import SFTConfig
 
-    Loss on the answer's tokens only, which is what trl does with `prompt` and `completion` columns; early stopping on
-    the loss of the held-out films; the vision encoder stays frozen, since LoRA reaches the language model only.
-    """
-    from transformers import set_seed
-    from trl import SFTConfig, SFTTrainer
-
-    runtime.steady_threads()
-    set_seed(seed)  # LoRA's first weights are drawn when the trainer attaches it
-    checkpoint = study.checkpoint("sft", run, seed)
-    settings, loaded, format = study.sft.of(run), study.models[checkpoint.model], study.prompt(checkpoint)
-    processor = models.load_processor(loaded)
-    opening = models.opened(processor)
-    train, held_out = (data(study, split, format, opening) for split in ("sft", "sft-holdout"))
-    for split, films in (("sft", train), ("sft-holdout", held_out)):
-        if not len(films):
-            raise config.ParamsError(f"curate: no film is left for {split}; change curate.sft or curate.holdout")
-    per_epoch = -(-len(train) // (settings.per_device_train_batch_size * settings.gradient_accumulation_steps))
+    checkpoint, settings = study.checkpoint("sft", run, seed), study.sft.of(run)
+    films = curate.dataset(study, "sft")["film"].isin(traces(study, study.prompt(checkpoint)).index).sum()
+    per_epoch = -(-int(films) // (settings.per_device_train_batch_size * settings.gradient_accumulation_steps))
     every = -(-per_epoch // settings.evaluations_per_epoch)
-    arguments = common.arguments(
+    return common.arguments(
         SFTConfig,
         settings,
-        output_dir=str(work(study, checkpoint)),
+        output_dir=str(work_folder(study, checkpoint)),
         per_device_eval_batch_size=settings.per_device_train_batch_size * 4,
         lr_scheduler_type="cosine",
         max_length=None,
@@ -99,13 +85,34 @@ def trainer(study: config.Study, run: str, seed: int):
         report_to="none",
         **runtime.on_cpu(),
     )
+
+
+def trainer(study: config.Study, run: str, seed: int):
+    """An SFTTrainer ready to run.
+
+    Loss on the answer's tokens only, which is what trl does with `prompt` and `completion` columns; early stopping on
+    the loss of the held-out films; the vision encoder stays frozen, since LoRA reaches the language model only.
+    """
+    from transformers import set_seed
+    from trl import SFTTrainer
+
+    runtime.steady_threads()
+    set_seed(seed)  # LoRA's first weights are drawn when the trainer attaches it
+    checkpoint = study.checkpoint("sft", run, seed)
+    settings, loaded, format = study.sft.of(run), study.models[checkpoint.model], study.prompt(checkpoint)
+    processor = models.load_processor(loaded)
+    opening = models.template_opening(processor)
+    train, held_out = (data(study, split, format, opening) for split in ("sft", "sft-holdout"))
+    for split, films in (("sft", train), ("sft-holdout", held_out)):
+        if not len(films):
+            raise config.ParamsError(f"curate: no film is left for {split}; change curate.sft or curate.holdout")
     base = models.plain_generation(models.load_base(loaded), processor)
     models.refuse_unreached(base, loaded)
-    with models.one_line(loaded.path):
+    with models.one_line_errors(loaded.path):
         runner = SFTTrainer(
             model=models.freeze_vision(base),
             processing_class=processor,
-            args=arguments,
+            args=arguments(study, run, seed),
             train_dataset=train,
             eval_dataset=held_out,
             peft_config=models.lora_config(study.lora, loaded),
@@ -113,11 +120,11 @@ def trainer(study: config.Study, run: str, seed: int):
                 common.early_stopping(settings.early_stopping_patience),
                 common.progress(f"SFT {run}"),
                 common.tensorboard(study.paths.run(checkpoint)),
-                common.marking(),
+                common.mark_whole(),
             ],
         )
         refuse_other_tokens(runner, format, loaded.path)
-    return common.quietly(runner)
+    return common.without_printing(runner)
 
 
 def refuse_other_tokens(runner, format: str, path: str) -> None:
@@ -137,7 +144,7 @@ def refuse_other_tokens(runner, format: str, path: str) -> None:
             f"{path}: its chat template or processor asks otherwise in training ({next(ends)}) than in prediction "
             f"({next(ends)}); change chat_template.jinja so that both are the same"
         )
-    text = models.opened(processor) + processor.tokenizer.decode(after, skip_special_tokens=True)
+    text = models.template_opening(processor) + processor.tokenizer.decode(after, skip_special_tokens=True)
     readings = [
         answers.read(each)._replace(reasoning=" ".join(answers.read(each).reasoning.split())) for each in (text, answer)
     ]
@@ -157,9 +164,11 @@ def train(study: config.Study, run: str, seed: int) -> pd.DataFrame:
     a token of the answer), token_accuracy (share of the answer's tokens guessed right).
     """
     checkpoint = study.checkpoint("sft", run, seed)
-    base, going = study.models[checkpoint.model], work(study, checkpoint)
+    base, going = study.models[checkpoint.model], work_folder(study, checkpoint)
     if not common.finished(going):
-        with common.naming("sft.per_device_train_batch_size (and raise sft.gradient_accumulation_steps as much)"):
+        with common.memory_errors(
+            "sft.per_device_train_batch_size (and raise sft.gradient_accumulation_steps as much)"
+        ):
             state = common.resume(trainer(study, run, seed), going)
         best = going / Path(state.best_model_checkpoint).name
         common.finish(going, base, {"adapter": best}, {"log": state.log_history})

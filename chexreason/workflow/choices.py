@@ -116,11 +116,11 @@ def _plain(node: yaml.Node, at: tuple[str, ...] = (), paths: list[tuple[str, ...
 def tables(file: Path) -> dict[str, str]:
     """The two tables of the page in Markdown, by name: `ours` with reasons, `paper` with where it stands."""
     heads = {"ours": ("key", "value", "why"), "paper": ("key", "value", "where in the paper")}
-    choices = read(file) + _unexplained(file)
+    choices = read(file) + _unmarked_changes(file)
     return {whose: _table(head, [each for each in choices if each.whose == whose]) for whose, head in heads.items()}
 
 
-def _unexplained(file: Path) -> list[Choice]:
+def _unmarked_changes(file: Path) -> list[Choice]:
     """What a file that extends another changes without a mark; of a file that extends none, nothing."""
     if len(config.layers(file)) == 1:
         return []

@@ -54,7 +54,7 @@ def measure(study: config.Study) -> pd.DataFrame:
     """
     rows, where = [], conditions()
     study.claim()
-    for name in _one_of_each(study):
+    for name in _models_to_measure(study):
         with TemporaryDirectory(dir=study.folder, prefix="measured-") as folder:
             for values in _model(study, name, Path(folder)):
                 step = Step._make([*values, *where.values()])
@@ -79,7 +79,7 @@ def conditions() -> dict[str, str]:
     return {"device": gpu, **libraries, "commit": records.commit(), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
 
 
-def _one_of_each(study: config.Study) -> list[str]:
+def _models_to_measure(study: config.Study) -> list[str]:
     """The models that are measured: the first of each architecture, those that are trained before the others."""
     trained = [run.model for run in study.sft.runs.values()]
     names = list(dict.fromkeys([*trained, *study.models]))
@@ -90,7 +90,7 @@ def _one_of_each(study: config.Study) -> list[str]:
 def _model(study: config.Study, name: str, folder: Path) -> Iterator[tuple]:
     """Each kind of step of one model; `folder` holds its random weights while they are needed."""
     model = study.models[name]
-    path, weights, dtype = _standing_for(model, folder)
+    path, weights, dtype = _measured_stand_in(model, folder)
     small = config.load(
         study.file, _changes(study, name) | {f"models.{name}.path": path, f"models.{name}.dtype": dtype}
     )
@@ -103,7 +103,7 @@ def _model(study: config.Study, name: str, folder: Path) -> Iterator[tuple]:
         shutil.rmtree(small.folder, ignore_errors=True)
 
 
-def _standing_for(model: config.Model, folder: Path) -> tuple[str, str, str]:
+def _measured_stand_in(model: config.Model, folder: Path) -> tuple[str, str, str]:
     """The path of what is measured for a model, whose weights it has and its dtype."""
     import torch
 
@@ -185,11 +185,11 @@ def _curate(small: config.Study, study: config.Study) -> None:
     films = pd.concat([curate.dataset(small, split) for split in ("sft", "sft-holdout")], ignore_index=True)
     traces = generate.write(small, films).traces
     if words := getattr(study.teacher, "max_words", 0):
-        traces["text"] = traces["text"].map(lambda text: lengthened(text, words))
+        traces["text"] = traces["text"].map(lambda text: lengthen_trace(text, words))
     records.save(traces, small.folder / check.TRACES, records.provenance(small))
 
 
-def lengthened(text: str, words: int) -> str:
+def lengthen_trace(text: str, words: int) -> str:
     """A trace whose reasoning is said again until it has `words` words."""
     thought = text.partition("<think>")[2].partition("</think>")[0]
     said = thought.split()
@@ -206,12 +206,12 @@ def _sft(study: config.Study, name: str, to_the_end: bool) -> Iterator[tuple]:
     clock, batch = _clock(runner), runner.data_collator([runner.train_dataset[0]])
     prompt, answer = ((batch["labels"][0] == -100) == masked for masked in (True, False))
     lengths = int(prompt.sum()), int(answer.sum())
-    with _watched() as spent:
+    with _measured_block() as spent:
         runner.train()
     films = runner.args.per_device_train_batch_size * runner.args.gradient_accumulation_steps
     attention = runner.model.config._attn_implementation
     yield "sft", attention, films, *lengths, _median(clock.seconds[1:]), spent.memory
-    with _watched() as spent:
+    with _measured_block() as spent:
         runner.evaluate()
     yield "watch", attention, len(runner.eval_dataset), *lengths, spent.seconds, spent.memory
     runner.save_model(str(study.paths.adapter(study.checkpoint("sft", RUN, study.seeds[0]))))
@@ -223,7 +223,7 @@ def _grpo(study: config.Study, name: str, to_the_end: bool) -> Iterator[tuple]:
     if to_the_end:
         runner.generation_config.min_new_tokens = settings.max_completion_length
     clock, every = _clock(runner), settings.steps_per_generation * settings.num_iterations
-    with _watched() as spent:
+    with _measured_block() as spent:
         runner.train()
     rolled = [seconds for number, seconds in enumerate(clock.seconds) if number >= every and number % every == 0]
     updates = [seconds for number, seconds in enumerate(clock.seconds) if number >= every and number % every]
@@ -242,7 +242,7 @@ def _predict(study: config.Study, name: str, to_the_end: bool) -> Iterator[tuple
     from PIL import Image
 
     reader = predict.load(study.models[name], None, study.predict.batch)
-    films = [Image.open(path) for path in curate.dataset(study, study.home)["image"]]
+    films = [Image.open(path) for path in curate.dataset(study, study.validation)["image"]]
     attention = reader.model.config._attn_implementation
     kinds = [(attention, times) for times in LARGER] + [("eager", 1)]
     for kind, times in kinds:
@@ -253,7 +253,7 @@ def _predict(study: config.Study, name: str, to_the_end: bool) -> Iterator[tuple
         prompt = asked["input_ids"].shape[1]
         if (kind, times) == kinds[0]:
             _answers(reader.model, asked, 2, to_the_end)  # warms up
-        with _seeing(reader.model) as seen:
+        with _vision_seconds(reader.model) as seen:
             read, _ = _answers(reader.model, asked, 1, to_the_end)
         yield "see", kind, batch, prompt, 0, sum(seen) / REPEATS, read.memory
         yield "read", kind, batch, prompt, 1, read.seconds, read.memory
@@ -268,7 +268,7 @@ def _answers(model, asked, most: int, to_the_end: bool):
 
     taken = []
     for _ in range(REPEATS):
-        with _watched() as spent, torch.inference_mode():
+        with _measured_block() as spent, torch.inference_mode():
             output = model.generate(**asked, min_new_tokens=most * to_the_end, max_new_tokens=most, do_sample=False)
         taken.append(spent)
     usual = sorted(taken, key=lambda spent: spent.seconds)[REPEATS // 2]
@@ -306,7 +306,7 @@ def _clock(runner):
 
 
 @contextmanager
-def _watched():
+def _measured_block():
     """An object with the `seconds` and the peak `memory` (10^9 bytes) of the block."""
     import torch
 
@@ -324,7 +324,7 @@ def _watched():
 
 
 @contextmanager
-def _seeing(model):
+def _vision_seconds(model):
     """A list of the seconds that the vision encoder takes in the block, one pass each."""
     encoder, seconds, began = models.image_encoder(model), [], []
     hooks = []

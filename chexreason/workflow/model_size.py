@@ -140,7 +140,7 @@ def image_processor(model: config.Model):
 
     processor = Qwen2VLImageProcessorPil(patch_size=vision["patch_size"], merge_size=vision["spatial_merge_size"])
     if model.visual_tokens:
-        models.bound(processor, model)
+        models.limit_visual_tokens(processor, model)
     return processor
 
 

@@ -91,9 +91,9 @@ def execute(
     output.parent.mkdir(parents=True, exist_ok=True)
     part, failed = output.with_name(f".{output.stem}.part.ipynb"), output.with_suffix(".failed.ipynb")
     a_gpu: AbstractContextManager[tuple[str, list[int]]] = gpus.one_gpu() if gpu else nullcontext(("", []))
-    with _alone(output) as lock, a_gpu as (device, reserved):
+    with _output_lock(output) as lock, a_gpu as (device, reserved):
         try:
-            with records.telling_full(part):
+            with records.disk_full_errors(part):
                 _run_cells(
                     notebook,
                     part,
@@ -108,9 +108,9 @@ def execute(
                 raise
             if getattr(error, "ename", "") not in expected:
                 print("\n".join(getattr(error, "traceback", [])), file=sys.stderr)
-            raise NotebookError(f"{notebook}: {_reason(error)}\nthe partly run notebook is {failed}") from error
+            raise NotebookError(f"{notebook}: {_error_text(error)}\nthe partly run notebook is {failed}") from error
         with records.replacing(output) as unfinished:
-            _scrub(part, unfinished, _hider(parameters))
+            _scrub(part, unfinished, _hide_private(parameters))
         failed.unlink(missing_ok=True)
         part.unlink()
 
@@ -162,7 +162,7 @@ def _literal(code: str):
 
 
 @contextmanager
-def _alone(output: Path):
+def _output_lock(output: Path):
     """Wait for any other run of the same notebook: one left over from a killed study may still be writing records.
 
     Yields the lock that is held, an open file; whoever inherits it holds it too.
@@ -203,7 +203,7 @@ def _kernel_manager(device: str, locks: list[int]) -> type:
     return Kernels
 
 
-def _reason(error: Any) -> str:
+def _error_text(error: Any) -> str:
     if hasattr(error, "evalue"):
         return f"cell {error.exec_count} stopped with {error.ename}: {error.evalue}"
     if type(error).__name__ == "DeadKernelError":
@@ -211,7 +211,7 @@ def _reason(error: Any) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _hider(parameters: dict) -> Callable[[str], str]:
+def _hide_private(parameters: dict) -> Callable[[str], str]:
     """A function that puts names in place of this machine's paths, of its user and host, and of keys, in a text."""
     variables = dict(os.environ)
     private = {value: f"${name}" for name, value in variables.items() if value.startswith("/")}
@@ -238,8 +238,8 @@ def _scrub(path: Path, to: Path, hide: Callable[[str], str]) -> None:
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
         if cell.cell_type == "code":
-            kept = _joined(output for output in cell.outputs if not _progress(output))
-            cell.outputs = [_stable(output, hide) for output in kept]
+            kept = _join_streams(output for output in cell.outputs if not _is_progress(output))
+            cell.outputs = [_stable_output(output, hide) for output in kept]
         if "parameters" in cell.metadata.get("tags", []):
             tags = [tag for tag in cell.metadata.tags if tag != "parameters"]
         if "injected-parameters" in cell.metadata.get("tags", []):  # shown or hidden like the cell it overrides
@@ -248,12 +248,12 @@ def _scrub(path: Path, to: Path, hide: Callable[[str], str]) -> None:
     nbformat.write(notebook, to)
 
 
-def _progress(output) -> bool:
+def _is_progress(output) -> bool:
     """Whether an output is progress or chatter: standard error, or a widget's bar, which needs a live kernel."""
     return output.get("name") == "stderr" or "application/vnd.jupyter.widget-view+json" in output.get("data", {})
 
 
-def _joined(outputs: Iterable) -> list:
+def _join_streams(outputs: Iterable) -> list:
     """The outputs, with neighboring texts of standard output as one: how often a kernel flushes depends on the load."""
     joined: list = []
     for output in outputs:
@@ -264,7 +264,7 @@ def _joined(outputs: Iterable) -> list:
     return joined
 
 
-def _stable(output, hide: Callable[[str], str]):
+def _stable_output(output, hide: Callable[[str], str]):
     """An output with nothing private in its text, and without the memory addresses that Python puts into names."""
     if "text" in output:
         output.text = hide(output.text)

@@ -95,7 +95,9 @@ def job(study: config.Study, stage: str, checkpoint: config.Checkpoint | None = 
     """
     model = checkpoint.model if checkpoint else study.trial.model
     hours = _cost(study, stage, model, checkpoint).hours * (1 if checkpoint else len(study.trial.variants))
-    return hours, model_size.weights(_known(study, model)) * {"float32": 4, "bfloat16": 2}[study.models[model].dtype]
+    return hours, model_size.weights(_measured_path(study, model)) * {"float32": 4, "bfloat16": 2}[
+        study.models[model].dtype
+    ]
 
 
 def _stand_in(study: config.Study, model: str) -> bool:
@@ -106,7 +108,7 @@ def _cost(study: config.Study, stage: str, model: str, checkpoint: config.Checkp
     """What one run costs; a prompt that is tried has no checkpoint."""
     asked = study.models[model]
     try:
-        with models.one_line(asked.path):
+        with models.one_line_errors(asked.path):
             steps = measured.steps(study, asked)
             if stage in ("sft", "grpo") and not _stand_in(study, model):
                 models.refuse_unreached(model_size.empty(asked.path), asked)
@@ -123,7 +125,7 @@ def _cost(study: config.Study, stage: str, model: str, checkpoint: config.Checkp
         return _sft(study, steps, base, study.sft.of(checkpoint.run))
     if checkpoint and stage == "grpo":
         return _grpo(study, steps, base, key_values, study.grpo.of(checkpoint.run))
-    return _predict(study, steps, key_values, _answered(study, checkpoint))
+    return _predict(study, steps, key_values, _films_answered(study, checkpoint))
 
 
 # What is done: films, steps and answers, by the params file.
@@ -136,17 +138,17 @@ def _trained(study: config.Study, settings: config.Sft) -> tuple[int, int]:
     return epochs * (study.curate.sft - held), epochs * settings.evaluations_per_epoch * held
 
 
-def _sampled(study: config.Study, settings: config.Grpo) -> tuple[int, int]:
+def _completion_counts(study: config.Study, settings: config.Grpo) -> tuple[int, int]:
     """How many completions GRPO samples and learns from, and how many answers choose the best checkpoint."""
     validated = settings.max_steps // settings.save_steps * min(settings.validation_films, study.curate.validation)
     return settings.max_steps * settings.films_per_step * settings.num_generations, validated
 
 
-def _answered(study: config.Study, checkpoint: config.Checkpoint | None) -> int:
+def _films_answered(study: config.Study, checkpoint: config.Checkpoint | None) -> int:
     """How many films a checkpoint is asked about or, without one, a prompt is tried on."""
     if checkpoint is None:
         return min(study.trial.films, study.curate.validation)
-    films = {study.home: study.curate.validation} | {name: test.films for name, test in study.tests.items()}
+    films = {study.validation: study.curate.validation} | {name: test.films for name, test in study.tests.items()}
     return sum(films[dataset] for dataset in study.datasets(checkpoint))
 
 
@@ -157,7 +159,9 @@ def _sft(study: config.Study, steps: list[Step], weights: int, settings: config.
     learnt, watched = _trained(study, settings)
     step, watch = _step(steps, "sft"), _step(steps, "watch")
     seconds = (
-        learnt * step.seconds / step.films + watched * watch.seconds / watch.films + _prepared(step, learnt + watched)
+        learnt * step.seconds / step.films
+        + watched * watch.seconds / watch.films
+        + _processor_seconds(step, learnt + watched)
     )
     batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps / step.films
     return Cost(
@@ -168,7 +172,7 @@ def _sft(study: config.Study, steps: list[Step], weights: int, settings: config.
 
 
 def _grpo(study: config.Study, steps: list[Step], weights: int, key_values: int, settings: config.Grpo) -> Cost:
-    sampled, validated = _sampled(study, settings)
+    sampled, validated = _completion_counts(study, settings)
     updates = settings.steps_per_generation * settings.num_iterations
     rollouts, batch = math.ceil(settings.max_steps / updates), sampled // settings.max_steps
     rollout = _step(steps, "rollout")
@@ -176,7 +180,7 @@ def _grpo(study: config.Study, steps: list[Step], weights: int, key_values: int,
     longer = settings.max_completion_length / rollout.new_tokens if rollout.weights != measured.OWN else 1.0
     more = max(1.0, batch * settings.steps_per_generation / rollout.films)  # fewer take as long: kernels are launched
     seconds = longer * (rollouts * more * rollout.seconds + settings.max_steps * batch / update.films * update.seconds)
-    seconds += _answering(study, steps, validated)
+    seconds += _answer_seconds(study, steps, validated)
     how = (
         f"{rollouts:,} rollouts, {longer * more * rollout.seconds:.1f} s each, and {settings.max_steps:,} updates, "
         f"{longer * batch / update.films * update.seconds:.1f} s each; {validated:,} films validated"
@@ -188,7 +192,7 @@ def _grpo(study: config.Study, steps: list[Step], weights: int, key_values: int,
 def _predict(study: config.Study, steps: list[Step], key_values: int, films: int) -> Cost:
     seconds, memory = _answer(study, steps, key_values)
     how = f"{films:,} films, {study.predict.batch} at once: {seconds:.1f} s a batch"
-    return Cost(_answering(study, steps, films) / 3600, memory, how)
+    return Cost(_answer_seconds(study, steps, films) / 3600, memory, how)
 
 
 def _step(steps: list[Step], name: str) -> Step:
@@ -196,10 +200,10 @@ def _step(steps: list[Step], name: str) -> Step:
     return next(step for step in steps if step.step == name)
 
 
-def _answering(study: config.Study, steps: list[Step], films: int) -> float:
+def _answer_seconds(study: config.Study, steps: list[Step], films: int) -> float:
     """Seconds to answer `films` films, none ending before the limit."""
     batches = math.ceil(films / study.predict.batch)
-    return batches * _answer(study, steps, 0)[0] + _prepared(steps[0], films)
+    return batches * _answer(study, steps, 0)[0] + _processor_seconds(steps[0], films)
 
 
 def _answer(study: config.Study, steps: list[Step], key_values: int) -> tuple[float, float]:
@@ -222,7 +226,7 @@ def _answer(study: config.Study, steps: list[Step], key_values: int) -> tuple[fl
     return seconds, SLACK * (answer.memory + further)
 
 
-def _prepared(step: Step, films: int) -> float:
+def _processor_seconds(step: Step, films: int) -> float:
     """Seconds to make the pixels of films, which no measured step has in it; those of a stand-in are few."""
     return 0.0 if step.model.startswith(models.STAND_IN) else films * FILM_SECONDS
 
@@ -269,7 +273,7 @@ def _films(study: config.Study) -> tuple[dict[str, list[dict]], list[str]]:
     for name, source in study.sources.items():
         if isinstance(source, config.Folder):
             try:
-                films[name] = film_table.on_disk(curate.offered(study, name).table, source.folder)
+                films[name] = film_table.images_on_disk(curate.source_films(study, name).table, source.folder)
             except config.ParamsError:
                 continue  # the folder is not there: `missing` says so
             except film_table.SourceError as error:
@@ -351,12 +355,12 @@ def _gpu(study: config.Study, memory: float) -> Iterator[str]:
 
 def _disk(study: config.Study) -> Iterator[str]:
     place = next(folder for folder in (study.folder, *study.folder.parents) if folder.exists())
-    free, need = shutil.disk_usage(place).free, needed(study)
+    free, need = shutil.disk_usage(place).free, disk_needed(study)
     if free < need:
         yield f"disk: {free / 1e9:.1f} GB are free for {study.folder.name}, and about {need / 1e9:.1f} GB are needed"
 
 
-def needed(study: config.Study) -> float:
+def disk_needed(study: config.Study) -> float:
     """Bytes of disk: images of a byte a pixel at most, the checkpoints of each run, models that are not here yet.
 
     SFT keeps two checkpoints and GRPO all of a run, with AdamW's moments; those of stand-ins are too small to count.
@@ -371,19 +375,19 @@ def needed(study: config.Study) -> float:
     for model, checkpoints in saved:
         if _stand_in(study, model):
             continue
-        size += checkpoints * ADAPTER_BYTES * model_size.trainable(_known(study, model), study.lora)
+        size += checkpoints * ADAPTER_BYTES * model_size.trainable(_measured_path(study, model), study.lora)
     return size + sum(
-        2 * model_size.weights(_known(study, name))
+        2 * model_size.weights(_measured_path(study, name))
         for name, model in study.models.items()
         if access(model.path, model.revision)
     )
 
 
-def _known(study: config.Study, model: str) -> str:
+def _measured_path(study: config.Study, model: str) -> str:
     """The path of a model, or that of Gemma 3 in its place where its shape or its LoRA layers are not known."""
     path = study.models[model].path
     try:
-        with models.one_line(path):
+        with models.one_line_errors(path):
             model_size.trainable(path, study.lora)
         return path
     except models.ModelError:
@@ -422,7 +426,7 @@ def measured_models(study: config.Study) -> list[list[Step]]:
     found = {}
     for model in study.models.values():
         try:
-            with models.one_line(model.path):
+            with models.one_line_errors(model.path):
                 steps = measured.steps(study, model)
         except models.ModelError:
             continue  # its runs say so

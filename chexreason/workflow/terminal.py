@@ -22,10 +22,16 @@ from chexreason.workflow import resources
 
 NUMBERS = {"curate": "1_curate", "prompts": "2_prompts", "sft_run": "3_sft", "grpo_run": "4_grpo"}
 NUMBERS |= {"predict_run": "5_predict", "predict_untuned": "5_predict", "compare": "6_compare"}
-NUMBERS |= {"variants": "7_variants", "reread": "8_reread", "findings": "9_findings", "index": "index", "book": "book"}
+NUMBERS |= {"chapter_run": "[7-9]_", "book": "book"}
 """What the file of a rule's measurements begins with."""
 
-WORDS = {"sft_run": "SFT", "grpo_run": "GRPO", "predict_run": "predict", "predict_untuned": "predict"}
+WORDS = {
+    "chapter_run": "chapter",
+    "sft_run": "SFT",
+    "grpo_run": "GRPO",
+    "predict_run": "predict",
+    "predict_untuned": "predict",
+}
 STAGES = {"sft_run": "sft", "grpo_run": "grpo", "predict_run": "predict", "predict_untuned": "predict"}
 KEPT = ("Nothing to be done", "This was a dry-run")
 """How the lines of Snakemake begin that are shown."""
@@ -36,7 +42,7 @@ OTHER_SECONDS = 30.0
 
 def job_name(rule: str, wildcards: dict) -> str:
     """A job in words, such as `GRPO hard, seed 0`."""
-    what = wildcards.get("run") or ("untuned" if rule == "predict_untuned" else "")
+    what = wildcards.get("run") or wildcards.get("chapter") or ("untuned" if rule == "predict_untuned" else "")
     stage = f"{wildcards['stage'].upper()} " if "stage" in wildcards else ""
     seed = f", seed {wildcards['seed']}" if "seed" in wildcards else ""
     model = f", {wildcards['model']}" if "model" in wildcards else ""
@@ -164,7 +170,7 @@ def dry_line(name: str, about: dict) -> str:
     return f"{about['rule_name']:16} {name:44} {needs:48} {why}"
 
 
-def closing(study: config.Study) -> str:
+def closing_lines(study: config.Study) -> str:
     """What a finished study found, in three lines chosen by its intervals, and where to read it."""
     from chexreason import records
     from chexreason.evaluation import report
@@ -199,7 +205,7 @@ def main(file: str, scope: str, shown: str, *arguments: str) -> None:
         cli.main(["--logger", "chexreason", *arguments])
     except SystemExit as end:
         if not end.code and shown == "findings":
-            print(closing(study), flush=True)
+            print(closing_lines(study), flush=True)
         elif not end.code and shown == "plan":
             print(LogHandler.progress)
         raise

@@ -148,12 +148,12 @@ def test_labels_as_uneven_as_table_5_would_give_narrower_intervals_than_even_one
 
 
 def test_the_same_seed_gives_the_same_intervals():
-    pd.testing.assert_frame_equal(reanalysis.falls(50, 3), reanalysis.falls(50, 3))
-    assert not reanalysis.falls(50, 3).equals(reanalysis.falls(50, 4))
+    pd.testing.assert_frame_equal(reanalysis.transfer_gaps(50, 3), reanalysis.transfer_gaps(50, 3))
+    assert not reanalysis.transfer_gaps(50, 3).equals(reanalysis.transfer_gaps(50, 4))
 
 
 def test_a_fall_between_hospitals_is_that_of_the_shared_labels():
-    falls = reanalysis.falls(400, 0).set_index("model")
+    falls = reanalysis.transfer_gaps(400, 0).set_index("model")
     assert falls.loc["ChexReason", "change"] == pytest.approx(-0.111, abs=0.001)
     assert (falls["low"] < falls["change"]).all() and (falls["change"] < falls["high"]).all()
 
