@@ -1,4 +1,4 @@
-"""Load a base model and its processor, attach LoRA, and load what a stage trained."""
+"""Base models: load a model and its processor, attach LoRA, load trained adapters."""
 
 import hashlib
 import os
@@ -16,19 +16,19 @@ from chexreason import answers, config, records
 STAND_IN = "stand-in:"
 
 LANGUAGE_PROJECTIONS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)$"
-"""Attention and feed-forward projections of the language model only (PROTOCOL: SFT); bare names also hit the vision."""
-
+"""Attention and feed-forward projections of the language model only (PROTOCOL: SFT); the vision encoder has the same
+names."""
 
 TAGS = ("<think>", "</think>", "<solution>", "</solution>")
-"""What a model must be able to write, for its replies to be read (PROTOCOL: equation 3)."""
+"""The tags of an answer, which a model must be able to write (PROTOCOL: equation 3)."""
 
 LAYERS = re.compile(r"\.(layers?|h|blocks?)\.\d+\.")
-"""What the name of everything inside a transformer layer holds, the language model's and the encoders' alike."""
+"""Matches the name of everything inside a transformer layer, in language models and encoders."""
 
 NOT_LANGUAGE = re.compile(
     r"vis|image|audio|speech|tower|qformer|perceiver|resampler|connector|projector|merger|aligner"
 )
-"""What the names of the other parts of a multimodal model hold, over all architectures of transformers."""
+"""Matches the names of the other parts of a multimodal model, in all architectures of transformers."""
 
 READ = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 """The files that a model and its processor are loaded from: weights, configuration, tokenizer and chat template."""
@@ -36,18 +36,18 @@ READ = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 """The files of a peft adapter.  Weights in a pickle (`adapter_model.bin`) could run code, and are never loaded."""
 
-ANOTHERS = "its weights are not those of an adapter of"
+NO_MATCH = "these adapter weights do not match the base model"
 
 
 class ModelError(ValueError):
-    """A model cannot be loaded; the message names it and says what is missing."""
+    """A model cannot be loaded; the message names it and the reason."""
 
 
 @contextmanager
 def one_line_errors(place: str | Path):
-    """Raise whatever a library raises in the block as a ModelError of one line that begins with `place`.
+    """Turn any error in the block into a ModelError of one line that begins with `place`.
 
-    Running out of memory is left as it is: what to do about it depends on the caller.
+    An out-of-memory error is not changed, because the caller knows what to do about it.
     """
     from chexreason.runtime import out_of_memory
 
@@ -63,25 +63,25 @@ def one_line_errors(place: str | Path):
 
 
 def folder(path: str) -> str:
-    """Where a model's weights are: the package's own folder for `stand-in:<name>`, else the path or hub id itself."""
+    """The place of a model's weights: the package's folder for `stand-in:<name>`, else the path or hub id itself."""
     if not path.startswith(STAND_IN):
         return path
     place = Path(str(files("chexreason"))) / "stand_ins" / path.removeprefix(STAND_IN)
     if not (place / "config.json").exists():
-        raise ModelError(f"{path}: no such stand-in in {place.parent.name}/; notebooks/0_stand_ins.ipynb forges them")
+        raise ModelError(f"{path}: no such stand-in in {place.parent.name}/; notebooks/0_stand_ins.ipynb makes them")
     return str(place)
 
 
 def weights(model: config.Model) -> list[Path]:
-    """The files of a folder or stand-in that a reply can follow from (see `READ`); none of a hub id."""
+    """The files of a folder or stand-in that can change a reply (see `READ`); none for a hub id."""
     place = Path(folder(model.path))
     return sorted(file for pattern in READ for file in place.glob(pattern))
 
 
 def commit(model: config.Model) -> str:
-    """The commit of a hub model: of `revision`, or of `main` as this machine's cache has it; "" for a folder.
+    """The commit of a hub model: that of `revision`, or of `main` in this machine's cache; "" for a folder.
 
-    The hub is asked only where the cache lacks the model and HF_HUB_OFFLINE is 0; "" where neither knows.
+    The hub is asked only if the model is not in the cache and HF_HUB_OFFLINE is 0; "" if it is not known.
     """
     from huggingface_hub import model_info, try_to_load_from_cache
 
@@ -101,7 +101,7 @@ def commit(model: config.Model) -> str:
 
 
 def version(model: config.Model) -> str:
-    """Which weights a path stands for: the commit of a hub model, `sha256:<16 digits>` of a folder's files."""
+    """The version of a model's weights: the commit of a hub model, or `sha256:<16 digits>` of a folder's files."""
     if found := commit(model):
         return found
     sums = [f"{file.name} {_sha256(file, file.stat().st_size, file.stat().st_mtime_ns)}" for file in weights(model)]
@@ -109,7 +109,7 @@ def version(model: config.Model) -> str:
 
 
 def provenance(model: config.Model) -> dict:
-    """What a record's provenance says of the base model it was made with."""
+    """The entries about the base model in the provenance of a record."""
     return {"model": {"path": model.path, "version": version(model)}}
 
 
@@ -129,13 +129,13 @@ def _source(model: config.Model) -> dict:
 
 
 def load_processor(model: config.Model):
-    """The processor of a model: image processor, tokenizer and chat template, padding on the left.
+    """The processor of a model (image processor, tokenizer and chat template), which pads on the left.
 
-    Special tokens come from the chat template alone, so that SFT, GRPO and prediction give the model the same tokens
-    (`_only_template_adds_tokens`).  Qwen2.5-VL's own processor demands torchvision and, with it, a video processor's
-    file, which no folder saved without torchvision has; the image-only subclass of this module loads both kinds of
-    folder.  Raises ModelError where `visual_tokens` is given to a model whose number of tokens is fixed, where there is
-    no image processor or chat template, and where the tokenizer would not give back the tags of an answer.
+    Only the chat template adds special tokens, so that SFT, GRPO and prediction give the model the same tokens.
+    Qwen2.5-VL is loaded without its video processor, which needs torchvision and is missing in folders that were saved
+    without it.
+    Raises ModelError if `visual_tokens` is given for a model with a fixed number of tokens, if there is no image
+    processor or chat template, or if the tokenizer drops the tags of an answer.
     """
     from transformers import AutoConfig, AutoProcessor
 
@@ -156,10 +156,10 @@ def load_processor(model: config.Model):
 
 
 def _only_template_adds_tokens(processor, path: str) -> None:
-    """Have the chat template, and nothing else, add special tokens to a text, and check what decoding drops.
+    """Make the chat template the only source of special tokens, and check that decoding keeps the tags of an answer.
 
-    A tokenizer that adds its own <bos> gives trl's GRPO forward pass a second one, and the image is marked one token
-    late.  Where such a tokenizer's template writes no <bos>, the template gets one.
+    If a tokenizer adds <bos> as well, trl's GRPO forward pass has it twice, and the image is marked one token late.  If
+    the template of such a tokenizer does not write <bos>, it is added to the template.
     """
     words = processor.tokenizer
     words.padding_side = "left"
@@ -183,13 +183,13 @@ def _only_template_adds_tokens(processor, path: str) -> None:
 
 
 def question(processor, prompt: str) -> str:
-    """The text by which a model is asked about one film with `prompt`, up to where its reply begins."""
+    """The whole input text for one film and `prompt`, up to the beginning of the reply."""
     content = [{"type": "image"}, {"type": "text", "text": prompt}]
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
 
 def inputs(processor, images: Sequence, prompt: str):
-    """What a model is given to answer `prompt` about each of `images` (PIL), padded on the left to one length."""
+    """The input tensors for `prompt` and each of `images` (PIL), padded on the left to one length."""
     return processor(
         images=[[image.convert("RGB")] for image in images],
         text=[question(processor, prompt)] * len(images),
@@ -200,9 +200,9 @@ def inputs(processor, images: Sequence, prompt: str):
 
 
 def template_opening(processor) -> str:
-    """What the chat template itself writes of every reply: "<think>\\n" where it opens the thought, else "".
+    """The part of every reply that the chat template writes: "<think>\\n" if it opens the thought, else "".
 
-    It belongs to the reply wherever that is rewarded, read or recorded.
+    It is part of the reply wherever a reply is rewarded, read or recorded.
     """
     mark = "What is on this film?"
     end = question(processor, mark).rpartition(mark)[2]
@@ -211,9 +211,9 @@ def template_opening(processor) -> str:
 
 
 def assistant_message(answer: str, opening: str) -> str:
-    """The assistant's message that makes a model whose template writes `opening` give `answer`.
+    """The assistant's message that teaches `answer` to a model whose template writes `opening`.
 
-    Where the answer has no thought, the opened one is closed at once.
+    If the answer has no thought, the thought that the template opens is closed at once.
     """
     if not opening:
         return answer
@@ -221,7 +221,7 @@ def assistant_message(answer: str, opening: str) -> str:
 
 
 def end_tokens(model, processor) -> list[int]:
-    """The tokens that end a reply: those of the model's generation config, the tokenizer's, the chat template's."""
+    """The tokens that end a reply, by the model's generation config, the tokenizer or the chat template."""
     mark, words = "Nothing.", processor.tokenizer
     turns = [{"role": role, "content": [{"type": "text", "text": mark}]} for role in ("user", "assistant")]
     after = words(processor.apply_chat_template(turns).rpartition(mark)[2], add_special_tokens=False).input_ids
@@ -233,10 +233,10 @@ def end_tokens(model, processor) -> list[int]:
 
 
 def plain_generation(model, processor):
-    """Have a model generate as it is asked to, with no default of its own, and stop at every token of `end_tokens`.
+    """Remove a model's own generation defaults, and let it stop at every token of `end_tokens`; returns the model.
 
-    A published generation_config.json may hold a repetition penalty or the like, which would change greedy decoding of
-    this model and of no other.  Returns the model.
+    A published generation_config.json may have a repetition penalty or the like, which would change greedy decoding for
+    this model only.
     """
     from transformers import GenerationConfig
 
@@ -249,10 +249,10 @@ def plain_generation(model, processor):
 
 
 def limit_visual_tokens(image_processor, model: config.Model) -> None:
-    """Have Qwen2.5-VL's image processor make between `model.visual_tokens` tokens of a film, of whatever size it is.
+    """Limit the number of tokens per film in Qwen2.5-VL's image processor to the range `model.visual_tokens`.
 
-    The processor counts in pixels: a token is a square of `merge_size` x `merge_size` patches, 28 x 28 pixels of the
-    published model.
+    The processor's limits are in pixels.  A token is a square of `merge_size` x `merge_size` patches: 28 x 28 pixels in
+    the published model.
     """
     if "shortest_edge" not in image_processor.size:
         raise ModelError(f"{model.path}: visual_tokens: this model's number of tokens is fixed; leave the key out")
@@ -274,9 +274,9 @@ def image_only_qwen():
 
 
 def load_base(model: config.Model):
-    """The base model in evaluation mode on the fastest device there is; safetensors only, no remote code.
+    """The base model in evaluation mode, on the GPU if there is one; safetensors only, no remote code.
 
-    Raises ModelError where the folder or hub id gives no such model.
+    Raises ModelError if the folder or hub id has no such model.
     """
     import torch
     from transformers import AutoModelForImageTextToText
@@ -290,11 +290,10 @@ def load_base(model: config.Model):
 
 
 def freeze_vision(model):
-    """Have the vision encoder of a base model run without autograd; returns the model.
+    """Run the vision encoder of a base model without autograd; returns the model.
 
-    LoRA does not reach it, and its weights stay as they are.  Yet under gradient checkpointing trl has the output of
-    every embedding require a gradient, the encoder's patches included, and all its layers would be run twice and
-    differentiated for nothing.
+    LoRA does not adapt the encoder, so its weights stay the same.  Without this, gradient checkpointing in trl would
+    run all its layers twice and compute gradients that nobody needs.
     """
     import torch
 
@@ -304,7 +303,7 @@ def freeze_vision(model):
 
 
 def image_encoder(model):
-    """The vision encoder of a base model; None where it is no module of its own, apart from the language model."""
+    """The vision encoder of a base model; None if it is not separate from the language model."""
     encoder = model.get_encoder("image")
     if encoder is None or set(map(id, encoder.modules())) & {id(model), id(model.base_model)}:
         return None
@@ -312,15 +311,15 @@ def image_encoder(model):
 
 
 def load_trained(model: config.Model, adapter: Path):
-    """The base model with an adapter of SFT or GRPO merged into it, for answering."""
+    """The base model with an adapter of SFT or GRPO merged into it, for prediction."""
     return attach(load_base(model), adapter).merge_and_unload().eval()
 
 
 def attach(base, adapter: Path, trainable: bool = False):
     """`base` with the LoRA adapter in the folder `adapter` attached, as a peft model; safetensors only.
 
-    Raises ModelError where a file is missing or damaged, or the adapter is one of another model: peft itself passes
-    over weights that fit nowhere, and the model would answer as if it had never been tuned.
+    Raises ModelError if a file is missing or damaged, or if the adapter belongs to another model.  (peft ignores
+    weights that do not fit, and the model would answer like the untuned one.)
     """
     from peft import PeftModel
     from safetensors.torch import load_file
@@ -333,7 +332,7 @@ def attach(base, adapter: Path, trainable: bool = False):
         try:
             model = PeftModel.from_pretrained(base, str(adapter), is_trainable=trainable, use_safetensors=True)
         except RuntimeError as error:  # weights of another shape
-            raise ModelError(f"{adapter}: {ANOTHERS} {base.name_or_path}") from error
+            raise ModelError(f"{adapter}: {NO_MATCH} {base.name_or_path}") from error
     if fault := _fault(model, weights, base.name_or_path):
         raise ModelError(f"{adapter}: {fault}")
     model.peft_config["default"].base_model_name_or_path = base.name_or_path  # where peft looks for it
@@ -341,13 +340,13 @@ def attach(base, adapter: Path, trainable: bool = False):
 
 
 def _fault(model, weights: dict, base: str) -> str:
-    """What is wrong with the adapter of a peft model that was made from `weights`; "" where nothing is."""
+    """What is wrong with the adapter of a peft model that was loaded from `weights`; "" if it is right."""
     from peft import get_peft_model_state_dict
 
     if set(get_peft_model_state_dict(model, save_embedding_layers=False)) != set(weights):  # LoRA reaches none
-        return f"{ANOTHERS} {base}"
+        return f"{NO_MATCH} {base}"
     if not all(weight.isfinite().all() for weight in weights.values()):
-        return "holds weights that are no finite numbers; train it again"
+        return "has weights that are not finite numbers; train it again"
     made_for = model.peft_config["default"].base_model_name_or_path or base
     if Path(made_for.removeprefix(STAND_IN)).name != Path(base).name:  # another model's weights may have its shapes
         return f"its adapter_config.json says that it belongs to {made_for}, not {base}"
@@ -374,10 +373,9 @@ def lora_config(lora: config.Lora, model: config.Model | None = None):
 
 
 def refuse_unreached(base, model: config.Model) -> None:
-    """Raise ModelError unless LoRA reaches every linear layer of the language model, or params name it as left out.
+    """Raise ModelError if LoRA does not adapt a linear layer of the language model, unless params leave it out.
 
-    `base` is the model, on the meta device too.  Also for LoRA that reaches nothing, or the vision encoder, which is
-    frozen and would never learn.
+    Also if LoRA adapts no layer, or the vision encoder, which is frozen.  `base` may be on the meta device.
     """
     pattern, left_out = model.target_modules or LANGUAGE_PROJECTIONS, model.exclude_modules
     names = {name for name, _ in base.named_modules()}
@@ -402,7 +400,7 @@ def refuse_unreached(base, model: config.Model) -> None:
 def matrices(base) -> set[str]:
     """The names of all weight matrices in the language model's layers: linear layers, routers and fused experts.
 
-    Embeddings and convolutions are none.
+    Embeddings and convolutions do not count.
     """
     import torch
 
@@ -419,11 +417,11 @@ def matrices(base) -> set[str]:
 
 
 def _ends_in(name: str, short: str) -> bool:
-    """Whether the last parts of a module's name are `short`, which is how peft reads such a list."""
+    """Whether a module's name ends in the parts `short`; peft matches such lists in this way."""
     return f".{name}".endswith(f".{short}")
 
 
 def _short(name: str) -> str:
-    """The last part of a layer's name, with `experts.` where many share it."""
+    """The last part of a layer's name, with `experts.` before it if it is one of many experts."""
     last = name.split(".")
     return ".".join(last[-2:]) if last[-2] == "experts" else last[-1]

@@ -1,8 +1,8 @@
-"""Rewards: pure functions of text, truth and explicit state (PROTOCOL: GRPO, equations 3 and 4), and their registry.
+"""The two rewards of the paper (PROTOCOL: GRPO, equations 3 and 4), and how any other reward is found and called.
 
-A reward has trl's signature: it is called with `completions`, `truth` and whatever else of `GIVEN` it names, and
-returns one float per completion.  `REWARDS` names those of this package; any other is `package.module:function`, or
-`file.py:function` in a file beside the params file.
+A reward has trl's signature: it takes `completions`, `truth` and any other argument listed in `GIVEN`, and returns one
+float per completion.  `REWARDS` lists the rewards of this package.  Your own reward is `package.module:function`, or
+`file.py:function` in a file next to the params file.
 """
 
 import difflib
@@ -22,7 +22,7 @@ from chexreason import answers, config, runtime
 
 
 def jaccard(truth: Collection[str], given: Collection[str]) -> float:
-    """|truth and given| / |truth or given|; two empty sets agree, and score 1."""
+    """The Jaccard index of two sets of labels: |truth and given| / |truth or given|; 1 if both are empty."""
     union = set(truth) | set(given)
     return len(set(truth) & set(given)) / len(union) if union else 1.0
 
@@ -33,24 +33,25 @@ def malformed(text: str) -> bool:
 
 
 def failures(texts: Sequence[str], token_ids: Sequence[Sequence[int]] = (), ends: Collection[int] = ()) -> float:
-    """The share of replies out of form among all, without those that were cut off at the token limit.
+    """The share of all replies that are malformed; a reply that was cut off at the token limit does not count as one.
 
-    `token_ids` are the tokens of each reply and `ends` those that end one; without `ends`, none was cut off.
+    `token_ids` are the tokens of each reply, and `ends` are the tokens that end a reply.  Without `ends`, no reply
+    counts as cut off.
     """
     whole = [not ends or ids[-1] in ends for ids in token_ids] or [True] * len(texts)
     return sum(ended and malformed(text) for text, ended in zip(texts, whole, strict=True)) / len(texts)
 
 
 def length(text: str, unit: str, token_ids: Sequence[int]) -> int:
-    """|t| of equation 3, whose unit the paper leaves open: the whole reply in `characters`, `words` or `tokens`."""
+    """The length |t| of a whole reply in equation 3, in `characters`, `words` or `tokens` (the paper gives no unit)."""
     return {"characters": len(text), "words": len(text.split()), "tokens": len(token_ids)}[unit]
 
 
 def hard(text: str, truth: Collection[str], length: int, settings: config.Reward) -> float:
     """The hard reward of one completion (equation 3).
 
-    0 unless the reply has exactly the published form; else the Jaccard index of its labels with `truth`, less
-    `settings.length_penalty` when `length` is below `settings.min_length`.
+    0 if the reply is malformed.  Otherwise the Jaccard index of its labels and `truth`, minus
+    `settings.length_penalty` if `length` is below `settings.min_length`.
     """
     answer = answers.read_strict(text)
     if answer is None:
@@ -60,23 +61,23 @@ def hard(text: str, truth: Collection[str], length: int, settings: config.Reward
 
 
 class Window(NamedTuple):
-    """The nuanced reward's state: the last `size` predictions, oldest first.  Never changed in place.
+    """The state of the nuanced reward: the last `size` predictions, oldest first.  It is never changed in place.
 
-    A prediction is the labels of one reply, of the fourteen and each once.
+    A prediction is the set of labels in one reply.
     """
 
     size: int
     predictions: tuple[tuple[str, ...], ...] = ()
 
     def add(self, predictions: Iterable[Sequence[str]]) -> "Window":
-        """The window after these predictions, which come in this order."""
+        """The window after these predictions, in this order."""
         together = (*self.predictions, *map(tuple, predictions))
         return self._replace(predictions=together[-self.size :])
 
     def dominant(self, dominance: float) -> frozenset[str]:
-        """The labels that more than `dominance` (a share) of the last `size` predictions hold.
+        """The labels that occur in more than `dominance` (a share) of the last `size` predictions.
 
-        The share is always of `size`, so a window that is not full yet is not judged on a handful of predictions.
+        The share is always of `size`, so a few predictions at the start of training cannot dominate.
         """
         counts = Counter(label for labels in self.predictions for label in labels)
         return frozenset(label for label, count in counts.items() if count / self.size > dominance)
@@ -108,7 +109,7 @@ class Parts(NamedTuple):
 
 
 def read_labels(text: str) -> tuple[str, ...] | None:
-    """The labels a reply predicts, of the fourteen and each once, or None where evaluation too can read none."""
+    """The labels in a reply, each once; None if the reply cannot be read."""
     answer, reading = answers.read_strict(text), answers.read(text)
     if answer is not None:
         return answer.labels
@@ -116,21 +117,23 @@ def read_labels(text: str) -> tuple[str, ...] | None:
 
 
 def nuanced(text: str, truth: Collection[str], window: Window, settings: config.Nuanced) -> Parts:
-    """The nuanced reward of one completion (equation 4), `window` being the predictions before its batch.
+    """The nuanced reward of one completion (equation 4); `window` holds the predictions before its batch.
 
-    What the paper states stands first, what it leaves open and we decided after the dash.
+    For each term: what the paper states; then, after "ours", what we decided.
 
-    - match: an exact match earns +100 (`match`) - of sets, also when both are empty; 0 where no answer can be read.
-    - partial: 30 x correct / |truth| (`recall`) + 20 x correct / |prediction| (`precision`) - the terms of equation 4
-      are added, so an exact match earns all of both too, and 150 is the most there is.
-    - false positives are penalised by label frequency, No Finding and Support Devices most - see `false_positive`.
-    - collapse: when one label passes 70 % (`dominance`) of the last 100 predictions (`window`), -30 for each excess
-      repetition (`repetition`) and -50 for mode collapse (`collapse`) - see `dominance_cost`.
-    - format: -100 for each invalid label (`invalid`), -25 for each duplicate (`duplicate`), a penalty for text outside
-      the two blocks - the latter (`outside`) once for any reply that is not exactly the two blocks, a missing or
-      repeated block included; together at most `format_limit`, so that one runaway reply does not outweigh its batch.
-    - labels are filtered to the fourteen before they are compared - an invalid name costs its penalty and nothing else.
-      A reply out of form is not worthless as under equation 3: what evaluation reads in it counts, less the penalty.
+    - match: +100 for an exact match (`match`).  Ours: sets are compared, so two empty sets match; 0 if no answer can be
+      read.
+    - partial: 30 x correct / |truth| (`recall`) + 20 x correct / |prediction| (`precision`).  Ours: an exact match gets
+      both terms in full, so the maximum is 150.
+    - false positives: a penalty that depends on the label's frequency, highest for No Finding and Support Devices.
+      Ours: see `false_positive`.
+    - collapse: if one label is in more than 70 % (`dominance`) of the last 100 predictions (`window`), -30 for each
+      excess repetition (`repetition`) and -50 for mode collapse (`collapse`).  Ours: see `dominance_cost`.
+    - format: -100 for each invalid label (`invalid`), -25 for each duplicate (`duplicate`), and a penalty for text
+      outside the two blocks (`outside`).  Ours: `outside` is charged once for any malformed reply; the total is at most
+      `format_limit`, so that one very long reply does not outweigh its batch.
+    - Labels are filtered to the fourteen before they are compared.  Ours: an invalid name costs its penalty and nothing
+      else.  In a malformed reply, the labels that evaluation would read still count.
     """
     given, reading = read_labels(text), answers.read(text)
     labels, true = set(given or ()), set(truth)
@@ -147,23 +150,23 @@ def nuanced(text: str, truth: Collection[str], window: Window, settings: config.
 
 
 def false_positive(label: str, settings: config.Nuanced) -> float:
-    """What one wrong label costs, in points (ours; the paper states no weights).
+    """The cost of one wrong label, in points (ours; the paper gives no weights).
 
-    `settings.false_positive` for a label that never occurs, twice that for the commonest, and in between in proportion
-    to `settings.frequency`: the share of the training source's studies that have the label, before any balancing.
+    It grows linearly with the label's frequency: `settings.false_positive` for a label that never occurs, twice as much
+    for the most frequent label.  `settings.frequency` has the share of the training source's studies with each label,
+    before sampling.
     """
     commonest = max(settings.frequency.values())
     return settings.false_positive * (1.0 + settings.frequency.get(label, 0.0) / commonest)
 
 
 def dominance_cost(labels: Collection[str], window: Window, settings: config.Nuanced) -> float:
-    """What `labels` cost for repeating what dominates `window`, in points (the reading is ours).
+    """The cost of `labels` that dominate `window`, in points (our interpretation).
 
-    Dominance is counted in predictions, not labels, for a reply may hold several.  Each completion is judged as the
-    next prediction: every dominant label in it is one excess repetition, and to hold any is to go along with the
-    collapse, charged once.  So each repetition is charged once, to the completion that makes it, whether the label is
-    true or not, and a completion that leaves the collapsed mode pays nothing: the other way round a whole group would
-    pay alike, and its advantages would not notice.
+    A label dominates by its share of predictions, because one reply may have several labels.  Every dominant label in a
+    completion is one excess repetition, whether the label is true or not; a completion with at least one of them also
+    pays for mode collapse, once.  A completion without a dominant label pays nothing.  If all completions of a group
+    paid the same, their advantages would not change.
     """
     repeated = window.dominant(settings.dominance) & set(labels)
     return settings.repetition * len(repeated) + (settings.collapse if repeated else 0.0)
@@ -172,18 +175,18 @@ def dominance_cost(labels: Collection[str], window: Window, settings: config.Nua
 def nuanced_batch(
     texts: Sequence[str], truths: Sequence[Collection[str]], window: Window, settings: config.Nuanced
 ) -> tuple[list[Parts], Window]:
-    """The nuanced reward of every completion of a batch, and the window after it.
+    """The nuanced reward of every completion of a batch, and the window after the batch.
 
-    The whole batch meets the window as the batches before it left it, so that the completions of one film compare and
-    their order changes no reward of theirs.  Then the batch's predictions enter in order; a reply in which no label
-    block can be read is no prediction, an answer of no label is one.
+    All completions of a batch are compared with the same window, so that their order does not matter.  Then their
+    predictions enter the window in order.  A reply that cannot be read is not a prediction; an answer without labels
+    is.
     """
     parts = [nuanced(text, truth, window, settings) for text, truth in zip(texts, truths, strict=True)]
     return parts, window.add(labels for text in texts if (labels := read_labels(text)) is not None)
 
 
 def texts(completions: Sequence[Sequence[dict]]) -> list[str]:
-    """The replies of trl's completions, each a conversation of one message."""
+    """The text of each of trl's completions, which are conversations of one message."""
     return [completion[0]["content"] for completion in completions]
 
 
@@ -196,11 +199,11 @@ def hard_reward(completions, truth, completion_ids, settings: config.Reward, **_
 
 
 class NuancedReward:
-    """The nuanced reward, as trl calls it: it holds the window and moves it on by each batch.
+    """The nuanced reward, as trl calls it.  It keeps the window and updates it with each batch.
 
-    Rewards are points / `scale`; the parts are logged in points, as `nuanced/<part>`, a batch's mean each.
-    Every call counts as training: `trainer.evaluate()` would move the window, so validate by other means.  With several
-    processes each would hold a window of its own.
+    Rewards are points / `scale`.  The mean of each part over a batch is logged in points, as `nuanced/<part>`. Every
+    call updates the window, so do not use it in `trainer.evaluate()`.  With several processes, each would have its own
+    window.
     """
 
     def __init__(self, settings: config.Reward):
@@ -220,7 +223,7 @@ class NuancedReward:
         return self.window.to_json()
 
     def restore(self, state: str) -> None:
-        """Take back the window that `state` gave."""
+        """Continue with the window that `state` returned."""
         self.window = Window.from_json(state)
 
 
@@ -228,17 +231,17 @@ REWARDS: dict[str, Callable] = {
     "hard": hard_reward,
     "nuanced": NuancedReward,
 }
-"""Every reward that a params file can name.  Each is a function, or a class for one with state.
+"""The rewards that a params file can name: functions, or classes for rewards with state.
 
-A function, or the `__init__` of a class, that names `settings` is given the section `grpo.reward`; its other arguments
-come from the run's `reward_args`.  A class makes one reward per run, which is called as a function is; its `state()`
-(anything that JSON can hold) is saved in every checkpoint, and given to `restore(state)` when a run is resumed.
+If a function, or the `__init__` of a class, has an argument `settings`, it gets the section `grpo.reward`.  Its other
+arguments come from the run's `reward_args`.  A class makes one reward per run, which is called like a function.  Its
+`state()` (anything that JSON can hold) is saved in every checkpoint, and `restore(state)` gets it when a run resumes.
 """
 
 GIVEN = {
     "prompts": "the conversation before each reply",
-    "completions": "the replies, each `[{'role': 'assistant', 'content': text}]`, with what the chat template opened",
-    "completion_ids": "the tokens of each reply, without those that end one",
+    "completions": "the replies, each `[{'role': 'assistant', 'content': text}]`, with what the template opens",
+    "completion_ids": "the tokens of each reply, without the token that ends it",
     "truth": "the positive labels of each film, a list of names",
     "film": "the id of each film",
     "image": "each film, a PIL image",
@@ -247,17 +250,17 @@ GIVEN = {
     "log_extra": "`log_extra(name, values)`: trl's table of completions",
     "trainer_state": "the state of the trainer, with `global_step`",
 }
-"""What a reward is given by name; it need not take all."""
+"""The arguments that a reward can have.  It gets those that it names."""
 
 
 class RewardError(ValueError):
-    """A reward cannot be found or called, or has not returned one finite number per reply."""
+    """A reward cannot be found or called, or did not return one finite number per reply."""
 
 
 def find(path: str, beside: Path) -> Any:
     """The function or class of a reward: a name of `REWARDS`, `package.module:function`, or `file.py:function`.
 
-    The file is relative to the folder `beside`.  Its code is run, as an import runs it.  Raises RewardError.
+    The file is relative to the folder `beside`.  Its code is run, as by an import.  Raises RewardError.
     """
     if path in REWARDS:
         return REWARDS[path]

@@ -166,7 +166,7 @@ def test_labels_by_film_are_preferred_to_labels_by_study(root):
 
 def test_a_folder_without_any_table_names_all_that_were_looked_for(tmp_path):
     with pytest.raises(
-        SourceError, match=rf"{tmp_path}: holds no train.csv, valid.csv, test_labels.csv or groundtruth.csv"
+        SourceError, match=rf"{tmp_path}: has no train.csv, valid.csv, test_labels.csv or groundtruth.csv"
     ):
         chexpert.read(tmp_path)
     with pytest.raises(SourceError, match="nowhere: no such folder"):
@@ -187,11 +187,11 @@ WRONG = {
     ),
     "a label of 2": (
         ("train", "Frontal,PA,,,2.0", "Frontal,PA,,,-1.0"),
-        "train.csv, row 3, column 'Cardiomegaly': 2.0 is no label",
+        "train.csv, row 3, column 'Cardiomegaly': 2.0 is not a label",
     ),
     "a film twice": (
         ("train", "patient00002/study2/view1_frontal", "patient00002/study2/view2_lateral"),
-        "train.csv: film patient00002_study2_view1_frontal stands in row 3 and again in row 4",
+        "train.csv: film patient00002_study2_view1_frontal is in row 3 and again in row 4",
     ),
     "a patient in two splits": (
         ("valid", "patient00002", "patient64541"),
@@ -216,7 +216,7 @@ def test_a_wrong_table_is_told_by_file_row_and_value(root, change, message):
 
 def test_a_study_labelled_twice_is_told(tmp_path):
     write(tmp_path, groundtruth=TEST_STUDIES.replace("patient64742", "patient64741"))
-    with pytest.raises(SourceError, match="study patient64741_study1 stands in row 2 and again in row 3"):
+    with pytest.raises(SourceError, match="study patient64741_study1 is in row 2 and again in row 3"):
         chexpert.read(tmp_path)
 
 

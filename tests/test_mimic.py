@@ -125,7 +125,7 @@ def test_which_images_are_there_is_told(root):
 
 
 def test_a_wrong_folder_names_the_file_looked_for_and_the_folder(tmp_path):
-    with pytest.raises(SourceError, match=rf"{tmp_path}: holds no mimic-cxr-2.0.0-split.csv \(nor with .gz\)"):
+    with pytest.raises(SourceError, match=rf"{tmp_path}: has no mimic-cxr-2.0.0-split.csv \(nor with .gz\)"):
         mimic.read(tmp_path)
     with pytest.raises(SourceError, match="nowhere: no such folder"):
         mimic.read(tmp_path / "nowhere")
@@ -138,23 +138,23 @@ WRONG = {
     ),
     "a label of 2": (
         ("2.0.0-chexpert", "10000032,53189527,2.0", "10000032,53189527,1.0"),
-        r"chexpert.csv, row 3, column 'Atelectasis': 2.0 is no label; a label is 1 \(present\), 0 \(absent\), -1",
+        r"chexpert.csv, row 3, column 'Atelectasis': 2.0 is not a label; a label is 1 \(present\), 0 \(absent\), -1",
     ),
     "a label that is a word": (
         ("2.0.0-chexpert", "10000032,53189527,yes", "10000032,53189527,1.0"),
-        "chexpert.csv, row 3, column 'Atelectasis': yes is no label",
+        "chexpert.csv, row 3, column 'Atelectasis': yes is not a label",
     ),
     "a film twice": (
         ("2.0.0-split", IDS[0], IDS[2]),
-        rf"mimic-cxr-2.0.0-split.csv: dicom_id {IDS[0]} stands in row 2 and again in row 4",
+        rf"mimic-cxr-2.0.0-split.csv: dicom_id {IDS[0]} is in row 2 and again in row 4",
     ),
     "a film twice in the metadata": (
         ("2.0.0-metadata", IDS[0], IDS[1]),
-        rf"metadata.csv: dicom_id {IDS[0]} stands in row 3 and again in row 4",
+        rf"metadata.csv: dicom_id {IDS[0]} is in row 3 and again in row 4",
     ),
     "a study twice": (
         ("2.0.0-chexpert", "50414267", "53189527"),
-        "chexpert.csv: study_id 50414267 stands in row 2 and again in row 3",
+        "chexpert.csv: study_id 50414267 is in row 2 and again in row 3",
     ),
     "a patient in two splits": (
         ("2.0.0-split", "10000032", "10000764"),

@@ -193,7 +193,7 @@ WRONG = {
     ),
     "a film twice": (
         ("Data_Entry_2017_v2020.csv", "00000001_000", "00000001_001"),
-        "Data_Entry_2017_v2020.csv: film 00000001_000 stands in row 2 and again in row 3",
+        "Data_Entry_2017_v2020.csv: film 00000001_000 is in row 2 and again in row 3",
     ),
     "a film in both lists": (
         ("test_list.txt", "00000001_000", "00000004_000"),
@@ -215,7 +215,7 @@ def test_a_wrong_table_is_told_by_file_row_and_value(root, change, message):
 
 
 def test_a_wrong_folder_names_the_files_looked_for(tmp_path):
-    message = rf"{tmp_path}: holds no Data_Entry_2017_v2020.csv or Data_Entry_2017.csv \(nor with .gz\)"
+    message = rf"{tmp_path}: has no Data_Entry_2017_v2020.csv or Data_Entry_2017.csv \(nor with .gz\)"
     with pytest.raises(SourceError, match=message):
         nih.read(tmp_path)
 

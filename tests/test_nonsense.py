@@ -130,13 +130,13 @@ TABLES = {
     "quotes that never close": (b'file,pid,edema\n"a.png,1,1\n', "cannot be read as a table"),
     "semicolons": (b"file;pid;edema\na.png;1;1\n", "has no column 'file'; its columns are file;pid;edema"),
     "2,000 columns": (b",".join(b"c%d" % each for each in range(2_000)), "has no column 'file'"),
-    "a column twice": (b"file,pid,edema,edema\na.png,1,1,0\n", "column 'edema' stands in the heading twice"),
+    "a column twice": (b"file,pid,edema,edema\na.png,1,1,0\n", "column 'edema' occurs twice in the heading"),
     "a NUL byte in a name": (b"file,pid,edema\na\x00.png,1,1\n", "row 2: film 'a\\x00' cannot name a file"),
     "a name of 5,000 letters": (b"file,pid,edema\n" + b"a" * 5000 + b".png,1,1\n", "cannot name a file"),
     "a path of spaces": (b"file,pid,edema\n  ,1,1\n", "row 2: the path is blank"),
-    "infinity": (b"file,pid,edema\na.png,1,inf\n", "row 2, column 'edema': inf is no label"),
+    "infinity": (b"file,pid,edema\na.png,1,inf\n", "row 2, column 'edema': inf is not a label"),
     "a number of 400 digits": (b"file,pid,edema\na.png,1," + b"9" * 400, "row 2, column 'edema': 999"),
-    "a label below -1": (b"file,pid,edema\na.png,1,-3\n", "row 2, column 'edema': -3 is no label"),
+    "a label below -1": (b"file,pid,edema\na.png,1,-3\n", "row 2, column 'edema': -3 is not a label"),
 }
 
 
@@ -151,7 +151,7 @@ def test_a_table_that_is_none_is_told(tmp_path, content, told):
 
 def test_a_folder_or_an_endless_link_for_a_table_is_told(tmp_path):
     for _ in in_its_place(tmp_path / "films.csv"):
-        with pytest.raises(SourceError, match=r"holds no films\.csv"):
+        with pytest.raises(SourceError, match=r"has no films\.csv"):
             own.read(tmp_path, SECTION, tmp_path)
 
 
@@ -299,7 +299,7 @@ def test_a_record_of_another_kind_is_no_manifest_to_follow(record, tmp_path):
     study = config.load(ROOT / "params" / "smoke.yaml")
     section = study.curate.model_copy(update={"frozen": os.path.relpath(record, study.file.parent)})
     pools = {"a": pd.DataFrame({"film": ["f0"]})}
-    with pytest.raises(sampling.CurateError, match=r"table\.parquet is no manifest: it has no column .*split"):
+    with pytest.raises(sampling.CurateError, match=r"table\.parquet is not a manifest: it has no column .*split"):
         curate.choose(study.model_copy(update={"curate": section}), pools)
 
 
@@ -396,18 +396,18 @@ ADAPTERS = {
     "settings of no adapter": (content("adapter_config.json", b'{"peft_type": "NONE"}'), "cannot be loaded: 'NONE'"),
     "weights that are garbage": (content(WEIGHTS, GARBAGE), "cannot be loaded: .*header"),
     "no byte of weights": (content(WEIGHTS, b""), "cannot be loaded: .*header too small"),
-    "weights of another rank": (settings(r=8), "its weights are not those of an adapter of"),
+    "weights of another rank": (settings(r=8), "these adapter weights do not match the base model"),
     "weights for other layers": (
         settings(target_modules=".*vision.*q_proj"),
-        "its weights are not those of an adapter",
+        "these adapter weights do not match",
     ),
     "weights of which some are missing": (
         broken_weights(lambda weights: dict(list(weights.items())[1:])),
-        "its weights are not those of an adapter",
+        "these adapter weights do not match",
     ),
     "weights that are no numbers": (
         broken_weights(lambda weights: {name: each * float("nan") for name, each in weights.items()}),
-        "holds weights that are no finite numbers",
+        "has weights that are not finite numbers",
     ),
 }
 

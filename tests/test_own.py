@@ -71,7 +71,7 @@ def test_a_table_may_name_films_and_splits_and_be_written_by_a_spreadsheet(root)
 
 COLUMNS = {"path": "file", "patient": "pid"}
 WRONG_PARAMS = {
-    "no such table": ({"table": "exam.csv"}, r"films: holds no exam.csv \(nor with .gz\)"),
+    "no such table": ({"table": "exam.csv"}, r"films: has no exam.csv \(nor with .gz\)"),
     "a column that is not there": (
         {"columns": COLUMNS | {"view": "position"}},
         r"exams.csv: has no column 'position'; its columns are file, pid, exam, ",
@@ -96,7 +96,7 @@ def test_a_wrong_mapping_is_told_by_key_and_name(root, changes, message):
 
 
 WRONG_ROWS = {
-    "a label of 2": ("1,2,1", "1,-1,1", "exams.csv, row 3, column 'edema_read': 2 is no label"),
+    "a label of 2": ("1,2,1", "1,-1,1", "exams.csv, row 3, column 'edema_read': 2 is not a label"),
     "a view of another name": (
         "portable",
         "ap",
@@ -106,7 +106,7 @@ WRONG_ROWS = {
     "a file twice": (
         "2024/0001.png",
         "2024/0002.png",
-        "exams.csv: film 2024/0001 stands in row 2 and again in row 3",
+        "exams.csv: film 2024/0001 is in row 2 and again in row 3",
     ),
 }
 
@@ -141,7 +141,7 @@ WRONG_FUNCTIONS = {
     "a label of 2": (
         "my_hospital.py:read",
         FUNCTION.replace('exams["heart"],', '2 * exams["heart"],'),
-        "my_hospital.py:read, row 2, column 'Cardiomegaly': 2 is no label",
+        "my_hospital.py:read, row 2, column 'Cardiomegaly': 2 is not a label",
     ),
     "no paths": (
         "my_hospital.py:read",
@@ -263,13 +263,13 @@ def test_a_path_outside_the_folder_is_refused(tmp_path, path):
 def test_rows_that_are_equal_are_one_film_as_in_a_table_with_a_row_for_each_box(tmp_path):
     text = f"{HEADING},x\na.png,p1,PA,1,,10\na.png,p1,PA,1,,20\nb.png,p2,AP,0,0,\n"
     assert read(tmp_path, text)["film"].tolist() == ["a", "b"]
-    with pytest.raises(SourceError, match="film a stands in row 2 and again in row 3"):
+    with pytest.raises(SourceError, match="film a is in row 2 and again in row 3"):
         read(tmp_path, text.replace("PA,1,,20", "PA,0,,20"))
 
 
 def test_one_file_is_not_two_films(tmp_path):
     text = f"name,{HEADING}\nf1,a.png,p1,PA,1,0\nf2,./a.png,p2,PA,0,0\n"
-    with pytest.raises(SourceError, match=r"exams.csv: path a\.png stands in row 2 and again in row 3"):
+    with pytest.raises(SourceError, match=r"exams.csv: path a\.png is in row 2 and again in row 3"):
         read(tmp_path, text, film="name")
 
 
@@ -297,7 +297,7 @@ def test_a_label_is_read_alike_whatever_stands_in_the_rows_below(tmp_path, text,
     "text", ["Y", "no", "2", "0.5", "1_0", "0_1", "0x1", "\u0661", "\u22121", "-", "?", "+", "1 0", "inf"]
 )
 def test_what_is_no_label_is_refused(tmp_path, text):
-    with pytest.raises(SourceError, match=r"exams.csv, row 2, column 'heart': .* is no label"):
+    with pytest.raises(SourceError, match=r"exams.csv, row 2, column 'heart': .* is not a label"):
         read(tmp_path, f"{HEADING}\na.png,p,PA,{text},0\n")
 
 

@@ -164,7 +164,7 @@ def test_a_run_learns_from_the_films_of_another_source_which_no_test_set_has(stu
     assert set(elsewhere["source"]) == {"more"} and both["source"].value_counts().to_dict() == {"a": 8, "more": 8}
     truth = grpo.films(study, "truth").set_index("film")["labels"]
     assert both.set_index("film").loc[truth.index, "labels"].equals(truth)
-    with pytest.raises(sampling.CurateError, match=r"tests.b-test.source: 'b' is a source that trains"):
+    with pytest.raises(sampling.CurateError, match=r"tests.b-test.source: 'b' is used for training"):
         curate.manifest(study_with(study.file.parent.parent / "other", hard=HARD | {"films": ["b"]}))
 
 

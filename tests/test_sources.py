@@ -35,7 +35,7 @@ def test_films_of_nih_are_counted_by_view_split_and_label(nih_folder, capsys):
 
 
 def test_without_images_it_works_on_the_tables_and_says_so(nih_folder, capsys):
-    assert "read from the tables alone" in found(capsys, "nih", nih_folder)["note"]
+    assert "only the tables were read" in found(capsys, "nih", nih_folder)["note"]
     (nih_folder / "00000001_000.png").touch()
     films = found(capsys, "nih", nih_folder)
     assert (films["images"], films["note"]) == (1, "")
@@ -85,7 +85,7 @@ def test_a_person_reads_tables(nih_folder, capsys):
     assert ["Lung", "Opacity", "unknown", "unknown"] in lines
     assert ["Infiltration", "1"] in lines
     assert lines[-3][0] == "excluded," and lines[-3][-1] == "(00000009_000)"
-    assert " ".join(lines[-1]) == "no image of these films is in this folder: this is read from the tables alone"
+    assert " ".join(lines[-1]) == "no image of these films is in this folder: only the tables were read"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_person_reads_tables(nih_folder, capsys):
 def test_a_wrong_folder_is_told_in_one_line(tmp_path, capsys, kind, name):
     assert main(["films", kind, str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"chexreason: {tmp_path}: holds no {name}")
+    assert line.startswith(f"chexreason: {tmp_path}: has no {name}")
 
 
 def test_an_option_of_another_source_is_refused(nih_folder):

@@ -23,19 +23,19 @@ COLUMNS = ["film", "source", "patient", "study", "view", "split", "why", "path",
 
 
 class Candidates(NamedTuple):
-    """The films a source offers, and those it has but that cannot be used: film, source, path, reason."""
+    """The films of a source that can be used, and the excluded ones: film, source, path, reason."""
 
     films: pd.DataFrame
     excluded: pd.DataFrame
 
 
 def candidates(study, source: str) -> Candidates:
-    """The films of `source` in its views and splits that have any label; the others of these views are excluded.
+    """The films of `source` with its views and splits; those without any label are excluded.
 
-    One row a film: film, source (the key in the params file), patient, study, view, original (path in the source's
-    folder; "" for a phantom), the 14 labels as stated (1, 0, -1, NaN), `never_stated` (the labels this source has no
-    word for: they stay unknown, where other silence is settled by the study's policy), and `recipe` (how a phantom is
-    drawn).  Names of films, studies and patients begin with the data set's name, or else the source's key.
+    One row per film: film, source (the key in the params file), patient, study, view, original (path in the source's
+    folder; "" for a phantom), the 14 labels as stated (1, 0, -1, NaN), `never_stated` (labels that this source does not
+    have; they stay unknown under every uncertainty policy), and `recipe` (how a phantom is drawn).  The names of films,
+    studies and patients begin with the name of the data set or the key of the source.
     """
     section, read = study.sources[source], source_films(study, source)
     films = read.table
@@ -50,7 +50,7 @@ def candidates(study, source: str) -> Candidates:
 
 
 def source_films(study, source: str) -> film_table.Films:
-    """What `source` holds, its table with the films of the views and splits that the study names only.
+    """The films of `source` with the views and splits that the study uses.
 
     Raises CurateError for a split that the source does not have.
     """
@@ -63,7 +63,7 @@ def source_films(study, source: str) -> film_table.Films:
 
 
 def _refuse_unknown(section, source: str, table: pd.DataFrame) -> None:
-    """Raises CurateError for a split of one's own that the table does not have, or when it has none of those named."""
+    """Raise CurateError if the table has none of the source's splits or, for own films, not all of them."""
     there = list(table["split"].unique())
     missing = [split for split in section.splits if split not in there]
     if missing and (section.kind == "own" or len(missing) == len(section.splits)):
@@ -74,9 +74,9 @@ def _refuse_unknown(section, source: str, table: pd.DataFrame) -> None:
 
 
 def _read(study, source: str, key: str | None = None) -> film_table.Films:
-    """What the folder or the phantom hospital of `source` holds, its names beginning with the data set's or the key.
+    """All films of the folder or the phantom hospital of `source`; names begin with the data set's name or the key.
 
-    With the `key` of another source, films of one's own and phantoms are named as that source names them.
+    With the `key` of another source, own films and phantoms have the names that they have in that source.
     """
     section, key = study.sources[source], key or source
     if section.kind == "phantom":
@@ -91,10 +91,10 @@ def _read(study, source: str, key: str | None = None) -> film_table.Films:
 
 
 def _read_folder(section, beside: Path) -> film_table.Films:
-    """The films of a source on disk: `read` of the module `chexreason.data.<kind>`, called with what it names.
+    """The films of a source on disk, read by `chexreason.data.<kind>.read`.
 
-    That is `root` (the folder), any key of the source's section, the `section` itself, and the folder `beside`, which
-    holds the params file.
+    Its arguments may be `root` (the folder), any key of the source's section, the whole `section`, and `beside` (the
+    folder of the params file).
     """
     read = import_module(f"chexreason.data.{section.kind}").read
     given = {**dict(section), "root": section.folder, "section": section, "beside": beside}
@@ -137,7 +137,7 @@ def training_splits(study, pool: pd.DataFrame) -> pd.DataFrame:
 
 
 def _other_rl_films(study, pools: dict[str, pd.DataFrame]) -> list[pd.DataFrame]:
-    """The films of the sources that GRPO trains on beside the one that trains."""
+    """The GRPO films of the sources other than the training source."""
     return [
         sampling.sample(pools[source], study.rl_split(source), study.curate.rl, study.curate)
         for source in study.rl_sources[1:]
@@ -145,9 +145,9 @@ def _other_rl_films(study, pools: dict[str, pd.DataFrame]) -> list[pd.DataFrame]
 
 
 def tests(study, pools: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """The films of every test set, from the films of each source; sets of one source share neither films nor patients.
+    """The films of every test set, from the films of each source; two sets of one source have no patient in common.
 
-    Raises CurateError when a source has too few films, or is the one that trains.
+    Raises CurateError if a source has too few films, or is used for training.
     """
     drawn = []
     for source in dict.fromkeys(test.source for test in study.tests.values()):
@@ -160,11 +160,11 @@ def tests(study, pools: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def choose(study, pools: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row a chosen film, with its split and why it is there, from the films of each source.
+    """The chosen films with their split and the reason, one row per film, from the films of each source.
 
     Columns: film, source, patient, study, view, split, why, path (of its image, relative to the study's folder), the 14
     labels as stated, never_stated, boxes (JSON), original, recipe.  With `curate.frozen`, the films of that manifest.
-    Raises CurateError where the sources cannot give what is asked, or a patient would be in two splits.
+    Raises CurateError if the sources have too few films, or a patient would be in two splits.
     """
     if study.curate.frozen:
         chosen = _frozen_films(study, pd.concat(pools.values(), ignore_index=True))
@@ -179,12 +179,12 @@ def choose(study, pools: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def manifest(study) -> Candidates:
-    """Choose the study's films and make their images; what cannot be used is replaced, and excluded with its reason.
+    """Choose the study's films and make their images; returns the manifest and the excluded films.
 
-    The manifest is that of `choose` with `sha256`, of the file a film came from (of a phantom: of its pixels).  A film
-    whose file is missing, unreadable or no frontal chest film is left out, and the choice made again without it.
-    What could not be read of the header of a film that is used is among the others, as "used all the same: ...".
-    Raises CurateError when more than `curate.bad_share` of the films looked at are such, or one of a frozen manifest.
+    The manifest has the columns of `choose` and `sha256`, of the film's file (for a phantom, of its pixels).  If a file
+    is missing, unreadable or not a frontal chest film, the film is excluded and the films are chosen again without it.
+    Problems in the header of a film that is used are among the excluded rows, as "used all the same: ...".
+    Raises CurateError if more than `curate.bad_share` of the films cannot be used, or any film of a frozen manifest.
     """
     study.claim()
     offers = {source: candidates(study, source) for source in _sources(study)}
@@ -209,7 +209,7 @@ def manifest(study) -> Candidates:
 
 
 def relabeled(study, manifest: pd.DataFrame) -> pd.DataFrame:
-    """The films that a GRPO run trains on with the labels of another source, a row per film and such source.
+    """Films of GRPO runs with labels of another source: one row per film and source of labels.
 
     Columns: film, labels (the source of the labels), the 14 labels as stated, never_stated.  Raises CurateError for a
     film that the other source does not have.
@@ -230,7 +230,7 @@ def relabeled(study, manifest: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_labels(films: pd.DataFrame, study, labels: str) -> pd.DataFrame:
-    """The films with the stated labels of the source `labels` in place of their own."""
+    """The films with the labels of the source `labels` instead of their own."""
     table = records.load(study.folder / RELABELED)
     table = table[table["labels"] == labels].drop(columns="labels")
     columns = [*sampling.LABELS, "never_stated"]
@@ -238,13 +238,13 @@ def _with_labels(films: pd.DataFrame, study, labels: str) -> pd.DataFrame:
 
 
 def dataset(study, split: str, labels: str | None = None) -> pd.DataFrame:
-    """The films of one split, ready to train on or to ask: the manifest's rows, labels settled by the study's policy.
+    """The films of one split for training or prediction, with the study's uncertainty policy applied.
 
     With `labels`, they have the labels of that source (`relabeled`).
-    The 14 labels are 1.0, 0.0, or NaN where the source has no such label; `labels` is the list of the positive names,
-    `image` the absolute path (str), `boxes` a list of `Box`, `credentialed` whether the film must not be shown.
-    Reads the manifest record.
-    Raises CurateError for a split that is not in it.
+    The columns are those of the manifest.  The 14 labels are 1.0, 0.0, or NaN if the source does not have the label;
+    `labels` lists the positive ones, `image` is the absolute path (str), `boxes` a list of `Box`, and `credentialed`
+    whether the film must not be shown.
+    Raises CurateError for a split that is not in the manifest.
     """
     from chexreason.data.phantom.hospitals import Box
 
@@ -277,10 +277,10 @@ def _validation(films: pd.DataFrame, section) -> pd.DataFrame:
 
 
 def _test(films: pd.DataFrame, name: str, test, study) -> pd.DataFrame:
-    """Films one by one, or whole patients and the first films of one more where no patient fits the rest."""
+    """Random films, or all films of random patients (and some films of one more patient to reach the number)."""
     if test.source in study.rl_sources:
         raise sampling.CurateError(
-            f"tests.{name}.source: {test.source!r} is a source that trains; a test needs one of its own"
+            f"tests.{name}.source: {test.source!r} is used for training; a test set needs another source"
         )
     if len(films) < test.films:
         raise _too_few(name, test, len(films))
@@ -303,18 +303,17 @@ def _too_few(name: str, test, there: int) -> sampling.CurateError:
 
 
 def _boxes(recipe: str) -> list[dict]:
-    """Where the findings of a phantom lie; of any other film it is not known."""
-
+    """The boxes of a phantom's findings; none for other films."""
     return [box._asdict() for box in hospitals.boxes(recipe)] if recipe else []
 
 
 def _sources(study) -> list[str]:
-    """The sources this study draws from, the one that trains first."""
+    """The sources of this study, the training source first."""
     return list(dict.fromkeys([*study.rl_sources, *(test.source for test in study.tests.values())]))
 
 
 def _refuse_shared(chosen: pd.DataFrame, study) -> None:
-    """Raises CurateError for a patient in two splits, as where two sources have the same patients."""
+    """Raise CurateError for a patient in two splits, such as a patient of two sources."""
     places = chosen[["patient", "split"]].drop_duplicates()
     plain = places["patient"].str.replace("mimic-p", "mimic-", regex=False)  # a folder p10000032, a subject 10000032
     places["alike"] = film_table.spelling_key(plain)
@@ -336,11 +335,11 @@ def _refuse_bad(bad: pd.DataFrame, looked: int, study) -> None:
 
 
 def _frozen(study) -> pd.DataFrame:
-    """The manifest that `curate.frozen` names; raises CurateError for a record of another kind."""
+    """The manifest named by `curate.frozen`; raises CurateError if the record is not a manifest."""
     manifest = records.load(study.file.parent / study.curate.frozen)
     if missing := {"film", "split", "why", "sha256", *sampling.LABELS} - set(manifest):
         raise sampling.CurateError(
-            f"curate.frozen: {study.curate.frozen} is no manifest: it has no column {', '.join(sorted(missing))}; "
+            f"curate.frozen: {study.curate.frozen} is not a manifest: it has no column {', '.join(sorted(missing))}; "
             f"give the {MANIFEST} of an earlier study"
         )
     return manifest
@@ -359,7 +358,7 @@ def _frozen_films(study, films: pd.DataFrame) -> pd.DataFrame:
 
 
 def _refuse_other(chosen: pd.DataFrame, study) -> None:
-    """Raises CurateError when a film of a frozen manifest has another file or other labels here."""
+    """Raise CurateError if a film of a frozen manifest has another file or other labels on this machine."""
     if study.curate.frozen:
         columns = ["sha256", *sampling.LABELS]
         frozen, found = (table.set_index("film")[columns] for table in (_frozen(study), chosen))

@@ -1,4 +1,4 @@
-"""What was curated: prevalence, composition, and films to look at."""
+"""Tables and figures about the curated films: prevalence, composition, examples."""
 
 import hashlib
 from collections.abc import Iterable
@@ -10,13 +10,13 @@ from chexreason.data import curate, sampling
 
 
 def digest(manifest: pd.DataFrame) -> str:
-    """Sixty-four hexadecimal digits that two groups have in common only if film, split, file and labels all are."""
+    """A digest (64 hexadecimal digits) of the films, splits, files and labels of a manifest."""
     told = manifest.sort_values("film")[["film", "split", "sha256", *sampling.LABELS]]
     return hashlib.sha256(told.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
 
 
 def prevalence(manifest: pd.DataFrame, study) -> pd.DataFrame:
-    """The share of films that show each label, in the pool (the training source's candidates) and in every split.
+    """The share of films with each label, in the pool (the candidates of the training source) and in every split.
 
     label, stage ("pool", "sft" with its hold-out, "rl" and the data sets), share (NaN where never stated), n (films).
     """
@@ -28,34 +28,34 @@ def prevalence(manifest: pd.DataFrame, study) -> pd.DataFrame:
 
 
 def exclusion_counts(excluded: pd.DataFrame) -> str:
-    """What was excluded, a line a reason; films are counted, not named."""
+    """The number of excluded films for each reason, one line per reason."""
     lines = [f"{reason}: {count:,} films" for reason, count in excluded["reason"].value_counts().items()]
     return "\n".join(lines) or "No film was excluded."
 
 
 def composition(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Films, patients and films of each view, one row a split."""
+    """Films, patients and films of each view, one row per split."""
     grouped = manifest.groupby("split", sort=False)
     views = grouped["view"].value_counts().unstack(fill_value=0)
     return pd.DataFrame({"films": grouped.size(), "patients": grouped["patient"].nunique()}).join(views).reset_index()
 
 
 def patients_shared(manifest: pd.DataFrame) -> pd.DataFrame:
-    """How many patients each two splits have in common (splits x splits; the diagonal counts a split's own)."""
+    """The number of patients that two splits share (splits x splits; the diagonal counts the patients of a split)."""
     there = pd.crosstab(manifest["patient"], manifest["split"]).gt(0).astype(int)[list(manifest["split"].unique())]
     return (there.T @ there).rename_axis(index=None, columns=None)
 
 
 def cooccurrence(films: pd.DataFrame) -> pd.DataFrame:
-    """Of the films that show the row's label, the share that show the column's (14 x 14), from a `dataset`."""
+    """Of the films with the row's label, the share that also have the column's label (14 x 14), from a `dataset`."""
     shows = films[sampling.LABELS].eq(1.0).astype(float)
     return (shows.T @ shows).div(shows.sum(), axis="index")
 
 
 def clearest_films(films: pd.DataFrame) -> pd.DataFrame:
-    """For each label the film of a `dataset` that shows it with the least else, then most strongly: image, box.
+    """For each label, the film of a `dataset` with the fewest other labels, then the strongest finding: image, box.
 
-    Where a finding lies is known of phantoms only; `box` is None for a film whose boxes are not known.
+    Only phantoms have boxes; `box` is None for other films.
     """
     films = films[~films["credentialed"]]
     drawn = films["boxes"].map(len).gt(0).any()
@@ -69,7 +69,7 @@ def clearest_films(films: pd.DataFrame) -> pd.DataFrame:
 
 
 def gallery(study, splits: Iterable[str], each: int) -> pd.DataFrame:
-    """`each` films of every split, drawn at random but always the same ones: image, caption (split, view, labels).
+    """`each` random films of every split, always the same ones: image, caption (split, view, labels).
 
     Films of credentialed sources are left out.
     """
@@ -80,7 +80,7 @@ def gallery(study, splits: Iterable[str], each: int) -> pd.DataFrame:
 
 
 def summary(manifest: pd.DataFrame, shares: pd.DataFrame) -> str:
-    """What was curated, a sentence a line, from the manifest and the `prevalence` record."""
+    """A summary of the manifest and the `prevalence` record, one sentence per line."""
     patients, films = manifest.groupby("split", sort=False)["patient"].nunique(), manifest["split"].value_counts()
     lines = [f"{split}: {films[split]:,} films of {patients[split]:,} patients." for split in patients.index]
     common = patients_shared(manifest).to_numpy()

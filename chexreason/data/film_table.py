@@ -1,7 +1,7 @@
-"""Where films come from: each module here reads one layout, as it lies on disk, into the one film table.
+"""The film table: its columns, its checks, and its summary for `chexreason films`.
 
-`mimic`, `chexpert`, `nih` and `own` have a function `read(root, ...) -> Films`; `phantom` draws its films.  This module
-holds what they share: the table's shape, its checks, and what `chexreason films` prints of it.
+The modules `mimic`, `chexpert`, `nih` and `own` each read one data set as it is distributed, with a function
+`read(root, ...) -> Films`.  This module has what they share.
 """
 
 import csv
@@ -25,7 +25,7 @@ COLUMNS = ["film", "path", "patient", "study", "view", "split", *LABELS]
 VIEWS = ("PA", "AP", "lateral", "unknown")
 IMAGES = (".png", ".jpg", ".jpeg", ".dcm")
 MISSING = ("", "na", "n/a", "#n/a", "<na>", "nan", "null", "none")
-"""What a cell without a value holds, in upper or lower case."""
+"""The texts of a cell without a value, in upper or lower case."""
 LONGEST = 500  # characters of a name; three DICOM UIDs and what joins them have 194
 INVISIBLE = r"\x00\xad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff"
 EDGES = re.compile(rf"^[\s{INVISIBLE}]+|[\s{INVISIBLE}]+$")
@@ -39,18 +39,18 @@ HEADING = 2
 
 
 class SourceError(ValueError):
-    """A folder or a table is not what its source should be; the message names the file and what would be right."""
+    """A folder or a table is not as the source requires; the message names the file and what would be right."""
 
 
 class Films(NamedTuple):
-    """What a source holds.
+    """The films of a source.
 
-    `table`, one row a film: `film` (str, unique), `path` (str, relative to the root; "" where the image is not there
-    and the layout does not say where it would be), `patient`, `study` (str), `view` ("PA", "AP", "lateral",
-    "unknown"), `split` (str, the source's own; "" where it has none), the 14 labels (float: 1 present, 0 absent,
-    -1 uncertain, NaN not mentioned), and `native` (str) where the source labels in words of its own.
-    `excluded`, one row an entry of the tables or the folder that cannot be used: `film`, `path`, `reason` (str).
-    `unknown`: the labels this source has no word for; they are NaN throughout, and never 0.
+    `table` has one row per film: `film` (str, unique), `path` (str, relative to the root; "" if the image is
+    missing and its place is not known), `patient`, `study` (str), `view` ("PA", "AP", "lateral", "unknown"), `split` (str, that of
+    the source; "" if it has none), the 14 labels (float: 1 present, 0 absent, -1 uncertain, NaN not mentioned), and
+    `native` (str) if the source has labels with other names.
+    `excluded` has one row per entry that cannot be used: `film`, `path`, `reason` (str).
+    `unknown`: the labels that this source does not have; they are always NaN, never 0.
     """
 
     table: pd.DataFrame
@@ -59,27 +59,27 @@ class Films(NamedTuple):
 
 
 def find_file(folder: Path, *names: str) -> Path | None:
-    """The first of `names` that lies in `folder`, as it is or with .gz; None when there is none."""
+    """The first of `names` that is a file in `folder`, with or without .gz; None if there is none."""
     files = [folder / (name + suffix) for name in names for suffix in ("", ".gz")]
     return next((file for file in files if file.is_file()), None)
 
 
 def require_file(folder: Path, *names: str) -> Path:
-    """As `find_file`; raises SourceError, naming folder and files, when there is none."""
+    """Like `find_file`; raises SourceError with folder and names if there is none."""
     if not folder.is_dir():
         raise SourceError(f"{folder}: no such folder")
     file = find_file(folder, *names)
     if file is None:
-        raise SourceError(f"{folder}: holds no {' or '.join(names)} (nor with .gz); is it the folder of the tables?")
+        raise SourceError(f"{folder}: has no {' or '.join(names)} (nor with .gz); is it the folder of the tables?")
     return file
 
 
 def read_csv(file: Path, text: Collection[str], labels: Collection[str] = ()) -> pd.DataFrame:
-    """The named columns of a CSV file, those of `text` as `trim` str, `labels` as categories of str.
+    """The columns `text` (trimmed str) and `labels` (categories of str) of a CSV file.
 
     The index counts rows from 0.  Columns may be in any order.  Blank cells may follow the last column.
-    Raises SourceError when the file cannot be read, when a column is missing or named twice, and for a row that has
-    more or fewer cells than the others, as when R's write.table leaves out the name of the first column.
+    Raises SourceError if the file cannot be read, a column is missing or occurs twice, or a row has more or fewer cells
+    than the others (R's write.table leaves out the name of the first column).
     """
     import pyarrow as pa
     from pyarrow import csv as arrow
@@ -128,12 +128,12 @@ def read_csv(file: Path, text: Collection[str], labels: Collection[str] = ()) ->
 
 
 def open_text(file: Path) -> TextIO:
-    """A text file in UTF-8, packed or not, with its line ends as they are."""
+    """Open a text file in UTF-8, compressed or not; line ends are not changed."""
     return (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8-sig", newline="")
 
 
 def _heading(file: Path) -> tuple[list[str], int, int]:
-    """The names of the columns, how many lines they take, and how many cells the first row has."""
+    """The names of the columns, the number of lines of the heading, and the number of cells of the first row."""
     with open_text(file) as stream:
         rows = csv.reader(stream, strict=True)
         heading = [EDGES.sub("", name) for name in next((row for row in rows if any(row)), [])]
@@ -152,11 +152,11 @@ def _refuse_columns(heading: list[str], names: Collection[str], file: Path) -> N
             hint = f"; its cells are separated by {other!r}: save it with commas" if other else ""
             raise SourceError(f"{file}: has no column {name!r}; its columns are {_name_list(heading)}{hint}")
         if heading.count(name) > 1:
-            raise SourceError(f"{file}: column {name!r} stands in the heading twice; rename or remove one")
+            raise SourceError(f"{file}: column {name!r} occurs twice in the heading; rename or remove one")
 
 
 def trim(values: pd.Series) -> pd.Series:
-    """Text without blanks and invisible characters at its ends, of any alphabet; NaN where it is one of MISSING."""
+    """Text without blanks and invisible characters at both ends; NaN if it is one of MISSING."""
     values = _replace_where(values, PLAIN, lambda text: EDGES.sub("", text))
     short = values[values.str.len() <= max(map(len, MISSING))]
     missing = short.index[short.str.lower().isin(MISSING)]
@@ -164,9 +164,9 @@ def trim(values: pd.Series) -> pd.Series:
 
 
 def names(values: pd.Series, file: Path | str) -> pd.Series:
-    """Identifiers, each in one spelling: composed letters (Unicode NFC), and a whole number without its ".0".
+    """Identifiers in one spelling: composed letters (Unicode NFC), and whole numbers without ".0".
 
-    Raises SourceError, naming the row, for a name that is too long or has characters that cannot be printed.
+    Raises SourceError with the row for a name that is too long or has characters that cannot be printed.
     """
     unfit = (values.str.len() > LONGEST) | (values == "")
     odd = values[values.str.contains(rf"[^ -~]|^\d+\.0+$|{SHORTENED}", na=False)]
@@ -187,9 +187,9 @@ def _one_spelling(name: str) -> str:
 
 
 def spelling_key(names: pd.Series) -> pd.Series:
-    """What different spellings of each name have in common.
+    """A key that is equal for different spellings of a name.
 
-    Case, width, leading zeros, and blanks and punctuation that are not between two digits do not count.
+    It ignores case, width, leading zeros, and blanks and punctuation that are not between two digits.
 
     >>> alike(pd.Series(["P-007", "p\u20137 ", "1-10", "11.0"])).tolist()
     ['p7', 'p7', '1-10', '11-0']
@@ -201,13 +201,13 @@ def spelling_key(names: pd.Series) -> pd.Series:
 
 
 def _fold(name: str) -> str:
-    """A name in Unicode's plain form (NFKC), its digits 0 to 9, without invisible characters."""
+    """A name in Unicode form NFKC, in lower case, with digits 0 to 9, without invisible characters."""
     letters = [each for each in normalize("NFKC", name).casefold() if category(each) != "Cf"]
     return re.sub(r"[\W_]", "-", "".join(str(decimal(each, each)) for each in letters))
 
 
 def _replace_where(values: pd.Series, where: str, change: Callable[[str], str]) -> pd.Series:
-    """`values` with those that match `where` changed; most tables have none, so that is looked at first."""
+    """`values`, with `change` applied to those that match `where`; most tables have none, which is tested first."""
     found = values.str.contains(where, na=False)
     if not found.any():
         return values
@@ -219,10 +219,10 @@ def _name_list(names: list[str], most: int = 30) -> str:
 
 
 def label_values(table: pd.DataFrame, columns: Mapping[str, str], file: Path | str) -> pd.DataFrame:
-    """The 14 labels (films x 14, float: 1, 0, -1, NaN) of a table; `columns` says which column holds which label.
+    """The 14 labels (films x 14, float: 1, 0, -1, NaN) of a table; `columns` maps labels to columns.
 
-    A label without a column is NaN, and so is a blank; True and False are 1 and 0.
-    Raises SourceError, naming row, column and value, for any other value.
+    A label without a column is NaN, and so is a blank cell; True and False are 1 and 0.
+    Raises SourceError with row, column and value for any other value.
     """
     stated = {}
     for label, column in columns.items():
@@ -231,7 +231,7 @@ def label_values(table: pd.DataFrame, columns: Mapping[str, str], file: Path | s
         if (wrong := np.isinf(numbers)).any():
             row = table.index[wrong.argmax()]
             raise SourceError(
-                f"{file}, row {row + HEADING}, column {column!r}: {str(table[column][row])[:60]} is no label; "
+                f"{file}, row {row + HEADING}, column {column!r}: {str(table[column][row])[:60]} is not a label; "
                 "a label is 1 (present), 0 (absent), -1 (uncertain) or blank (not mentioned)"
             )
         stated[label] = numbers
@@ -239,7 +239,7 @@ def label_values(table: pd.DataFrame, columns: Mapping[str, str], file: Path | s
 
 
 def _label_value(value) -> float:
-    """A label as 1, 0, -1 or NaN; infinity where it is none."""
+    """A label as 1, 0, -1 or NaN; infinity for any other value."""
     text = EDGES.sub("", str(value)).lower()
     if text in MISSING:
         return np.nan
@@ -248,7 +248,7 @@ def _label_value(value) -> float:
 
 
 def refuse_twice(table: pd.DataFrame, column: str, file: Path | str) -> None:
-    """Raise SourceError when a name in `column` is missing or stands in two rows, naming the rows."""
+    """Raise SourceError if a name in `column` is missing or occurs twice, with the rows."""
     blank = table[column].isna()
     if blank.any():
         raise SourceError(f"{file}, row {blank.idxmax() + HEADING}: {column!r} is blank")
@@ -257,12 +257,12 @@ def refuse_twice(table: pd.DataFrame, column: str, file: Path | str) -> None:
         name = table.at[again.idxmax(), column]
         first = (table[column] == name).idxmax()
         raise SourceError(
-            f"{file}: {column} {name} stands in row {first + HEADING} and again in row {again.idxmax() + HEADING}"
+            f"{file}: {column} {name} is in row {first + HEADING} and again in row {again.idxmax() + HEADING}"
         )
 
 
 def is_among(names: pd.Series | pd.Index, others: pd.Series | pd.Index) -> np.ndarray:
-    """Whether each of `names` is one of `others` (bool).  For text, pandas' own `isin` takes ten times as long."""
+    """Whether each of `names` is one of `others` (bool); ten times as fast as pandas' `isin` for text."""
     others = pd.Index(others)
     return (others if others.is_unique else others.unique()).get_indexer(names) >= 0
 
@@ -270,10 +270,10 @@ def is_among(names: pd.Series | pd.Index, others: pd.Series | pd.Index) -> np.nd
 def checked_films(
     table: pd.DataFrame, file: Path | str, excluded: Collection[pd.DataFrame] = (), unknown: Collection[str] = ()
 ) -> Films:
-    """A film table in its final shape, its `names` each in one spelling.  `excluded`: parts as `exclusions` makes them.
+    """The film table with all checks passed; `excluded` has tables made by `exclusions`.
 
-    Raises SourceError for a film named twice, a name that is too long or has characters that cannot be printed, a film
-    without a patient, a patient in two of the source's splits, and patients or splits whose names are `spelling_key`.
+    Raises SourceError for a film that occurs twice, a name that is too long or has characters that cannot be printed, a
+    film without a patient, a patient in two splits, and names of patients or splits with the same `spelling_key`.
     """
     table = table.assign(**{name: names(table[name], file) for name in ("film", "patient", "study")})
     table["split"] = names(table["split"].mask(table["split"] == ""), file).fillna("")
@@ -294,7 +294,7 @@ def checked_films(
 
 
 def _refuse_alike(values: pd.Series, file: Path | str) -> None:
-    """Raise SourceError where one name seems to be written in two ways: they would count as two."""
+    """Raise SourceError if one name seems to be written in two ways: they would count as two."""
     known = values.drop_duplicates().reset_index(drop=True)
     keys = spelling_key(known)
     again = keys.duplicated()
@@ -307,12 +307,12 @@ def _refuse_alike(values: pd.Series, file: Path | str) -> None:
 
 
 def exclusions(films: Collection[str], paths: Collection[str] | str, reason: str) -> pd.DataFrame:
-    """A row (film, path, reason) for each of `films`, all for one reason."""
+    """One row (film, path, reason) for each of `films`, all with the same reason."""
     return pd.DataFrame({"film": list(films), "path": paths, "reason": reason}, dtype=str)
 
 
 def present(films: Films | pd.DataFrame, root: Path) -> pd.Series:
-    """Whether the image of each film lies at its path below `root` (bool, one a row of the film table)."""
+    """Whether the image of each film exists at its path below `root` (bool)."""
     table = films.table if isinstance(films, Films) else films
     folder = os.path.join(root, "")
     there = [bool(path) and os.path.isfile(folder + path) for path in table["path"].tolist()]
@@ -320,12 +320,12 @@ def present(films: Films | pd.DataFrame, root: Path) -> pd.Series:
 
 
 def image_suffix(folder: Path, usual: str) -> str:
-    """The ending of the first image below `folder`, such as ".png" where films were converted; else `usual`."""
+    """The suffix of the first image below `folder`, such as ".png" if films were converted; else `usual`."""
     return next((os.path.splitext(path)[1] for path in image_paths(folder)), usual)
 
 
 def image_paths(root: Path) -> Iterator[str]:
-    """The images below `root`, relative to it; through links to folders, but not in circles."""
+    """The paths of all images below `root`, relative to it; links to folders are followed, but not in circles."""
     seen = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:
@@ -339,7 +339,7 @@ def image_paths(root: Path) -> Iterator[str]:
 
 
 def images_on_disk(table: pd.DataFrame, root: Path) -> list[dict]:
-    """How many films and images each split and view has: split, view, films, images; "" is the split of no split."""
+    """The number of films and images of each split and view: split, view, films, images; "" means no split."""
     groups = table.assign(there=present(table, root)).groupby(["split", "view"], sort=False)["there"]
     return [
         {"split": split, "view": view, "films": len(there), "images": int(there.sum())}
@@ -348,11 +348,11 @@ def images_on_disk(table: pd.DataFrame, root: Path) -> list[dict]:
 
 
 def overview(films: Films, root: Path) -> dict:
-    """What was found, ready for JSON: counts of films, patients, studies, views, splits, labels and images.
+    """A summary for JSON: counts of films, patients, studies, views, splits, labels and images.
 
-    A label is None where this source has no word for it; `unlabelled` films have none stated.  `native` counts the
-    source's own labels, if it has any.  `excluded` has for each reason how many films are excluded, and the first of
-    them.  `images_on_disk` counts the films and the images of each split and view.
+    The count of a label is None if the source does not have it; `unlabelled` films have no label.  `native` counts the
+    source's labels with other names.  `excluded` has the number of films and the first names for each reason.
+    `on_disk` counts the films and images of each split and view.
     """
     table, there = films.table, images_on_disk(films.table, root)
     images = sum(group["images"] for group in there)
@@ -366,7 +366,7 @@ def overview(films: Films, root: Path) -> dict:
         "unlabelled": int(table[LABELS].isna().all(axis=1).sum()),
         "images": images,
         "on_disk": there,
-        "note": "" if images else "no image of these films is in this folder: this is read from the tables alone",
+        "note": "" if images else "no image of these films is in this folder: only the tables were read",
         "positives": _counts(films, 1.0),
         "uncertain": _counts(films, UNCERTAIN),
         "native": table["native"].str.split("|").explode().value_counts().to_dict() if "native" in table else {},
@@ -375,7 +375,7 @@ def overview(films: Films, root: Path) -> dict:
 
 
 def overview_text(found: dict) -> str:
-    """An `overview` as tables for a person."""
+    """An `overview` as text tables."""
     lines = [f"{name:11} {found[name]:>9,}" for name in ("films", "patients", "studies", "unlabelled", "images")]
     for name in ("views", "splits"):
         lines += ["", name, *(f"  {key:20} {count:>9,}" for key, count in found[name].items())]
@@ -385,7 +385,7 @@ def overview_text(found: dict) -> str:
         f"  {label:26} {_count(found['positives'][label])} {_count(found['uncertain'][label])}" for label in LABELS
     ]
     if found["native"]:
-        lines += ["", "labels in the source's words", *(f"  {key:20} {n:>9,}" for key, n in found["native"].items())]
+        lines += ["", "labels with the source's names", *(f"  {key:20} {n:>9,}" for key, n in found["native"].items())]
     for reason, rows in found["excluded"].items():
         lines += [
             "",
@@ -397,13 +397,13 @@ def overview_text(found: dict) -> str:
 
 
 def disk_lines(groups: list[dict]) -> list[str]:
-    """The counts of `images_on_disk` as lines of a table, under a heading."""
+    """The counts of `images_on_disk` as lines of a table with a heading."""
     rows = [(f"{row['split'] or 'no split'}, {row['view']}", row["films"], row["images"]) for row in groups]
     return [f"{'split, view':28} {'films':>9} {'images':>9}", *(f"  {name:26} {n:>9,} {m:>9,}" for name, n, m in rows)]
 
 
 def _counts(films: Films, state: float) -> dict[str, int | None]:
-    """How many films are in `state` under each label."""
+    """The number of films with the value `state` for each label."""
     seen = (films.table[LABELS] == state).sum()
     return {label: None if label in films.unknown else int(seen[label]) for label in LABELS}
 

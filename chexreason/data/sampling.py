@@ -1,4 +1,4 @@
-"""Which films are chosen: uncertainty policies, splits by patient, and the balancing sampler."""
+"""How films are chosen: uncertainty policies, splits by patient, and the greedy sampler."""
 
 import hashlib
 from collections.abc import Iterable
@@ -13,24 +13,24 @@ LABELS = list(CHEXPERT14)
 
 
 class CurateError(ValueError):
-    """A source cannot give what the params file asks of it; the message names the key and what is there."""
+    """A source does not have what the params file requires; the message names the key and what is there."""
 
 
 def apply_policy(films: pd.DataFrame, policy: str) -> pd.DataFrame:
-    """The labels of `films` settled by `policy` (films x 14; 1.0, 0.0, NaN), whatever part of a source `films` is."""
+    """The labels of `films` under an uncertainty policy (films x 14; 1.0, 0.0, NaN)."""
     kind, kinds = pd.factorize(films["never_stated"].map(tuple))
     unknown = np.array([[name in never for name in LABELS] for never in kinds], bool).reshape(-1, len(LABELS))[kind]
     return labels.apply_policy(films[LABELS].fillna(0.0), policy).mask(unknown)
 
 
 def hash_to_unit(names: Iterable[str], salt: str) -> np.ndarray:
-    """A number in [0, 1) for each name, the same on every machine: a hash of the salt and the name, nothing else."""
+    """A number in [0, 1) for each name: a hash of the salt and the name, the same on every machine."""
     hashes = (hashlib.blake2b(f"{salt}/{name}".encode(), digest_size=8).digest() for name in names)
     return np.fromiter((int.from_bytes(each, "big") >> 11 for each in hashes), dtype=float) / 2**53
 
 
 def assign_shares(patients: pd.Series, shares: dict[str, float], salt: str) -> pd.Series:
-    """The share each patient falls into.  It depends on the patient and `salt` only, not on the other rows."""
+    """The share (key of `shares`) of each patient.  It depends on the patient and `salt` only, not on other rows."""
     names = patients.unique()
     place = np.searchsorted(np.cumsum(list(shares.values())), hash_to_unit(names, salt), side="right")
     share = np.array(list(shares))[np.minimum(place, len(shares) - 1)]
@@ -40,18 +40,18 @@ def assign_shares(patients: pd.Series, shares: dict[str, float], salt: str) -> p
 def greedy(
     present: pd.DataFrame, count: int, floor: float, ceiling: float, penalty: float, order: np.ndarray
 ) -> pd.DataFrame:
-    """Pick `count` films one by one, each time one of the highest score (PROTOCOL: Data; the formula is ours).
+    """Choose `count` films one by one, always a film with the highest score (PROTOCOL: Data; the formula is ours).
 
-    With n_l the films picked so far that show label l, and N = `count`, a film that shows the labels Y scores
+    With n_l chosen films with label l so far, and N = `count`, a film with labels Y has the score
 
         sum over l in Y of  D_l - penalty * A_l
-        D_l = max(0, 1 - n_l / ceil(floor * N))                        what l still lacks of its floor
-        A_l = n_l / (ceiling * N) if n_l >= ceiling * N, else 0        how abundant l is
+        D_l = max(0, 1 - n_l / ceil(floor * N))                        how far l is below the floor
+        A_l = n_l / (ceiling * N) if n_l >= ceiling * N, else 0        how far l is above the ceiling
 
-    and of equal scores the film lowest in `order` (random numbers, one a film) wins.  `present`: bool, films x labels.
-    Films of one label pattern score alike, so a pick weighs patterns, of which there are few, and not films.
-    Returns a row a pick, indexed as `present`: `pick` (from 1) and `lacking`, the labels whose deficit it reduced.
-    Raises CurateError when there are fewer than `count` films.
+    Of equal scores, the film that is lowest in `order` (one random number per film) is taken.  `present`: bool, films x
+    labels.  Films with the same labels have the same score, so only the few label patterns are compared.
+    Returns one row per chosen film, indexed like `present`: `pick` (from 1) and `lacking`, its labels below the floor.
+    Raises CurateError if there are fewer than `count` films.
     """
     if len(present) < count:
         raise CurateError(f"{count} films are asked for, but these patients have only {len(present)}")
@@ -80,10 +80,10 @@ def greedy(
 
 
 def sample(films: pd.DataFrame, split: str, count: int, section) -> pd.DataFrame:
-    """`count` films by the greedy sampler, every label the source states in at least `section.floor` of them.
+    """`count` films chosen by `greedy`; every label of the source is on at least `section.floor` of them.
 
-    `section` is `study.curate`.  Films without any positive label teach nothing and are passed over.  Adds `why`.
-    Raises CurateError, naming the label, how many films show it and how many are needed.
+    `section` is `study.curate`.  Films without a positive label are not used.  Adds the columns `split` and `why`.
+    Raises CurateError with the label, the number of films that show it, and the number needed.
     """
     present = apply_policy(films, section.policy) == 1.0
     present = present.loc[present.any(axis=1), [name for name in LABELS if name not in films["never_stated"].iloc[0]]]
@@ -102,7 +102,7 @@ def sample(films: pd.DataFrame, split: str, count: int, section) -> pd.DataFrame
 
 
 def whole_patients(films: pd.DataFrame, count: int, salt: str) -> pd.DataFrame:
-    """At most `count` films, all films of each patient taken; patients in random order, skipping who no longer fits."""
+    """At most `count` films: all films of random patients; a patient with too many films is skipped."""
     sizes = films.groupby("patient").size()
     left, chosen = count, []
     for patient, size in sizes.iloc[np.argsort(hash_to_unit(sizes.index, salt))].items():
@@ -113,7 +113,7 @@ def whole_patients(films: pd.DataFrame, count: int, salt: str) -> pd.DataFrame:
 
 
 def _floor_count(floor: float, count: int) -> int:
-    """ceil(floor * count), not led astray by 0.07 * 100 = 7.000000000000001."""
+    """ceil(floor * count), without the rounding error of 0.07 * 100 = 7.000000000000001."""
     return int(np.ceil(round(floor * count, 9)))
 
 

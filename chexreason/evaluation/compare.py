@@ -1,8 +1,8 @@
-"""The study's comparison: every checkpoint's answers scored, set against each other, and told in words.
+"""The comparison of a study: the scores of every checkpoint, and the paired differences between them.
 
-What is written here as `compare/*.parquet` is what the chapters after it read; `score` says how a score is made.
-In all of them a checkpoint is called `<name>/<checkpoint>` under `model` (or `first` and `second`, before and after a
-step of training), with its seed in a column, and scores at different hospitals stand on labels that both have.
+The records `compare/*.parquet` are written here and read by the later chapters.  `metrics` defines the scores. A
+checkpoint has the name `<name>/<checkpoint>` in the column `model` (or `first` and `second`, before and after a step of
+training) and its seed in a column.  Scores at two hospitals are compared on the labels that both have.
 """
 
 import zlib
@@ -35,15 +35,15 @@ COLUMNS = {
     "sensitivity": {"model": "str", "seed": int, "dataset": "str", "label_set": "str", "policy": "str", "closed": bool}
     | dict.fromkeys(("macro_f1", "macro_f1_low", "macro_f1_high"), float),
 }
-"""The columns, with their types, of the records that a study without training or without test sets leaves empty."""
+"""Columns and types of the records that are empty in a study without training or without test sets."""
 
 
 class Aligned(NamedTuple):
-    """One checkpoint's answers about one data set beside the truth, on all fourteen labels.
+    """One checkpoint's answers on one data set, aligned with the truth, on all fourteen labels.
 
-    `truth` (films x 14) holds 1, 0 or NaN, `given` true or false; `patients` says whose film each is, `means`
-    holds what is averaged over films (failed, refused, reward), `read` which replies could be read, `protocol` the hash
-    of the protocol under which all were asked.
+    `truth` (films x 14) has 1, 0 or NaN, `given` true or false.  `patients` has the patient of each film, `means` the
+    values that are averaged over films (failed, refused, reward), `read` whether the reply could be read, and
+    `protocol` the hash of the protocol.
     """
 
     truth: pd.DataFrame
@@ -55,19 +55,19 @@ class Aligned(NamedTuple):
 
 
 def datasets(study) -> dict[str, list[str]]:
-    """Every data set the models are asked about, with the label sets it is scored on."""
+    """Every data set of the study, with the label sets on which it is scored."""
     return {study.validation: study.curate.label_sets} | {name: test.label_sets for name, test in study.tests.items()}
 
 
 def generator(study, dataset: str) -> np.random.Generator:
-    """The bootstrap's random stream for a data set: the same for every model and label set asked there."""
+    """The bootstrap's random stream for a data set: the same for every model and label set."""
     return np.random.default_rng([study.compare.seed, zlib.crc32(dataset.encode())])
 
 
 def labeled_films(study, policy: str | None = None) -> pd.DataFrame:
-    """The manifest's films by id, in order: `dataset`, `patient` and the fourteen labels, settled.
+    """The manifest's films by id: `dataset`, `patient` and the fourteen labels under an uncertainty policy.
 
-    `policy` is one of `labels.POLICIES`, the study's own where not given.
+    `policy` is one of `labels.POLICIES`; by default that of the study.
     """
     manifest = records.load(study.folder / curate.MANIFEST).set_index("film").sort_index()
     settled = sampling.apply_policy(manifest, policy or study.curate.policy)
@@ -75,22 +75,23 @@ def labeled_films(study, policy: str | None = None) -> pd.DataFrame:
 
 
 def align_predictions(study, films: pd.DataFrame, answers: pd.DataFrame, dataset: str) -> Aligned:
-    """Hold one checkpoint's answers (its record) about a data set against the truth.
+    """Align one checkpoint's record of answers on a data set with the truth.
 
-    `films` as `settled_films` has them.  Answers are closed upwards where the test set says so.
-    Raises ValueError when the answers are not about just the films the manifest has for the data set, or were given
-    under more than one protocol.
+    `films` comes from `labeled_films`.  Parent labels are added to the answers if the test set requires it.
+    Raises ValueError if the answers do not cover exactly the films of the manifest, or have more than one protocol.
     """
     films = films[films["dataset"] == dataset]
     answers = answers[answers["dataset"] == dataset].set_index("film").sort_index()
     if not answers.index.equals(films.index):
         raise ValueError(
-            f"{dataset}: {len(answers)} films are answered and the manifest has {len(films)}, or others; "
+            f"{dataset}: predictions cover {len(answers)} films, the manifest lists {len(films)} (or other ones); "
             "run 5_predict again"
         )
     protocols = answers["protocol"].unique()
     if len(protocols) > 1:
-        raise ValueError(f"{dataset}: answers under the protocols {', '.join(protocols)}; run 5_predict again")
+        raise ValueError(
+            f"{dataset}: these predictions have several protocols, {', '.join(protocols)}; run 5_predict again"
+        )
     given = [[name in reply for name in CHEXPERT14] for reply in _replies(answers)]
     given = pd.DataFrame(given, index=films.index, columns=list(CHEXPERT14))
     if dataset in study.tests and study.tests[dataset].close_predictions:
@@ -101,20 +102,20 @@ def align_predictions(study, films: pd.DataFrame, answers: pd.DataFrame, dataset
 
 
 def with_parent_labels(judged: Aligned) -> Aligned:
-    """The same with truth and answers closed upwards (`labels.add_parent_labels`)."""
+    """The same with parent labels added to truth and answers (`labels.add_parent_labels`)."""
     return judged._replace(truth=add_parent_labels(judged.truth), given=add_parent_labels(judged.given))
 
 
 def score_answers(study, films: pd.DataFrame, answers: pd.DataFrame, dataset: str, label_set: str) -> metrics.Scores:
-    """Score one checkpoint's answers on one data set and label set; arguments and errors as `judge` has them."""
+    """Score one checkpoint's answers on one data set and label set; arguments and errors as in `align_predictions`."""
     return score_aligned(study, align_predictions(study, films, answers, dataset), dataset, label_set)
 
 
 def score_aligned(study, judged: Aligned, dataset: str, label_set: str) -> metrics.Scores:
-    """Score what `judge` returned on one label set.
+    """Score aligned answers on one label set.
 
-    A failed reply counts as an empty answer; beside that, `overall` holds `n_answered`, `micro_f1_answered` and
-    `macro_f1_answered`, over just the films whose reply could be read.
+    A failed reply counts as an empty answer.  `overall` also has `n_answered`, `micro_f1_answered` and
+    `macro_f1_answered`, over the films whose reply could be read.
     """
     truth, given = (table[list(study.labels(label_set))] for table in (judged.truth, judged.given))
     scored = metrics.score(
@@ -130,7 +131,7 @@ def score_aligned(study, judged: Aligned, dataset: str, label_set: str) -> metri
 
 
 def prompts(study, answers: pd.DataFrame) -> pd.DataFrame:
-    """Scores of `predict.try_prompts` over all labels of validation: a row a prompt, as in Table 1, with intervals."""
+    """The scores of `predict.try_prompts` over all labels of validation: one row per prompt, as in Table 1."""
     label_set = study.curate.label_sets[0]
     films = labeled_films(study)
     films = films[films.index.isin(answers["film"])]
@@ -143,7 +144,7 @@ def prompts(study, answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def _replies(answers: pd.DataFrame) -> list[set[str]]:
-    """The labels of each answer; a failed one counts as empty."""
+    """The labels of each answer; none for a failed one."""
     given = zip(answers["labels"], answers["failed"], strict=True)
     return [set() if failed else set(labels) for labels, failed in given]
 
@@ -158,14 +159,14 @@ def training_steps(study) -> list[tuple[Checkpoint, Checkpoint]]:
 def compare(study) -> dict[str, pd.DataFrame]:
     """The records of `compare/`, for every checkpoint and every data set that it was asked about.
 
-    - `scores`: a row a label, as `metrics.Scores.labels` has it
-    - `overall`: a row a label set, as `score_judged` has it
-    - `paired`: what `second` scores above `first` on the same films, for every step of training; the reward is over all
-      fourteen labels, so it stands with `chexpert14` only
-    - `mcnemar`: the same steps label by label, as `metrics.mcnemar` has them; Holm over the labels of the set
-    - `transfer`: macro-F1 on an `in_domain` and an `out_of_domain` test set (`transfer_pairs`) and their transfer gap
-      (`metrics.TransferGap`), over the labels of `label_set`, by its name in-domain
-    - `transfer_paired`: what `second` has above `first` in `change` and `relative` (the `metric`), for every step
+    - `scores`: one row per label, see `metrics.Scores.labels`
+    - `overall`: one row per label set, see `score_aligned`
+    - `paired`: the difference `second` minus `first` on the same films, for every step of training; the reward uses all
+      fourteen labels, so only `chexpert14` has it
+    - `mcnemar`: the same steps for each label, see `metrics.mcnemar`; Holm's adjustment is over the labels of a set
+    - `transfer`: macro-F1 on an `in_domain` and an `out_of_domain` test set (`transfer_pairs`) and the transfer gap
+      (`metrics.TransferGap`); `label_set` has the in-domain name of the labels
+    - `transfer_paired`: the difference `second` minus `first` of `change` and `relative` (the `metric`), for every step
 
     Reads `curate/manifest.parquet` and the answers of every checkpoint of the study.
     """
@@ -197,7 +198,7 @@ def compare(study) -> dict[str, pd.DataFrame]:
 
 
 def model_name(study, checkpoint: Checkpoint) -> str:
-    """What results call a checkpoint, such as `stand-in-medgemma/sft/free_reasoning`."""
+    """The name of a checkpoint in tables, such as `stand-in-medgemma/sft/free_reasoning`."""
     return f"{study.models[checkpoint.model].name}/{checkpoint.name}"
 
 
@@ -217,7 +218,7 @@ def _step(study, pair: tuple[Checkpoint, Checkpoint]) -> dict:
 
 
 def _record(name: str, tables: list[pd.DataFrame]) -> pd.DataFrame:
-    """The rows of `tables`, in the columns of the record `name`, which are there even when no row is."""
+    """The rows of `tables` with the columns of the record `name`, also if there are no rows."""
     rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
     return rows.reindex(columns=list(COLUMNS[name])).astype(COLUMNS[name])
 
@@ -238,10 +239,10 @@ def _mcnemar(study, pair: tuple, where: tuple, judged: dict) -> pd.DataFrame:
 def transfer_pairs(study) -> list[tuple[tuple[str, str], tuple[str, str]]]:
     """Pairs of test sets of two sources that are scored on the same labels, each as (data set, label set).
 
-    The first of a pair counts as in-domain: it is of the source that is scored on more labels or, if both are scored on
-    as many, of the first in the params file.  The first test sets of both sources make a pair, then the second ones;
-    one that is left over is paired with each of the other source's.  Two test sets with several label sets in common
-    are paired on NIH's nine labels, or else on the largest.
+    The first of a pair is in-domain: its source is scored on more labels or, if both have the same number, comes first
+    in the params file.  The first test sets of both sources form a pair, then the second ones; any remaining test set
+    is paired with each one of the other source.  If two test sets have several label sets in common, NIH's nine labels
+    are used, or else the largest set.
     """
     sets: dict[str, list[tuple[str, str]]] = {}
     for name, test in study.tests.items():
@@ -302,10 +303,11 @@ def _transfer(study, scored: dict) -> dict[str, pd.DataFrame]:
 
 
 def sensitivity(study) -> pd.DataFrame:
-    """Macro-F1 of every checkpoint on the test sets under each way to settle labels and to close them upwards.
+    """Macro-F1 of every checkpoint on the test sets, under each uncertainty policy, with and without parent labels.
 
-    A row a checkpoint, test set, `policy` (`labels.POLICIES`) and `closed`: whether truth and answers were both closed.
-    The labels are the first label set of the test set; where closing could change none of them, no row is closed.
+    One row per checkpoint, test set, `policy` (`labels.POLICIES`) and `closed` (whether parent labels were added to
+    truth and answers).  The labels are the first label set of the test set.  If no label of it has a parent label,
+    there are no rows with `closed`.
     """
     settled, rows = {policy: labeled_films(study, policy) for policy in POLICIES}, []
     for one in study.checkpoints():
@@ -337,7 +339,7 @@ SPECIFIC = tuple(name + end for name in ("macro_specificity", "false_alarm_rate"
 def results(study) -> list[dict]:
     """One JSON-able object per model, seed, data set and label set, read from `compare/overall.parquet`.
 
-    An undefined score is None.  Raises RecordError before the study has been compared.
+    An undefined score is None.  Raises RecordError if the study has not been compared.
     """
     overall = records.load(study.folder / "compare" / "overall.parquet")
     overall = overall[[*RESULT, *overall.columns.intersection(SPECIFIC, sort=False)]]  # an earlier record lacks them
@@ -346,12 +348,12 @@ def results(study) -> list[dict]:
 
 
 def _bounds(low: float, high: float, form: str, name: str = "") -> str:
-    """The ends of an interval as text; NaN where too few patients give one (see `score`)."""
+    """The bounds of an interval as text; they are NaN if there are too few patients (see `metrics.score`)."""
     return "no interval: too few patients" if np.isnan(low) else f"{name}{low:{form}} to {high:{form}}"
 
 
 def save(study, tables: dict[str, pd.DataFrame]) -> None:
-    """Write what `compare` returned as `compare/<name>.parquet`."""
+    """Write the tables of `compare` as `compare/<name>.parquet`."""
     inputs = [study.folder / curate.MANIFEST]
     inputs += [study.paths.answers(checkpoint) for checkpoint in study.checkpoints()]
     provenance = records.provenance(study, study.compare.seed, inputs)

@@ -2,25 +2,25 @@
 
 Conventions, the same in every table:
 
-- A film whose truth for a label is unknown (NaN) is left out of that label's counts, and of no other's.
+- If the truth of a label is unknown (NaN) on a film, the film is left out of the counts of that label only.
 - A failed reply counts as an empty answer.
-- A label without a positive in the truth has no recall and no F1 (NaN), whatever was answered: no model could score
-  there.  It has no part in a macro mean; its false alarms count in the micro scores.
-- A label that was never answered has no precision, and no part in the macro precision.  Where every label has a
-  positive, this is scikit-learn's `zero_division=nan`.
-- A label without a negative in the truth has no specificity, and no part in the macro specificity.
-- A label needs a positive and a negative for its AUROC, and a positive for its AUPRC (average precision); both are
-  scikit-learn's `roc_auc_score` and `average_precision_score`, and their macro means are over the labels that have one.
-- An interval is the 2.5th to 97.5th percentile over samples of *patients* drawn with replacement, so that films of one
-  patient stay together; a sample follows the same rules, so a rare label may be missing from some samples' means.
-  The estimate itself is the plain one, not a mean of samples.
-- There is no interval (NaN) where fewer than two patients have a film in the score's denominator: recall, F1 and AUPRC
-  need two patients with a positive film, specificity two with a negative one, AUROC both, precision two patients with
-  an answer.  A macro mean has an interval where one of its labels has.  There is none either where the score is
-  undefined in more than half of the resamples; otherwise the interval is over the resamples in which it is defined.
-- Where all resamples give the same value (a model without an error), the interval has no width.  That is not
-  certainty: patients with errors may exist, and none was seen.
-- McNemar's test counts films as independent, which films of one patient are not; the bootstrap does not.
+- A label without a positive film has no recall and no F1 (NaN), whatever was answered.  It is left out of the macro
+  mean; its false alarms count in the micro scores.
+- A label that was never answered has no precision and is left out of the macro precision.  If every label has a
+  positive film, this equals scikit-learn's `zero_division=nan`.
+- A label without a negative film has no specificity and is left out of the macro specificity.
+- A label needs a positive and a negative film for its AUROC, and a positive film for its AUPRC (average precision).
+  Both equal scikit-learn's `roc_auc_score` and `average_precision_score`; macro means are over the defined values.
+- An interval is the 2.5th to 97.5th percentile over resamples of *patients*, so that films of one patient stay
+  together.  Each resample follows the rules above, so a rare label may be missing in some of them.  The estimate is
+  that of the data, not a mean of resamples.
+- There is no interval (NaN) if fewer than two patients have a film in the denominator: recall, F1 and AUPRC need two
+  patients with a positive film, specificity two with a negative film, AUROC both, precision two with an answer.  A
+  macro mean has an interval if one of its labels has.  There is also none if the score is undefined in more than half
+  of the resamples; otherwise the interval is over the resamples in which it is defined.
+- If all resamples give the same value (a model without errors), the interval has no width.  This is not certainty:
+  other patients may show errors.
+- McNemar's test treats films as independent, but films of one patient are not.  The bootstrap does not assume this.
 """
 
 import re
@@ -39,20 +39,19 @@ PAIRED = ("macro_f1", "micro_f1", "reward")
 """The metrics whose differences between two models are reported."""
 
 NORMAL = ("nofinding", "nofindings", "normal")
-"""What the label of a normal film is called, in small letters without blanks; every other label is a finding."""
+"""The names of the label of a normal film, in lower case without blanks; every other label is a finding."""
 
 _CELLS = 2_000_000  # weights held at once, n_resamples x patients: 16 MB as float64, which fits a processor's cache
 
 
 class Scores(NamedTuple):
-    """What one model scored on one data set.
+    """The scores of one model on one data set.
 
     `labels` has one row per label: label, support, tp, fp, fn, tn, precision, recall, f1 and specificity, the last two
-    with `_low` and `_high`.  `overall` holds n (films), n_normal (films without a finding), micro and macro precision,
-    recall and F1, macro_specificity, false_alarm_rate (see `false_alarms`) and the means asked for, each with `_low`
-    and `_high`.  `samples` has one row per resample and one column per metric of `overall`, NaN where the metric is
-    undefined or has no interval.
-    `score_probabilities` gives auroc and auprc in place of these, and the number of films in `labels`.
+    with `_low` and `_high`.  `overall` has n (films), n_normal (normal films), micro and macro precision, recall and
+    F1, macro_specificity, false_alarm_rate (see `false_alarms`) and the requested means, each with `_low` and `_high`.
+    `samples` has one row per resample and one column per metric of `overall`; NaN if the metric is undefined or has no
+    interval.  `score_probabilities` returns auroc and auprc instead, and `labels` then has the number of films.
     """
 
     labels: pd.DataFrame
@@ -61,9 +60,9 @@ class Scores(NamedTuple):
 
 
 class TransferGap(NamedTuple):
-    """How one metric of a model changes from one data set to another.
+    """The change of one metric of a model from one data set to another.
 
-    `overall` holds both scores as `in_domain_<metric>` and `out_of_domain_<metric>`, `change` (the second minus the
+    `overall` has both scores as `in_domain_<metric>` and `out_of_domain_<metric>`, `change` (the second minus the
     first) and `relative` (the change as a share of the first, the paper's ratio), each with `_low` and `_high`.
     `samples` has one row per bootstrap sample and the columns `change` and `relative`.
     """
@@ -73,10 +72,10 @@ class TransferGap(NamedTuple):
 
 
 def tally(truth: np.ndarray, given: ArrayLike) -> np.ndarray:
-    """What each film adds to TP, FP, FN and TN of each label.
+    """The counts TP, FP, FN and TN of each film and label: bool (films, labels, 4).
 
-    `truth` (films, labels) holds 1, 0 or NaN (unknown: adds to none), `given` (films, labels) true or false.  Returns
-    bool (films, labels, 4).  Raises ValueError for any other truth: uncertain labels are settled first.
+    `truth` (films, labels) has 1, 0 or NaN (unknown: no count), `given` (films, labels) true or false.  Raises
+    ValueError for any other truth, such as uncertain labels: apply an uncertainty policy first.
     """
     truth, said = _known(truth), np.asarray(given, dtype=bool)
     present, absent = truth == 1, truth == 0
@@ -87,7 +86,9 @@ def _known(truth: np.ndarray) -> np.ndarray:
     truth = np.asarray(truth, dtype=float)
     strange = truth[~np.isin(truth, (0.0, 1.0)) & ~np.isnan(truth)]
     if strange.size:
-        raise ValueError(f"truth holds {strange[0]:g}; a settled label is 1, 0 or NaN (see chexreason.labels.settle)")
+        raise ValueError(
+            f"the truth contains {strange[0]:g}; it must be 1, 0 or NaN (see chexreason.labels.apply_policy)"
+        )
     return truth
 
 
@@ -111,31 +112,31 @@ def macro(counts: np.ndarray) -> np.ndarray:
 
 
 def specificity(counts: np.ndarray) -> np.ndarray:
-    """Specificity (..., 1) from the counts (..., 4): TN over TN and FP; NaN where no film is negative."""
+    """Specificity (..., 1) from the counts (..., 4): TN / (TN + FP); NaN if no film is negative."""
     fp, tn = (np.asarray(counts, dtype=float)[..., [column]] for column in (1, 3))
     with np.errstate(invalid="ignore"):
         return tn / (tn + fp)
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """The mean over labels of `values` (..., labels, metrics), of those that are defined."""
+    """The mean over labels of `values` (..., labels, metrics), without undefined ones."""
     defined = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return np.where(defined, values, 0.0).sum(axis=-2) / defined.sum(axis=-2)
 
 
 def is_normal(label: str) -> bool:
-    """Whether a label is that of a normal film, such as No Finding."""
+    """Whether `label` means a normal film, such as No Finding."""
     return re.sub(r"[\W_]", "", str(label)).casefold() in NORMAL
 
 
 def false_alarms(truth: pd.DataFrame, given: pd.DataFrame) -> pd.Series:
     """Whether a normal film was answered with a finding (films; 1 or 0, NaN where the film is not normal).
 
-    A film is normal when the truth is known for all labels and says No Finding; where the labels do not include No
-    Finding, when none of them is present.  A false alarm is an answer with any label but No Finding that the truth has
-    as absent, so a true Support Devices on a film without a finding is none.  Their mean is the false-alarm rate; it is
-    NaN where no film is normal, and for the label No Finding alone.
+    A film is normal if the truth is known for all labels and is No Finding or, if No Finding is not among the labels,
+    if no label is present.  A false alarm is an answer with any absent label except No Finding.  (A correct Support
+    Devices is not a false alarm.)  The mean is the false-alarm rate.  It is NaN if no film is normal, and for the label
+    No Finding alone.
     """
     states, finding = truth.to_numpy(float), ~np.array([is_normal(name) for name in truth], dtype=bool)
     normal = (states == 0).all(axis=1) if finding.all() else (states[:, ~finding] == 1).all(axis=1)
@@ -145,18 +146,18 @@ def false_alarms(truth: pd.DataFrame, given: pd.DataFrame) -> pd.Series:
 
 
 def resample(sums: np.ndarray, n_resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Totals over patients drawn with replacement: (patients, columns) -> (n_resamples, columns), float64.
+    """Totals over resamples of patients: (patients, columns) -> (n_resamples, columns), float64.
 
-    Each draw takes as many patients as there are; the same `rng` state gives the same resamples for any columns.
+    Each resample has as many patients as there are.  The same `rng` state gives the same resamples for any columns.
     """
     patients = len(sums)
     return np.concatenate([times @ sums for times in _weights(patients, n_resamples, rng)])
 
 
 def _weights(patients: int, n_resamples: int, rng: np.random.Generator, films: int = 0) -> Iterator[np.ndarray]:
-    """How often each patient is drawn, float64 (some of the resamples, patients), a block at a time to bound memory.
+    """How often each patient is drawn: blocks of float64 (resamples, patients), small enough for memory.
 
-    `films` is the number of rows that the caller makes of each draw, where there are more of them than patients.
+    `films` is the number of rows that the caller makes from each resample, if it is larger than `patients`.
     """
     block = max(1, _CELLS // max(patients, films))
     for start in range(0, n_resamples, block):
@@ -190,9 +191,9 @@ def score(
 ) -> Scores:
     """Score `given` (films x labels, true or false) against `truth` (1, 0, NaN), with patient bootstrap intervals.
 
-    `patients` says whose film each row is; `means` (films x quantities, NaN left out) are averaged over films beside
-    the rates, as the reward is.  All four share one index.  Two models scored with equally seeded `rng` see the same
-    resamples.  Raises ValueError where the tables do not line up, a patient is missing or no film is given.
+    `patients` has the patient of each row.  `means` (films x quantities, without NaN) are averaged over films, such as
+    the reward.  All four have the same index.  With the same seed of `rng`, two models get the same resamples.
+    Raises ValueError if the tables do not match, a patient is missing, or there is no film.
     """
     means = pd.DataFrame(index=truth.index) if means is None else means
     _aligned(truth, answers=given, patients=patients, means=means)
@@ -210,9 +211,9 @@ def score(
 
 
 def _scores(table: pd.DataFrame, n: dict[str, float], plain: dict, samples: dict, contributors: dict) -> Scores:
-    """Scores of `plain` values (1, labels) or (1,) by metric, with the intervals of their `samples` (n_resamples, ...).
+    """The Scores of `plain` values (1, labels) or (1,) by metric, with the intervals of `samples` (n_resamples, ...).
 
-    `contributors` says of each metric how many patients it rests on: of fewer than two there is no interval.
+    `contributors` has the number of patients behind each metric; with fewer than two there is no interval.
     """
     samples = {name: np.where(contributors[name] < 2, np.nan, values) for name, values in samples.items()}
     overall = dict(n)
@@ -237,14 +238,14 @@ def _contributors(by_patient: np.ndarray, labels: int, means: list[str]) -> dict
 
 
 def _aligned(truth: pd.DataFrame, **tables: pd.DataFrame | pd.Series) -> None:
-    """Raises ValueError where the truth is empty, or a table is about other films, or answers about other labels."""
+    """Raise ValueError if the truth is empty, a table has other films, or the answers have other labels."""
     if truth.empty:
-        raise ValueError("nothing to score: the truth holds no film or no label")
+        raise ValueError("nothing to score: the truth has no film or no label")
     for name, table in tables.items():
         if "answers" in name and list(table.columns) != list(truth.columns):
-            raise ValueError(f"the {name} are about {list(table.columns)}, the truth about {list(truth.columns)}")
+            raise ValueError(f"the {name} have the labels {list(table.columns)}, the truth has {list(truth.columns)}")
         if not table.index.equals(truth.index):
-            raise ValueError(f"the {name} and the truth are not about the same films in the same order")
+            raise ValueError(f"the {name} and the truth do not have the same films in the same order")
         if name == "patients" and table.isna().any():
             raise ValueError(
                 f"film {table.index[table.isna()][0]} has no patient; its patient must be known to resample"
@@ -252,7 +253,7 @@ def _aligned(truth: pd.DataFrame, **tables: pd.DataFrame | pd.Series) -> None:
 
 
 def _metrics(totals: np.ndarray, labels: int, means: list[str]) -> dict[str, np.ndarray]:
-    """Every metric of each row of `totals` (rows, labels * 4 counts, sums of means, films of means)."""
+    """All metrics of each row of `totals` (rows, labels * 4 counts, sums of means, films of means)."""
     counts = totals[:, : labels * 4].reshape(-1, labels, 4)
     sums, films = np.split(totals[:, labels * 4 :], 2, axis=1)
     metrics = {"f1": rates(counts)[..., 2], "specificity": specificity(counts)[..., 0]}
@@ -268,10 +269,10 @@ def score_probabilities(
 ) -> Scores:
     """AUROC and AUPRC of `probabilities` (films x labels) against `truth` (1, 0, NaN), with bootstrap intervals.
 
-    Only the order of the probabilities counts, and equal ones are tied.  A film with a NaN in its truth or probability
-    for a label is left out of that label.  The three tables share one index.  `labels` has label, support, films, auroc
-    and auprc; `overall` has n, macro_auroc and macro_auprc; both with `_low` and `_high`.  An `rng` of the same seed
-    gives the same resamples as in `score`.  Raises ValueError as `score` does.
+    Only the order of the probabilities matters; equal ones are ties.  If the truth or the probability of a label is NaN
+    on a film, the film is left out of that label.  The three tables have the same index.  `labels` has label, support,
+    films, auroc and auprc; `overall` has n, macro_auroc and macro_auprc; both with `_low` and `_high`.  With the same
+    seed of `rng`, the resamples are those of `score`.  Raises ValueError like `score`.
     """
     _aligned(truth, answers=probabilities, patients=patients)
     owner, owners = pd.factorize(patients.to_numpy(), sort=True)
@@ -291,11 +292,11 @@ def score_probabilities(
 
 
 def _ranked(truth: np.ndarray, probability: np.ndarray, owner: np.ndarray) -> list:
-    """How many films each patient (column) has in each step (row), as three sparse matrices (steps, patients).
+    """The number of films of each patient at each step, as three sparse matrices (steps, patients).
 
-    A step is a probability that some positive film has, from the highest on.  The first matrix counts its positive
-    films, the second the negative films from below the step before down to it, the third those of just its probability.
-    The negative films below the last step have a row of their own.
+    A step is a probability of at least one positive film; steps go from the highest down.  The first matrix counts the
+    positive films of a step, the second the negative films between the previous step and this one (included), the third
+    the negative films with exactly this probability.  Negative films below the last step have an extra row.
     """
     from scipy.sparse import csr_array
 
@@ -324,10 +325,10 @@ def _areas(ranked: list[list], weights: np.ndarray) -> dict[str, np.ndarray]:
 def difference(
     first: Scores | TransferGap, second: Scores | TransferGap, metrics: tuple[str, ...] = PAIRED
 ) -> pd.DataFrame:
-    """What `second` scores above `first` on the same films: metric, difference, low and high.
+    """The paired difference `second` minus `first` on the same films: metric, difference, low and high.
 
-    Both must have been scored with the same resamples, so that what the films share cancels.  A metric that
-    either lacks, or that is undefined, has no row.
+    Both must have been scored with the same resamples, so that errors on the same films cancel.  A metric that one of
+    them does not have, or that is undefined, has no row.
     """
     rows = []
     for metric in metrics:

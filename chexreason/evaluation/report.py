@@ -1,4 +1,4 @@
-"""What the comparison found, as tables and sentences."""
+"""Tables and sentences about the records of a comparison."""
 
 import numpy as np
 import pandas as pd
@@ -9,26 +9,26 @@ from chexreason.labels import LABEL_SETS, NIH9
 
 
 def on_shared_labels(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a `compare` record over just the nine labels every hospital has, which compare like with like."""
+    """The rows of a `compare` record on the nine labels that all hospitals have."""
     sets = [label_set for label_set, names in LABEL_SETS.items() if names == NIH9]
     return table[table["label_set"].isin(sets)].reset_index(drop=True)
 
 
 def prompt_summary(table: pd.DataFrame) -> str:
-    """What the table of `prompts` shows, in two sentences."""
+    """Two sentences about the table of `compare.prompts`: best and worst prompt, and unreadable answers."""
     best, worst = table.loc[table["macro_f1"].idxmax()], table.loc[table["macro_f1"].idxmin()]
     apart = "apart" if best["macro_f1_low"] > worst["macro_f1_high"] else "not clearly apart"
     return (
         f"Macro-F1 runs from {worst['macro_f1']:.3f} ({worst['prompt']}) to {best['macro_f1']:.3f} ({best['prompt']}), "
-        f"and the intervals of the two lie {apart}.\n"
+        f"and their intervals are {apart}.\n"
         f"Unreadable answers run from {table['fail_rate'].min():.1%} to {table['fail_rate'].max():.1%}."
     )
 
 
 def best_of(table: pd.DataFrame, kind: str) -> str:
-    """Which row of `at_home` scores highest, and whether its interval stands clear of the next one's value.
+    """A sentence about the row of `in_domain` with the highest score, and whether its interval excludes the next one.
 
-    Of each model the first seed only, since the best of several seeds would flatter it.
+    It uses the first seed of each model, because the best of several seeds would be too high.
     """
     if table["macro_f1"].isna().all():
         return f"- No {kind} was scored in this run."
@@ -43,25 +43,25 @@ def best_of(table: pd.DataFrame, kind: str) -> str:
 
 
 def in_domain(study, overall: pd.DataFrame, stage: str) -> pd.DataFrame:
-    """Rows of the `overall` record about validation films, over all labels, of one stage ("sft" or "grpo")."""
+    """The rows of the `overall` record for validation films and all labels, of one stage ("sft" or "grpo")."""
     rows = overall[(overall["dataset"] == study.validation) & (overall["label_set"] == study.curate.label_sets[0])]
     rows = rows[rows["model"].str.contains(f"/{stage}/")]
     rates = [f"{mean}_{rate}" for mean in ("micro", "macro") for rate in metrics.RATES]
     return rows[["model", "seed", *rates, "macro_f1_low", "macro_f1_high", "fail_rate"]].reset_index(drop=True)
 
 
-ALONE = "No two test sets of this study of two sources are scored on the same labels, so there is no transfer gap."
+ALONE = "No test sets of two sources are scored on the same labels, so there is no transfer gap."
 UNTRAINED = "This study trains no model, so there is no step to compare."
 
 
 def gains(paired: pd.DataFrame) -> pd.DataFrame:
-    """What each step gained in macro-F1 on the nine shared labels: rows of `paired`, with the step in words."""
+    """The change of macro-F1 on the nine shared labels in each step: rows of `paired`, with the step in words."""
     rows = on_shared_labels(paired[paired["metric"] == "macro_f1"])
     return rows.assign(step=rows["first"] + " → " + rows["second"].str.split("/", n=1).str[1])
 
 
 def gain_table(gains: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `gains` to be read: dataset, model, seed, change with its interval, and the verdict."""
+    """The table of `gains` for readers: dataset, model, seed, change with its interval, and verdict."""
     rows = [
         (
             row.dataset,
@@ -76,7 +76,7 @@ def gain_table(gains: pd.DataFrame) -> pd.DataFrame:
 
 
 def gain_lines(gains: pd.DataFrame) -> list[str]:
-    """For each step and seed, one line: on which data sets it shows a gain, a loss or no clear difference."""
+    """One line per step and seed: on which data sets it is a gain, a loss or no clear difference."""
     verdicts = gains.assign(verdict=[metrics.verdict(*row) for row in gains[["low", "high"]].to_numpy()])
     lines = []
     for (step, seed), rows in verdicts.groupby(["step", "seed"], sort=False):
@@ -86,7 +86,7 @@ def gain_lines(gains: pd.DataFrame) -> list[str]:
 
 
 def step_lines(paired: pd.DataFrame) -> list[str]:
-    """A sentence for each row of the `paired` record, its words chosen by the interval."""
+    """One sentence per row of the `paired` record; the interval decides the words."""
     return [_sentence(row) for row in paired.itertuples()]
 
 
@@ -101,19 +101,19 @@ def _sentence(row) -> str:
 
 
 def without_positive(scores: pd.DataFrame) -> str:
-    """Which labels of the `scores` record have no film that shows them, and so no part in any macro mean."""
+    """A sentence about the labels of the `scores` record that have no positive film."""
     rows = scores.loc[scores["support"] == 0, ["dataset", "label"]].drop_duplicates()
     if rows.empty:
-        return "Every label that is scored has a positive film on every data set, so none is left out of a macro mean."
+        return "Every label has a positive film on every data set, so none is left out of a macro mean."
     named = ", ".join(f"{row.label} on {row.dataset}" for row in rows.itertuples())
-    return f"Without a positive film, and so without F1 and in no macro mean: {named}."
+    return f"These labels have no positive film, so they have no F1 and are left out of the macro mean: {named}."
 
 
 def seeds(overall: pd.DataFrame) -> pd.DataFrame:
-    """Macro-F1 on the nine shared labels over training seeds, beside the interval that films and patients leave.
+    """Macro-F1 on the nine shared labels over training seeds, and the interval over patients.
 
-    A row a model and data set: model, dataset, seeds (how many), macro_f1 with `_low` and `_high` (of the first seed,
-    over patients), lowest, highest and sd (over seeds; sd is NaN for one seed).
+    One row per model and data set: model, dataset, seeds (number), macro_f1 with `_low` and `_high` (first seed, over
+    patients), lowest, highest and sd (over seeds; sd is NaN for one seed).
     """
     groups = on_shared_labels(overall).groupby(["model", "dataset"], sort=False, as_index=False)
     first = {name: (name, "first") for name in ("macro_f1", "macro_f1_low", "macro_f1_high")}
@@ -122,12 +122,12 @@ def seeds(overall: pd.DataFrame) -> pd.DataFrame:
 
 
 def seed_summary(table: pd.DataFrame) -> str:
-    """What the table of `seeds` says about luck in training, in a sentence or two."""
+    """One or two sentences about the variation between seeds, from the table of `seeds`."""
     repeated = table[table["seeds"] > 1]
     if repeated.empty:
         return (
-            "Every run was made with one seed, so the intervals hold for just these weights: "
-            "where another seed would have landed is not known from this run."
+            "Every run has one seed, so the intervals hold for these weights only. This study does not show how much "
+            "another seed would change the scores."
         )
     widest = repeated.loc[(repeated["highest"] - repeated["lowest"]).idxmax()]
     return (
@@ -138,9 +138,10 @@ def seed_summary(table: pd.DataFrame) -> str:
 
 
 def f1_table(study, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """F1 by label on every test set, a column a model, as tables 5 and 6 have it; macro-F1 in each set's last row.
+    """F1 by label on every test set, one column per model, like Tables 5 and 6; the last row of each set is macro-F1.
 
-    On the first label set of each test set, of the study's first seed; `tables` as `compare` returns them.
+    It uses the first label set of each test set and the study's first seed.  `tables` has the records `overall` and
+    `scores`.
     """
     macro = tables["overall"].rename(columns={"macro_f1": "f1"}).assign(label="Macro F1")
     rows = pd.concat([tables["scores"], macro], ignore_index=True)
@@ -152,12 +153,12 @@ def f1_table(study, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def notes(study) -> list[str]:
-    """What must be said beside the scores of a model, a line of Markdown for each whose entry has a `note`."""
+    """Remarks about models: one line of Markdown for each model whose entry has a `note`."""
     return [f"{escape(model.name)}: {escape(model.note)}" for model in study.models.values() if model.note]
 
 
 def sensitivity_table(table: pd.DataFrame) -> pd.DataFrame:
-    """The `sensitivity` record to be read: a row a checkpoint and test set, a column a policy, macro-F1 (interval)."""
+    """The `sensitivity` record for readers: one row per checkpoint and test set, one column per policy."""
     told = [
         f"{row.macro_f1:.2f}"
         + ("" if np.isnan(row.macro_f1_low) else f" ({row.macro_f1_low:.2f}–{row.macro_f1_high:.2f})")
@@ -169,23 +170,23 @@ def sensitivity_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def mcnemar_summary(mcnemar: pd.DataFrame, level: float = 0.05) -> str:
-    """How many of the tests in the `mcnemar` record stay below `level` after Holm's adjustment, and in whose favour."""
+    """How many tests of the `mcnemar` record are below `level` after Holm's adjustment, and in which direction."""
     if mcnemar.empty:
         return UNTRAINED
     told = mcnemar[mcnemar["p_holm"] < level]
     better = (told["second_only"] > told["first_only"]).sum()
     return (
-        f"Of {len(mcnemar)} tests, {len(told)} stay below {level} after Holm's adjustment: "
-        f"{better} in favour of the later checkpoint, {len(told) - better} of the earlier.\n"
-        "The test counts films as independent, which films of one patient are not: its p-values tend to be too small."
+        f"Of {len(mcnemar)} tests, {len(told)} have p below {level} after Holm's adjustment: "
+        f"{better} in favor of the later checkpoint, {len(told) - better} in favor of the earlier one.\n"
+        "The test treats films as independent. Films of one patient are not, so p tends to be too small."
     )
 
 
 def different_labels(mcnemar: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
-    """The labels on which each step of the `mcnemar` record is told apart, at `level` after Holm's adjustment.
+    """The labels that differ in each step of the `mcnemar` record, at `level` after Holm's adjustment.
 
-    A row a data set and step: dataset, seed, first, second, better and worse (labels that `second` has right more or
-    less often, joined by commas).
+    One row per data set and step: dataset, seed, first, second, better and worse (labels on which `second` is right
+    more or less often, separated by commas).
     """
     apart = mcnemar["p_holm"] < level
     named = mcnemar.assign(
@@ -197,12 +198,12 @@ def different_labels(mcnemar: pd.DataFrame, level: float = 0.05) -> pd.DataFrame
 
 
 def _label_set_phrase(label_set: str) -> str:
-    """The label set in words, or "" for the nine labels that every hospital has."""
+    """ " on <label set>", or "" for the nine labels that all hospitals have."""
     return "" if LABEL_SETS.get(label_set) == NIH9 else f" on {label_set}"
 
 
 def transfer_lines(transfer: pd.DataFrame) -> list[str]:
-    """A sentence for each row of the `transfer` record that has a score on both data sets: its transfer gap."""
+    """One sentence per row of the `transfer` record about its transfer gap, if both scores are defined."""
     return [_transfer_line(row) for row in transfer.dropna(subset=["change"]).itertuples()] or [ALONE]
 
 
@@ -217,7 +218,7 @@ def _transfer_line(row) -> str:
 
 
 def gap_lines(paired: pd.DataFrame) -> list[str]:
-    """A sentence for each step in the `transfer_paired` record: does the later checkpoint lose more out of domain?"""
+    """One sentence per step of the `transfer_paired` record: does the later checkpoint lose more out of domain?"""
     return [_gap_line(row) for row in paired[paired["metric"] == "change"].itertuples()] or [UNTRAINED]
 
 
