@@ -277,12 +277,12 @@ def test_the_opened_thought_is_part_of_what_prediction_records(thinking, study, 
 
 NO_THOUGHT = "{{ message['content'].split('</think>')[-1] | trim }}"
 UNUSABLE = {
-    "asks otherwise in training": ("<start_of_turn>model\n", "<start_of_turn>model\n<think>\n\n</think>\n\n"),
+    "gives another input in training": ("<start_of_turn>model\n", "<start_of_turn>model\n<think>\n\n</think>\n\n"),
     "its chat template changes the answer": (
         "{{ item['text'] | trim }}",
         NO_THOUGHT.replace("message['content']", "item['text']"),
     ),
-    "ends no reply": ("{{ '<end_of_turn>\n' }}", "{{ '\n' }}"),
+    "does not end a reply": ("{{ '<end_of_turn>\n' }}", "{{ '\n' }}"),
 }
 
 

@@ -114,7 +114,7 @@ def test_ones_own_films_are_answered_as_the_studys_are(smoke, asked, tmp_path, c
     reply = asked.loc[(asked["dataset"] == "a-validation") & (asked["film"] == first["film"]), "text"].item()
     assert png.strip() == predict.format_reply(reply)
     assert all(answer.strip() for answer in (jpg, dcm))
-    assert caution == "This model learnt from phantoms, which are drawn: what it says is no reading of a film.\n"
+    assert caution == "This model was trained on phantoms (drawings), so its answer says nothing about a real film.\n"
 
 
 def test_an_answer_is_told_as_reasoning_and_labels():
@@ -301,7 +301,9 @@ def test_who_learnt_from_films_is_said_to_make_no_diagnosis(unmade):
     real = unmade.model_copy(update={"sources": unmade.sources | {"a": source}})
     assert "phantoms" in predict.caution(real, "medgemma")  # a stand-in never learnt from films
     hub = config.Model(name="x", path="google/medgemma-4b-it", dtype="bfloat16")
-    assert predict.caution(real.model_copy(update={"models": {"medgemma": hub}}), "medgemma").endswith("no diagnosis.")
+    assert predict.caution(real.model_copy(update={"models": {"medgemma": hub}}), "medgemma").endswith(
+        "not a diagnosis."
+    )
     noted = hub.model_copy(update={"note": "It has seen them."})
     assert "seen them" in predict.caution(real.model_copy(update={"models": {"medgemma": noted}}), "medgemma")
 

@@ -85,7 +85,7 @@ def test_a_run_has_the_values_of_its_section_and_those_that_it_sets(tmp_path):
         ({"hard": HARD | {"seeds": [9]}}, "grpo.runs.hard.seeds: sft.runs.free_reasoning is not trained with 9"),
         ({"hard": HARD | {"films": ["z"]}}, "grpo.runs.hard: 'z' is not defined in this file"),
         ({"hard": HARD | {"labels": {"b": "a"}}}, "grpo.runs.hard.labels: 'b' is not defined in this file; choose one"),
-        ({"hard": HARD | {"labels": {"a": "b"}}}, "grpo.runs.hard.labels: 'b' does not describe these films"),
+        ({"hard": HARD | {"labels": {"a": "b"}}}, "grpo.runs.hard.labels: 'b' does not have these films"),
         ([{"model": "medgemma", "format": "free_reasoning", "reward": "hard"}], "runs have names now: write `hard: "),
     ],
 )

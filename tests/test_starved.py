@@ -55,7 +55,7 @@ def test_a_batch_that_does_not_fit_in_memory_is_asked_in_halves_with_the_same_re
     one_arena = {**os.environ, "MALLOC_ARENA_MAX": "1"}  # others reserve address space that the limit does not see
     said = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False, env=one_arena)
     assert said.returncode == 0, said.stderr[-2000:]
-    assert "no memory is left for 256 films at once; trying 128" in said.stdout
+    assert "out of memory with a batch of 256 films; trying 128" in said.stdout
 
 
 def too_much_of_a_gpu():

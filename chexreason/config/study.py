@@ -37,11 +37,11 @@ from chexreason.labels import LABEL_SETS
 
 
 class Study(Section):
-    """A whole study.  `folder` is where its records lie: `runs/<study>` beside the folder of the params file.
+    """A whole study.  Its records are in `folder`: `runs/<study>`, next to the folder of the params file.
 
-    `notice` stands at the head of every page of its book.  Every run is made with each of `seeds`, and those that are
-    not marked `full` with each of `more_seeds` too, which are left to `make full`.  `label_sets` names lists of labels
-    to score, beside those of `labels.LABEL_SETS`.
+    `notice` is printed at the top of every page of its book.  Every run is made with each of `seeds`.  `make full` also
+    makes the runs marked `full`, and the others with each of `more_seeds`.  `label_sets` names lists of labels to
+    score, in addition to `labels.LABEL_SETS`.
     """
 
     study: Name
@@ -98,7 +98,7 @@ class Study(Section):
         return self
 
     def _refuse_repeats(self) -> None:
-        """What is listed twice would be run, counted or written over twice."""
+        """Raise ValueError for a list with the same value twice."""
         lists: dict[str, Any] = {
             "seeds": self.seeds,
             "more_seeds": self.more_seeds,
@@ -120,7 +120,7 @@ class Study(Section):
                     raise ValueError(f"{key}: {value!r} is listed twice; list it once")
 
     def _check_rewarded(self) -> None:
-        """Every GRPO run starts from a checkpoint that there is, on films and labels of sources that there are."""
+        """Raise ValueError for a GRPO run whose start, films or labels do not exist."""
         for name, run in self.grpo.runs.items():
             key = f"grpo.runs.{name}"
             _require_known(f"{key}.start", run.start, self.sft.runs)
@@ -136,7 +136,7 @@ class Study(Section):
                 _refuse_other_films(f"{key}.labels", self.sources[source], self.sources[other], other)
 
     def _check_separation(self) -> None:
-        """What is trained on is never tested: neither MIMIC's test split, nor a test set named like a training set."""
+        """Raise ValueError if MIMIC's test split is trained on, or a test set has the name of a training set."""
         for name in self.tests:
             if name.casefold() in (taken := ("sft", "sft-holdout", "rl", "pool", self.validation.casefold())):
                 raise ValueError(f"tests: {name!r} cannot name a test set; {', '.join(taken)} name other films")
@@ -145,7 +145,7 @@ class Study(Section):
                 raise ValueError(f"sources.{name}.splits: MIMIC's own test split must not be trained on")
 
     def _check_credentialed(self) -> None:
-        """A credentialed film is sent to nobody unless the file says why that is allowed."""
+        """Raise ValueError if credentialed films would leave the machine without a stated agreement."""
         trained = {("sft", name): [self.curate.train] for name in self.sft.runs}
         trained |= {("grpo", name): run.films or [self.curate.train] for name, run in self.grpo.runs.items()}
         for (stage, name), sources in trained.items():
@@ -160,12 +160,11 @@ class Study(Section):
             )
 
     def _check_full_runs(self) -> None:
-        """What is not marked `full` must not need what is, and no seed of a GRPO run one that SFT does not have."""
+        """Raise ValueError if a run needs a run marked `full`, or a seed that its SFT run does not have."""
         for name, run in self.grpo.runs.items():
             if not run.full and self.sft.runs[run.start].full:
                 raise ValueError(
-                    f"grpo.runs.{name} is not marked full, and what it starts from is (sft.runs.{run.start}); mark "
-                    "both or neither"
+                    f"grpo.runs.{name} is not marked full, but its start sft.runs.{run.start} is; mark both or neither"
                 )
             if missing := set(self._seeds(run)) - set(self._seeds(self.sft.runs[run.start])):
                 raise ValueError(f"grpo.runs.{name}.seeds: sft.runs.{run.start} is not trained with {min(missing)}")
@@ -183,7 +182,7 @@ class Study(Section):
 
     @cached_property
     def folder(self) -> Path:
-        """`runs/<study>` beside the folder that holds the params file; with changes, `runs/<study>/scratch/<hash>`."""
+        """`runs/<study>`, next to the folder of the params file; for changed values, `runs/<study>/scratch/<hash>`."""
         return self._runs / "scratch" / self.hash if self._scratch else self._runs
 
     @property
@@ -193,16 +192,16 @@ class Study(Section):
 
     @property
     def _root(self) -> Path:
-        """The folder that holds `params/` and `runs/`."""
+        """The folder of `params/` and `runs/`."""
         return self._file.resolve().parent.parent
 
     @property
     def _place(self) -> str:
-        """The params file as seen from the folder that holds `params/` and `runs/`: the same wherever that is moved."""
+        """The path of the params file relative to the folder of `params/` and `runs/`, which may be moved."""
         return str(self._file.resolve().relative_to(self._root))
 
     def claim(self) -> None:
-        """Make the study's folder and write there that it belongs to this params file; `load` refuses any other."""
+        """Make the study's folder and note in it that it belongs to this params file; `load` refuses any other."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / OWNER).write_bytes(os.fsencode(self._place))
 
@@ -212,7 +211,7 @@ class Study(Section):
         if other != self._place and (self._root / other).is_file():
             raise ParamsError(
                 f"{self._place}: study: {self.study}: the folder runs/{self.study} belongs to {other}; give this study "
-                f"another name, or remove runs/{self.study}/{OWNER} for this file to take the folder over"
+                f"another name, or remove runs/{self.study}/{OWNER} to use the folder for this file"
             )
 
     def files(self) -> list[Path]:
@@ -230,29 +229,29 @@ class Study(Section):
 
     @property
     def validation(self) -> str:
-        """The name of the validation set: films of the training source that nothing was trained on."""
+        """The name of the validation set: films of the training source that are not used for training."""
         return f"{self.curate.train}-validation"
 
     @property
     def phantom(self) -> bool:
-        """Whether any film of this study is drawn rather than taken of a patient."""
+        """Whether any film of this study is a phantom."""
         return any(source.kind == "phantom" for source in self.sources.values())
 
     @property
     def formats(self) -> list[str]:
-        """The formats that SFT trains, each once, in the order of its runs: the teacher writes traces of each."""
+        """The formats of the SFT runs, each once, in order.  The teacher writes traces in each of them."""
         return list(dict.fromkeys(run.format for run in self.sft.runs.values())) or ["free_reasoning"]
 
     @property
     def trial(self) -> Prompts:
-        """The prompts that are tried; raises ParamsError where the study tries none."""
+        """The section `prompts`; raises ParamsError if the study does not have it."""
         if self.prompts is None:
-            raise ParamsError(f"{self.file.name}: prompts: this study tries none")
+            raise ParamsError(f"{self.file.name}: prompts: this study has no such section; add it")
         return self.prompts
 
     @property
     def left_out(self) -> list[str]:
-        """The runs of the file that this study leaves to `make full`."""
+        """The runs that only `make full` makes."""
         return self._left_out
 
     def short(self) -> "Study":
@@ -277,13 +276,13 @@ class Study(Section):
 
     @cached_property
     def hash(self) -> str:
-        """Twelve hexadecimal digits that change when any value of the params file does."""
+        """A hash of all values of the params file (twelve hexadecimal digits)."""
         values = self.model_dump(exclude=None if self.label_sets else {"label_sets"})
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def paths(self) -> Paths:
-        """Where this study's records lie."""
+        """The paths of this study's records."""
         return Paths(self.folder)
 
     def _seeds(self, run: Run) -> list[int]:
@@ -291,7 +290,7 @@ class Study(Section):
         return run.seeds or (self.seeds if run.full else [*self.seeds, *self.more_seeds])
 
     def sft_run(self, stage: str, run: str) -> SftRun:
-        """The SFT run that the run of a stage is, or starts from: what tells its model and its format."""
+        """The SFT run that a run is, or starts from; it has the model and the format."""
         return self.sft.runs[run if stage == "sft" else self.grpo.runs[run].start]
 
     def checkpoint(self, stage: Literal["sft", "grpo"], run: str, seed: int) -> Checkpoint:
@@ -308,7 +307,7 @@ class Study(Section):
         return [self.checkpoint(stage, name, seed) for name, run in runs.items() for seed in self._seeds(run)]
 
     def checkpoints(self) -> list[Checkpoint]:
-        """Every checkpoint that is asked: the untuned models, and the SFT and GRPO runs, GRPO's last and best."""
+        """Every checkpoint that makes predictions: the untuned models, the SFT runs, and GRPO's last and best."""
         untuned = [Checkpoint(model, UNTUNED, "", "last", self.seeds[0]) for model in self.models]
         return untuned + self.runs("sft") + [each for last in self.runs("grpo") for each in (last, last.best)]
 
@@ -319,25 +318,25 @@ class Study(Section):
         return Checkpoint(checkpoint.model, UNTUNED, "", "last", self.seeds[0])
 
     def prompt(self, checkpoint: Checkpoint) -> str:
-        """The prompt a checkpoint is asked with: that of its format; of the untuned model, its own or the study's."""
+        """The prompt of a checkpoint: that of its format or, for an untuned model, its own or the study's."""
         if checkpoint.stage == UNTUNED:
             return self.models[checkpoint.model].prompt or self.predict.prompt
         return self.sft_run(checkpoint.stage, checkpoint.run).format
 
     @property
     def rl_sources(self) -> list[str]:
-        """The sources of the films that are trained on, the one that trains first."""
+        """The sources of training films, the training source first."""
         return list(
             dict.fromkeys([self.curate.train, *(name for run in self.grpo.runs.values() for name in run.films or [])])
         )
 
     def rl_split(self, source: str) -> str:
-        """The name of the split of the films of `source` that GRPO trains on; a test set's name has no @."""
+        """The name of the split of GRPO films of `source` (the names of test sets have no @)."""
         return "rl" if source == self.curate.train else f"rl@{source}"
 
     @property
     def relabelings(self) -> list[tuple[str, str]]:
-        """Each source whose films a GRPO run trains on with the labels of another, and that other."""
+        """Pairs of sources: the films of the first get the labels of the second in a GRPO run."""
         return sorted({pair for run in self.grpo.runs.values() for pair in run.labels.items()})
 
     def labels(self, label_set: str) -> tuple[str, ...]:
@@ -345,25 +344,25 @@ class Study(Section):
         return tuple(LABEL_SETS.get(label_set) or self.label_sets[label_set])
 
     def source(self, dataset: str) -> Phantom | Folder:
-        """The source that the films of validation or of a test set come from."""
+        """The source of the validation set or of a test set."""
         return self.sources[self.curate.train if dataset == self.validation else self.tests[dataset].source]
 
     def datasets(self, checkpoint: Checkpoint) -> list[str]:
-        """What a checkpoint is asked about: validation, and every test set unless GRPO passed its format over."""
+        """The data sets of a checkpoint: validation, and every test set unless no GRPO run uses its format."""
         chosen = {self.sft_run("grpo", name).format for name in self.grpo.runs} or set(self.formats)
         passed_over = checkpoint.stage == "sft" and self.prompt(checkpoint) not in chosen
         return [self.validation] if passed_over else [self.validation, *self.tests]
 
 
 def _refuse_other_films(key: str, source: Source, other: Source, name: str) -> None:
-    """Raise ValueError unless two sources describe the same films, so far as the params file can tell."""
+    """Raise ValueError unless two sources have the same films, as far as the params file shows."""
     same = source.kind == other.kind
     if isinstance(source, Phantom) and isinstance(other, Phantom):
         same = (source.hospital, source.seed) == (other.hospital, other.seed) and other.films >= source.films
     if not same:
         raise ValueError(
-            f"{key}: {name!r} does not describe these films; a source of other labels has the same kind and, of a "
-            "phantom, the same hospital and seed and no fewer films"
+            f"{key}: {name!r} does not have these films; a source of other labels has the same kind and, for phantoms, "
+            "the same hospital and seed and no fewer films"
         )
 
 

@@ -45,9 +45,9 @@ class SourceError(ValueError):
 class Films(NamedTuple):
     """The films of a source.
 
-    `table` has one row per film: `film` (str, unique), `path` (str, relative to the root; "" if the image is
-    missing and its place is not known), `patient`, `study` (str), `view` ("PA", "AP", "lateral", "unknown"), `split` (str, that of
-    the source; "" if it has none), the 14 labels (float: 1 present, 0 absent, -1 uncertain, NaN not mentioned), and
+    `table` has one row per film: `film` (str, unique), `path` (str, relative to the root; "" if the image is missing
+    and its place is not known), `patient`, `study` (str), `view` ("PA", "AP", "lateral", "unknown"), `split` (str, that
+    of the source; "" if it has none), the 14 labels (float: 1 present, 0 absent, -1 uncertain, NaN not mentioned), and
     `native` (str) if the source has labels with other names.
     `excluded` has one row per entry that cannot be used: `film`, `path`, `reason` (str).
     `unknown`: the labels that this source does not have; they are always NaN, never 0.

@@ -1,4 +1,4 @@
-"""Ask every model about every data set under one protocol: batches, greedy decoding, the same reading."""
+"""Predictions: every model answers every data set under one protocol, with greedy decoding."""
 
 import json
 import os
@@ -21,15 +21,15 @@ from chexreason.display.markdown import escape
 from chexreason.inference.protocol import Protocol, protocols
 
 JOURNAL = "asked"
-"""The folder of the replies to the batches that are done, for a run that was cut off to go on from."""
+"""The folder with the replies of finished batches, from which an interrupted run resumes."""
 
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".dcm", ".dicom"}
-"""What the name of a film may end with; DICOM files often have no ending, or that of a number."""
+"""Suffixes of films; DICOM files often have none."""
 
 
 class Reply(NamedTuple):
-    """A reply as it is read, with what the chat template wrote of it, and whether the token limit cut it off."""
+    """A reply, including the part that the chat template writes, and whether the token limit cut it off."""
 
     text: str
     cut_off: bool
@@ -37,9 +37,10 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True)
 class Reader:
-    """A model that is asked about `batch` films at once; `key` tells it from every other.
+    """A model that answers `batch` films at once; `key` identifies it.
 
-    `trained` is the folder of its adapter, None for the untuned model.  The weights are loaded with the first question.
+    `trained` is the folder of its adapter, None for the untuned model.  The weights are loaded when they are first
+    used.
     """
 
     settings: config.Model
@@ -58,10 +59,10 @@ class Reader:
 
 
 def load(settings: config.Model, trained: Path | None, batch: int) -> Reader:
-    """A base model with its processor and, where one was trained, the adapter in the folder `trained`.
+    """A base model with its processor and, unless it is untuned, the adapter in the folder `trained`.
 
-    `key` is made of the settings that a reply can follow from, the version of the base model (`models.version`) and the
-    hashes of the adapter and the code.
+    `key` is a hash of the settings that can change a reply, the version of the base model (`models.version`), the
+    adapter and the code.
     """
     weights = models.version(settings), records.sha256(trained / models.ADAPTER[1]) if trained else ""
     key = fingerprint.digest(fingerprint.room("predict"), weights, settings.dtype, settings.visual_tokens)
@@ -71,18 +72,18 @@ def load(settings: config.Model, trained: Path | None, batch: int) -> Reader:
 def answer_films(
     reader: Reader, images: Sequence[str | Path], protocol: Protocol, journal: Path, what: str = "films"
 ) -> list[str]:
-    """The texts of `reply_to_films`, for who need not know which were cut off."""
+    """The texts of `reply_to_films`."""
     return [reply.text for reply in reply_to_films(reader, images, protocol, journal, what)]
 
 
 def reply_to_films(
     reader: Reader, images: Sequence[str | Path], protocol: Protocol, journal: Path, what: str = "films"
 ) -> list[Reply]:
-    """Ask about every image file, greedily; the replies, in the order of `images`.
+    """The greedy replies of a model to image files, in the order of `images`.
 
-    Films of equal length, in tokens, share a batch as far as possible, the longest first: least is padded, and memory
-    runs out at the start or never.  Each batch's replies are kept in the folder `journal` as they are made, film by
-    film, and are not asked for again.  An interrupted run repeats whole batches, so it ends as an uninterrupted one.
+    Batches have films of similar length in tokens, the longest first.  This needs the least padding, and memory runs
+    out at the start or never.  The replies of each batch are saved in the folder `journal` and not made again.  A
+    resumed run repeats whole batches, so its replies equal those of an uninterrupted run.
     """
     from tqdm import tqdm
 
@@ -107,16 +108,16 @@ def reply_to_films(
 
 
 def _journal_replies(journal: Path) -> dict[str, Reply]:
-    """The replies in a journal, by the digest of all that each follows from."""
+    """The replies in a journal, by the digest of everything that can change them."""
     kept = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(journal.glob("*.json"))]
     return {key: Reply(*reply) for batch in kept for key, reply in batch.items()}
 
 
 def _batches(reader: Reader, images: list[Path]) -> list[list[int]]:
-    """The numbers of the images, in batches by the length of the input, the longest first.
+    """The numbers of the images in batches, by the length of the input, the longest first.
 
-    transformers counts an image's tokens from its size alone, by a method that it names private and vLLM relies on;
-    a processor without it is taken to make more tokens of more pixels.
+    transformers computes the tokens of an image from its size, in a private method that vLLM uses, too.  For a
+    processor without this method, the number of pixels is used.
     """
     from PIL import Image
 
@@ -130,9 +131,9 @@ def _batches(reader: Reader, images: list[Path]) -> list[list[int]]:
 
 
 def _replies_in_memory(reader: Reader, files: list[Path], protocol: Protocol) -> list[Reply]:
-    """The replies to one batch; where memory runs out, to one half of it and then the other.
+    """The replies to one batch; if memory runs out, to one half of it and then the other.
 
-    `config.Predict` says when a smaller batch may change a reply.
+    `config.Predict` describes when a smaller batch can change a reply.
     """
     try:
         return _replies(reader, files, protocol)
@@ -140,14 +141,14 @@ def _replies_in_memory(reader: Reader, files: list[Path], protocol: Protocol) ->
         if not runtime.out_of_memory(error):
             raise
         if len(files) == 1:
-            raise MemoryError("no memory is left to answer one film; lower predict.max_new_tokens") from error
+            raise MemoryError("out of memory with a batch of one film; lower predict.max_new_tokens") from error
     half = len(files) // 2  # outside the handler, which holds on to all that did not fit
-    print(f"no memory is left for {len(files)} films at once; trying {half}", file=sys.stderr, flush=True)
+    print(f"out of memory with a batch of {len(files)} films; trying {half}", file=sys.stderr, flush=True)
     return _replies_in_memory(reader, files[:half], protocol) + _replies_in_memory(reader, files[half:], protocol)
 
 
 def _replies(reader: Reader, files: list[Path], protocol: Protocol) -> list[Reply]:
-    """The replies to one batch; one is cut off where no token that ends a reply was generated."""
+    """The replies to one batch; a reply without an end token was cut off."""
     import torch
     from PIL import Image
 
@@ -162,11 +163,11 @@ def _replies(reader: Reader, files: list[Path], protocol: Protocol) -> list[Repl
 
 
 def choose_checkpoint(study: config.Study, model: str | None, name: str | None, seed: int | None) -> config.Checkpoint:
-    """The checkpoint to ask: of the model, name and seed that are given, the study's own in place of the others.
+    """The checkpoint with this model, name and seed.
 
-    These are the study's first model, the last checkpoint that a run without `--full` makes of it (where the study has
-    GRPO, its best), and the first seed it has.  Raises ParamsError for what the params file does not name, and where
-    several SFT runs are the last.
+    The defaults are the study's first model, its last checkpoint in a run without `--full` (with GRPO, the best one),
+    and the first seed.  Raises ParamsError for a name that the params file does not have, and if the default is not
+    clear because there are several SFT runs and no GRPO run.
     """
     there = study.checkpoints()
     model = _among(study, "model", model or next(iter(study.models)), [each.model for each in there])
@@ -192,10 +193,10 @@ def _among(study: config.Study, key: str, given, known: list):
 
 
 def find_films(paths: Sequence[str | Path]) -> list[Path]:
-    """The files in `paths`, and in place of a folder the films at any depth in it, by name.
+    """The files in `paths`; a folder is replaced by the films at any depth in it, sorted by name.
 
-    In a folder, films are what has the ending or the first bytes of a PNG, JPEG or DICOM file; what else lies there is
-    named on standard error.  Raises FilmError for a folder without films.
+    In a folder, a film is a file with the suffix or the first bytes of a PNG, JPEG or DICOM file.  Other files are
+    listed on standard error.  Raises FilmError for a folder without films.
     """
     found = []
     for path in map(Path, paths):
@@ -223,10 +224,10 @@ def _begins_as_film(file: Path) -> bool:
 def answer_own_films(
     study: config.Study, checkpoint: config.Checkpoint, paths: Sequence[str | Path]
 ) -> list[str | FilmError]:
-    """Ask a checkpoint of the study about films of one's own (PNG, JPEG or DICOM), under the same protocol.
+    """The replies of a checkpoint to the user's own films (PNG, JPEG or DICOM), under the study's protocol.
 
-    The replies, in order; in place of a reply the FilmError of a file that cannot be used.  Every file is read before
-    the model is loaded, which is not done for none.  Raises RecordError for a checkpoint that has not been made.
+    For a file that cannot be used, the list has a FilmError.  All files are read before the model is loaded; without a
+    usable film it is not loaded.  Raises RecordError if the checkpoint does not exist yet.
     """
     _refuse_missing(study, checkpoint)
     protocol = Protocol.of(study, study.prompt(checkpoint), study.validation)
@@ -265,7 +266,7 @@ def answer_row(film: str | Path, reply: str | FilmError) -> dict:
 
 
 def format_reply(reply: str) -> str:
-    """A reply as a person reads it: reasoning, then labels, or that there are none to be read."""
+    """A reply for readers: reasoning and labels, or a note that it cannot be read."""
     reading = answers.read(reply)
     if reading.failed:
         return f"{reply}\n\n{'The model declined.' if reading.refused else 'No labels can be read from this answer.'}"
@@ -273,10 +274,10 @@ def format_reply(reply: str) -> str:
 
 
 def caution(study: config.Study, model: str) -> str:
-    """What must be said beside any answer about a user's own film, with the model's note where it has one."""
-    said = "This is what a model of a study says, and no diagnosis."
+    """The warning that is printed with any answer about a user's own film, with the model's note if it has one."""
+    said = "This is the output of a study model, not a diagnosis."
     if study.models[model].path.startswith(models.STAND_IN) or study.source(study.validation).kind == "phantom":
-        said = "This model learnt from phantoms, which are drawn: what it says is no reading of a film."
+        said = "This model was trained on phantoms (drawings), so its answer says nothing about a real film."
     return f"{said} {study.models[model].note}".rstrip()
 
 

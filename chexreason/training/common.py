@@ -1,4 +1,4 @@
-"""What SFT and GRPO share: films as trl data sets, progress, checkpoints that a killed run goes on from."""
+"""What SFT and GRPO share: trl data sets, callbacks, and checkpoints from which an interrupted run resumes."""
 
 import json
 import shutil
@@ -15,20 +15,20 @@ from chexreason import config, fingerprint, models, prompts, records, runtime
 LOG = "log.parquet"
 
 WHOLE = "whole"
-"""The file that marks a checkpoint as whole; the trainer itself leaves none that a power cut could not outrun."""
+"""The file that marks a complete checkpoint: it is written when all other files are on the disk."""
 
 HISTORY = "history.json"
-"""What the trainer logged, as it left it."""
+"""The trainer's log history."""
 
 FINISHED = "finished"
-"""The folder of what a run leaves, from which its records are made again if the notebook around it is cut off."""
+"""The folder with the results of a finished run, from which its records are made, also after an interruption."""
 
 
 def examples(films: pd.DataFrame, prompt: str, **columns: Sequence):
-    """A trl data set of films, each asked with the text of `prompt`.
+    """A trl data set of films with the prompt named `prompt`.
 
-    `films` has an `image` column with a path a film; it is opened when the film is used.  `columns` are added as
-    they are, one value a film.
+    `films` has a column `image` with paths; an image is opened when it is used.  `columns` are added, one value per
+    film.
     """
     from datasets import Dataset, Image
 
@@ -38,9 +38,10 @@ def examples(films: pd.DataFrame, prompt: str, **columns: Sequence):
 
 
 def early_stopping(patience: int):
-    """A trainer callback that stops after `patience` evaluations without a lower loss, those before a kill included.
+    """A trainer callback that stops after `patience` evaluations without a lower loss, also in a resumed run.
 
-    transformers' own counts from zero in a resumed run; the count is in each checkpoint's `trainer_state.json`.
+    The callback of transformers counts from zero again when a run resumes.  This one reads the count from the
+    checkpoint's `trainer_state.json`.
     """
     from transformers import EarlyStoppingCallback
 
@@ -54,7 +55,7 @@ def early_stopping(patience: int):
 
 
 def arguments(config_class: type, settings: config.Sft | config.Grpo, **owned):
-    """The trainer's arguments: those that the study owns, the section's keys that trl shares, then `settings.trl`."""
+    """The trainer's config: `owned` arguments, keys of the section that trl also has, and `settings.trl`."""
     known = {field.name for field in fields(config_class)}
     shared = {key: getattr(settings, key) for key in type(settings).model_fields if key in known}
     return config_class(**{**owned, **shared, **settings.trl})
@@ -69,7 +70,7 @@ def changed_arguments(config) -> pd.DataFrame:
 
 
 def progress(what: str):
-    """A trainer callback that shows a text bar with the time left, in a terminal as in a notebook."""
+    """A trainer callback that shows a text progress bar, in a terminal and in a notebook."""
     from tqdm import tqdm
     from transformers import TrainerCallback
 
@@ -89,8 +90,8 @@ def progress(what: str):
 def tensorboard(folder: Path):
     """A trainer callback that logs for TensorBoard under `folder/tensorboard`; a resumed run appends.
 
-    These are logs for whoever watches, with times in them, and no records: nothing reads them.  `report_to` would put
-    them among the checkpoints, which are dropped.
+    These logs contain times and are not records: nothing reads them.  (`report_to` would write them to the checkpoints'
+    folder, which is deleted.)
     """
     from transformers.integrations import TensorBoardCallback
 
@@ -100,10 +101,10 @@ def tensorboard(folder: Path):
 
 
 def resume(trainer, folder: Path):
-    """Train to the end, from the newest whole checkpoint in `folder` if there is one; returns the trainer's state.
+    """Train to the end, from the newest complete checkpoint in `folder` if there is one; returns the trainer's state.
 
-    A run that had ended is left at its end: the trainer forgets that it was stopped early, and would train on.
-    Raises DiskFullError where a checkpoint cannot be written for want of room.
+    A finished run is not trained further.  (The trainer forgets that it was stopped early, and would continue.)
+    Raises DiskFullError if a checkpoint cannot be written because the disk is full.
     """
     from transformers import TrainerState
 
@@ -118,12 +119,12 @@ def resume(trainer, folder: Path):
 
 
 def is_finished(state) -> bool:
-    """Whether a trainer's state is that of a run that had reached its last step, or was stopped early."""
+    """Whether the run with this trainer state reached its last step or was stopped early."""
     return state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]
 
 
 def without_printing(trainer):
-    """The same trainer without the callback that prints every log entry; the log is a record anyway."""
+    """The same trainer without the callback that prints every log entry."""
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
@@ -132,19 +133,19 @@ def without_printing(trainer):
 
 @contextmanager
 def memory_errors(lower: str):
-    """Raise MemoryError that names what to `lower`, for whatever fails in the block because memory has run out."""
+    """Turn any out-of-memory error in the block into a MemoryError that names the params to `lower`."""
     try:
         yield
     except Exception as error:
         if runtime.out_of_memory(error):
-            raise MemoryError(f"no memory is left; lower {lower} in the params file") from error
+            raise MemoryError(f"out of memory; lower {lower} in the params file") from error
         raise
 
 
 def work_folder(place: Path, stage: str, model: config.Model, *made_of) -> Path:
-    """The folder where a run of `stage` that writes to `place` keeps what it resumes from.
+    """The folder with the checkpoints of a run of `stage` that writes its results to `place`.
 
-    Its name is a digest of the code and libraries of the stage (`fingerprint.room`), of the base model and of
+    The folder name is a hash of the code and libraries of the stage (`fingerprint.room`), the base model, and
     `made_of`: params and content.  If any of them changes, training starts again.
     """
     base = model.model_dump(exclude={"name", "prompt", "note", "full"}), models.version(model)
@@ -152,37 +153,37 @@ def work_folder(place: Path, stage: str, model: config.Model, *made_of) -> Path:
 
 
 def content_digest(films: pd.DataFrame, *columns: str) -> str:
-    """The digest of what training reads of `films`: the pixels, in this order, and these columns."""
+    """The digest of the pixels of `films`, in this order, and of these columns."""
     return fingerprint.rows(films[list(columns)].assign(image=films["image"].map(fingerprint.pixels)))
 
 
 def log_steps(save_steps: int) -> int:
-    """Steps between log entries: about ten entries a checkpoint, the last of them at it.
+    """Steps between log entries: about ten per checkpoint, the last one at the checkpoint.
 
-    A trainer that goes on has forgotten what it had gathered for the next entry.
+    (A resumed trainer has lost the values that it collected for the next entry.)
     """
     return max(steps for steps in range(1, max(1, save_steps // 10) + 1) if save_steps % steps == 0)
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints in `folder`, oldest first."""
+    """The complete checkpoints in `folder`, oldest first."""
     found = [path.parent for path in folder.glob(f"checkpoint-*/{WHOLE}")]
     return sorted(found, key=step)
 
 
 def step(checkpoint: Path) -> int:
-    """After how many steps a checkpoint was taken."""
+    """The training step of a checkpoint."""
     return int(checkpoint.name.split("-")[1])
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint in `folder`, or None."""
+    """The newest complete checkpoint in `folder`, or None."""
     found = whole_checkpoints(folder)
     return found[-1] if found else None
 
 
 def mark_whole():
-    """A trainer callback that marks each checkpoint as whole when all its bytes are on the disk."""
+    """A trainer callback that marks each checkpoint as complete when all its bytes are on the disk."""
     from transformers import TrainerCallback
 
     class Marking(TrainerCallback):
@@ -196,10 +197,10 @@ def mark_whole():
 
 
 def finish(folder: Path, model: config.Model, chosen: dict[str, Path], history: dict) -> None:
-    """Keep in `folder` what a run leaves: the adapter of each chosen checkpoint, and what log and cards are made from.
+    """Keep the results of a run in `folder`: the adapters of the `chosen` checkpoints and the log history.
 
-    The adapters name the model they belong to as the params file does, and its commit.  All of it appears at once;
-    then the checkpoints go, and what runs of other params, records or code left.
+    The adapters name their base model as the params file does, and its commit.  Everything appears at once.  Then the
+    checkpoints are deleted, and the folders of runs with other params, inputs or code.
     """
     base = {"base_model_name_or_path": model.path, "revision": models.commit(model) or None}
     with records.replacing(folder / FINISHED) as unfinished:
@@ -215,7 +216,7 @@ def finish(folder: Path, model: config.Model, chosen: dict[str, Path], history: 
 
 
 def finished(folder: Path) -> bool:
-    """Whether a run in `folder` has come to its end, so that nothing is left to train."""
+    """Whether the run in `folder` is finished."""
     return (folder / FINISHED).is_dir()
 
 
@@ -224,8 +225,8 @@ def publish(
 ):
     """Copy the adapters of the finished run in `folder` to `place`, then write the log and the cards; returns the log.
 
-    `describe` makes the log and the text of each adapter's card from the history that `finish` kept.  The adapters
-    come first, and the finished run stays: a log or a card that cannot be made costs no training.
+    `describe` makes the log and the text of each adapter's card from the log history.  The finished run stays in
+    `folder`, so nothing has to be trained again if a log or a card cannot be made.
     """
     kept = folder / FINISHED
     for adapter in sorted(path for path in kept.iterdir() if path.is_dir()):

@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation from the SFT checkpoint: trl's GRPOTrainer as published (PROTOCOL: GRPO)."""
+"""Group-relative policy optimization (GRPO) from an SFT checkpoint, with trl's GRPOTrainer (PROTOCOL: GRPO)."""
 
 import json
 import shutil
@@ -32,18 +32,18 @@ LOGGED = {
     "clip_ratio/high_mean": "clipped_high",
     "loss": "loss",
 }
-"""trl's names and ours: lengths in tokens, KL and entropy in nats a token, the rest shares or rewards.  `cut_off`
-replies ran into the token limit, `format_failures` ended before it and are out of form."""
+"""trl's names and ours.  Lengths are in tokens, KL and entropy in nats per token, the rest are shares or rewards.
+`cut_off` replies reached the token limit; `format_failures` ended before it and are malformed."""
 
 METRICS = "metrics/"
-"""What the names of a reward's own metrics begin with in the trainer's history."""
+"""The prefix of a reward's own metrics in the trainer's log history."""
 
 TAKEN = {*LOGGED.values(), "collapse", "validation_f1", "run"}
-"""Columns of the log that a reward's own metric cannot be."""
+"""Columns of the log whose names a reward's own metric cannot have."""
 
 
 def films(study: config.Study, run: str) -> pd.DataFrame:
-    """The films a GRPO run trains on, as `curate.dataset` has them, with the labels that it is rewarded for."""
+    """The films that a GRPO run trains on (see `curate.dataset`), with the labels of its reward."""
     asked = study.grpo.runs[run]
     tables = [
         curate.dataset(study, study.rl_split(source), asked.labels.get(source))
@@ -53,7 +53,7 @@ def films(study: config.Study, run: str) -> pd.DataFrame:
 
 
 def work_folder(study: config.Study, checkpoint: config.Checkpoint) -> Path:
-    """Where one GRPO run keeps what it resumes from; the code of a reward of the user's own counts, too."""
+    """The folder with the checkpoints of a GRPO run; its name also depends on the code of an own reward."""
     run, settings = study.grpo.runs[checkpoint.run], study.grpo.of(checkpoint.run)
     own = [records.sha256(file) for file in rewards.code_files(run.reward, study.file.parent)]
     watched = curate.dataset(study, study.validation).head(settings.validation_films)
@@ -111,10 +111,10 @@ def reward_function(reward: Callable, name: str, opening: str = "", ends: Collec
 
 
 def reward_state(reward: Any) -> list:
-    """Trainer callbacks by which every checkpoint keeps the state of a reward that has one, and a resumed run takes it.
+    """Trainer callbacks that save the state of a reward in every checkpoint and restore it in a resumed run.
 
-    It is in `trainer_state.json`, which the trainer writes last and by which a checkpoint counts as whole: a file of
-    its own, written in `on_save`, would be missing after a kill between the two.
+    The state is in `trainer_state.json`.  A separate file, written in `on_save`, would be missing after a kill between
+    the two.
     """
     from transformers.trainer_callback import ExportableState, TrainerCallback
 
@@ -129,16 +129,16 @@ def reward_state(reward: Any) -> list:
 
 
 def commonest(texts: Sequence[str]) -> float:
-    """The share of replies that name the label most of them name; 0 when none names any."""
+    """The share of replies with the most frequent label; 0 if no reply has a label."""
     counts = Counter(label for text in texts for label in answers.read(text).labels)
     return max(counts.values(), default=0) / len(texts)
 
 
 def policy(study: config.Study, start: config.Checkpoint, processor):
-    """The base model with the adapter of the checkpoint `start`, trainable.
+    """The base model with the trainable adapter of the checkpoint `start`.
 
-    Handed to trl without a `peft_config`, so that trl keeps a frozen copy of the adapter as the reference: KL is
-    measured against the SFT checkpoint, and is 0 at the first step.
+    trl gets it without a `peft_config` and keeps a frozen copy of the adapter as the reference.  KL is therefore
+    measured from the SFT checkpoint, and is 0 at the first step.
     """
     settings = study.models[start.model]
     base = models.plain_generation(models.load_base(settings), processor)
@@ -213,10 +213,10 @@ def trainer(study: config.Study, run: str, seed: int):
 
 
 def train(study: config.Study, run: str, seed: int) -> pd.DataFrame:
-    """Run GRPO, or go on from its newest checkpoint; return its log, one row a step.
+    """Run GRPO, or resume from its last checkpoint; returns the log with one row per step.
 
     The log has the columns of `LOGGED`, the reward's own metrics (`a/b` as `a_b`), `validation_f1` (macro-F1 of each
-    checkpoint on some validation films) and `collapse` (what has collapsed, in words; "" while nothing has).
+    checkpoint on some validation films) and `collapse` (signs of a collapse, in words; "" if there are none).
     Writes `adapter/` (of the last step) and `best/` (of the best checkpoint), both peft, safetensors and a model card,
     `log.parquet` and `completions.parquet` (see `logged_completions`).
     """
@@ -276,7 +276,7 @@ def example_group(study: config.Study, run: str, seed: int) -> pd.DataFrame:
 
 
 def describe(study: config.Study, checkpoint: config.Checkpoint, step: int, table: pd.DataFrame) -> str:
-    """The model card of the checkpoint of one step of a GRPO run, from its log."""
+    """The model card of one checkpoint of a GRPO run."""
     settings, run = study.grpo.of(checkpoint.run), study.grpo.runs[checkpoint.run]
     row, asked = table.set_index("step").loc[step], min(settings.validation_films, study.curate.validation)
     fallen = f"  The run had collapsed ({row.collapse})." if row.collapse else ""
@@ -300,7 +300,7 @@ def describe(study: config.Study, checkpoint: config.Checkpoint, step: int, tabl
 
 
 def _films_sentence(study: config.Study, run: config.GrpoRun) -> str:
-    """What films and labels a run has learned from, in words."""
+    """A phrase about the films and labels that a run was trained on."""
     told = []
     for name in run.films or [study.curate.train]:
         labels = f"the labels of `{run.labels[name]}`" if name in run.labels else "their labels"
@@ -311,9 +311,9 @@ def _films_sentence(study: config.Study, run: config.GrpoRun) -> str:
 
 
 def validate(study: config.Study, checkpoint: config.Checkpoint, weights: Path) -> float:
-    """Macro-F1 of the greedy answers of one of a run's checkpoints on the first `validation_films` of validation.
+    """Macro-F1 of a checkpoint's greedy answers on the first `validation_films` of the validation set.
 
-    They are in random order, so the first are a sample.  The value is kept beside the weights, to be read again.
+    Validation films are in random order, so the first ones are a sample.  The value is saved next to the weights.
     """
     kept = weights / "validation.json"
     if kept.exists():
@@ -330,15 +330,15 @@ def validate(study: config.Study, checkpoint: config.Checkpoint, weights: Path) 
 
 
 def best(f1: dict[int, float]) -> int:
-    """The step of the highest macro-F1, of equal ones the earliest; an undefined one is never best."""
+    """The earliest step with the highest macro-F1; an undefined value is never the best."""
     return max(f1, key=lambda step: (f1[step] if f1[step] == f1[step] else -1.0, -step))
 
 
 def log(history: list[dict], settings: config.Collapse) -> pd.DataFrame:
-    """The trainer's history under our names, one row a step, with the reward's own metrics and `collapse`.
+    """The trainer's log history with our names, one row per step, with the reward's own metrics and `collapse`.
 
-    What is measured on fresh completions (reward, length, failures) is NaN at steps that use a rollout again, and KL
-    where `beta` is 0: trl measures none then.
+    Values of new completions (reward, length, failures) are NaN at steps that use a rollout again.  KL is NaN if `beta`
+    is 0, because trl does not compute it then.
     """
     steps = [entry for entry in history if "entropy" in entry]
     own = dict.fromkeys(name for entry in steps for name in entry if name.startswith(METRICS))
@@ -348,7 +348,7 @@ def log(history: list[dict], settings: config.Collapse) -> pd.DataFrame:
 
 
 def collapsed(table: pd.DataFrame, settings: config.Collapse) -> list[str]:
-    """For each step of a log, which limits of `settings` the last rollouts' means have crossed, in words; or ""."""
+    """For each step of a log, the limits of `settings` that the means of the last rollouts cross, in words; or ""."""
     columns = ["entropy", "kl", "completion_length", "commonest_label", "groups_without_contrast", "cut_off"]
     means = table[columns].rolling(settings.rollouts, min_periods=settings.rollouts).mean()
     sampled = ["completion_length", "commonest_label", "groups_without_contrast", "cut_off"]
@@ -366,7 +366,7 @@ def collapsed(table: pd.DataFrame, settings: config.Collapse) -> list[str]:
 
 
 def collapse_warning(settings: config.Collapse):
-    """A trainer callback that says loudly when a run begins to collapse, and in what."""
+    """A trainer callback that prints a warning when a run begins to collapse."""
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
@@ -383,7 +383,7 @@ def collapse_warning(settings: config.Collapse):
 
 
 def logs(study: config.Study) -> pd.DataFrame:
-    """The logs of all GRPO runs of the study, one below the other, with `run` (its name and seed)."""
+    """The logs of all GRPO runs of the study, with a column `run` (name and seed)."""
     empty = pd.DataFrame(columns=["step", "reward", "kl", "validation_f1", "run"])
     tables = [
         records.load(study.paths.log(each)).assign(run=f"{each.run}, seed {each.seed}") for each in study.runs("grpo")
@@ -392,25 +392,25 @@ def logs(study: config.Study) -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame) -> str:
-    """What a log shows, a sentence a line: first tenth of the steps against the last, best checkpoint, collapse."""
+    """A summary of a log: first and last tenth of the steps, KL, best checkpoint, collapse; one sentence per line."""
     tenth = max(1, len(table) // 10)
     first, last = (part.mean(numeric_only=True) for part in (table.head(tenth), table.tail(tenth)))
     f1 = table.set_index("step")["validation_f1"].dropna()
     fallen = table[table["collapse"] != ""]
     lines = [
-        f"From the first {tenth} steps to the last {tenth} of {len(table)}, the sampled answers' mean reward went from "
-        f"{first.reward:.3f} to {last.reward:.3f}, malformed answers from {first.format_failures:.1%} to "
+        f"From the first {tenth} to the last {tenth} of {len(table)} steps, the mean reward of sampled answers went "
+        f"from {first.reward:.3f} to {last.reward:.3f}, malformed answers from {first.format_failures:.1%} to "
         f"{last.format_failures:.1%}, answers cut off at the token limit from {first.cut_off:.1%} to "
         f"{last.cut_off:.1%}, length from {first.completion_length:.0f} to "
         f"{last.completion_length:.0f} tokens, entropy from {first.entropy:.3f} to {last.entropy:.3f} nats.",
         f"KL to the SFT checkpoint ended at {last.kl:.4f} nats a token."
         if last.kl == last.kl
-        else "KL to the SFT checkpoint is not measured, as beta is 0.",
-        f"The best checkpoint is that of step {best(f1.to_dict())}: macro-F1 {f1.max():.3f} on validation films, "
-        f"{f1.iloc[-1]:.3f} for the last.",
+        else "KL to the SFT checkpoint is not measured, because beta is 0.",
+        f"The best checkpoint is at step {best(f1.to_dict())}: macro-F1 {f1.max():.3f} on validation films, "
+        f"compared with {f1.iloc[-1]:.3f} for the last one.",
         f"COLLAPSED from step {fallen['step'].iloc[0]}: {fallen['collapse'].iloc[-1]}."
         if len(fallen)
         else "No sign of collapse.",
-        "Whether greedy answers on unseen films gained too is measured in the comparison.",
+        "The comparison measures whether greedy answers on new films improved, too.",
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on reasoning traces: trl's SFTTrainer with LoRA as published (PROTOCOL: SFT)."""
+"""Supervised fine-tuning (SFT) on reasoning traces, with trl's SFTTrainer and LoRA (PROTOCOL: SFT)."""
 
 from pathlib import Path
 
@@ -11,23 +11,23 @@ from chexreason.training import common, model_card
 
 
 def traces(study: config.Study, format: str) -> pd.Series:
-    """The teacher's traces of `format`, as written, by film; raises RecordError where there are none."""
+    """The teacher's traces of `format` by film; raises RecordError if there are none."""
     written = records.load(study.folder / check.TRACES)
     texts = written[written["format"] == format].set_index("film")["text"]
     if texts.empty:
         there = ", ".join(written["format"].unique()) or "none"
         raise records.RecordError(
-            f"{check.TRACES} holds no trace of {format}; it has {there}; a new one needs a run under "
+            f"{check.TRACES} has no trace of {format}, only of {there}; a new format needs a run under "
             "sft.runs in the params file, and then 1_curate again"
         )
     return texts
 
 
 def data(study: config.Study, split: str, format: str, opening: str = ""):
-    """The films of `split` that have a trace of `format`, as a trl data set of prompt, image and completion.
+    """The films of `split` with a trace of `format`, as a trl data set of prompt, image and completion.
 
-    `opening` is what the model's chat template writes of each reply (`models.opened`).  Raises RecordError where the
-    teacher wrote no trace of that format.
+    `opening` is the part of each reply that the chat template writes (`models.template_opening`).  Raises RecordError
+    if there is no trace of that format.
     """
     texts, films = traces(study, format), curate.dataset(study, split)
     films = films[films["film"].isin(texts.index)]
@@ -38,14 +38,14 @@ def data(study: config.Study, split: str, format: str, opening: str = ""):
 
 
 def example(study: config.Study, run: str) -> pd.DataFrame:
-    """The first film of a run as `figures.film_beside_text` takes it, beside its trace; none if it is credentialed."""
+    """The first film of a run and its trace, for `figures.film_beside_text`; no row if the film is credentialed."""
     texts, films = traces(study, study.sft.runs[run].format), curate.dataset(study, "sft")
     first = films[films["film"].isin(texts.index)].head(1).query("not credentialed")
     return first.assign(text=first["film"].map(texts))
 
 
 def work_folder(study: config.Study, checkpoint: config.Checkpoint) -> Path:
-    """Where one SFT run keeps what it resumes from."""
+    """The folder with the checkpoints of an SFT run."""
     format = study.prompt(checkpoint)
     films = pd.concat([curate.dataset(study, split) for split in ("sft", "sft-holdout")])
     read = common.content_digest(films.assign(trace=films["film"].map(traces(study, format))), "split", "trace")
@@ -90,8 +90,9 @@ def arguments(study: config.Study, run: str, seed: int):
 def trainer(study: config.Study, run: str, seed: int):
     """An SFTTrainer ready to run.
 
-    Loss on the answer's tokens only, which is what trl does with `prompt` and `completion` columns; early stopping on
-    the loss of the held-out films; the vision encoder stays frozen, since LoRA reaches the language model only.
+    The loss is on the tokens of the answer only (trl does so for the columns `prompt` and `completion`).  Early
+    stopping uses the loss on held-out films.  The vision encoder is frozen, because LoRA adapts the language model
+    only.
     """
     from transformers import set_seed
     from trl import SFTTrainer
@@ -128,10 +129,10 @@ def trainer(study: config.Study, run: str, seed: int):
 
 
 def refuse_other_tokens(runner, format: str, path: str) -> None:
-    """Raise ModelError unless a model is trained on the prompt it will be asked with, to give the answer whole.
+    """Raise ModelError unless training and prediction give the model the same tokens.
 
-    What the trainer makes of the first example is compared with what prediction asks, token by token; the answer must
-    read back in its format and be followed by a token that ends a reply.
+    The trainer's first example is compared with the input of prediction, token by token.  The answer must be readable
+    in its format, and a token that ends a reply must follow it.
     """
     processor, first = runner.processing_class, runner.train_dataset[0]
     film, prompt, answer = first["image"], first["prompt"][0]["content"], first["completion"][0]["content"]
@@ -141,7 +142,7 @@ def refuse_other_tokens(runner, format: str, path: str) -> None:
     if before.tolist() != asked["input_ids"][0].tolist() or not batch["pixel_values"].equal(asked["pixel_values"]):
         ends = (repr(processor.tokenizer.decode(ids)[-60:]) for ids in (before, asked["input_ids"][0]))
         raise models.ModelError(
-            f"{path}: its chat template or processor asks otherwise in training ({next(ends)}) than in prediction "
+            f"{path}: its chat template or processor gives another input in training ({next(ends)}) than in prediction "
             f"({next(ends)}); change chat_template.jinja so that both are the same"
         )
     text = models.template_opening(processor) + processor.tokenizer.decode(after, skip_special_tokens=True)
@@ -154,14 +155,14 @@ def refuse_other_tokens(runner, format: str, path: str) -> None:
             "chat_template.jinja so that it writes the assistant's message as it is"
         )
     if not set(after.tolist()) & set(runner.model.generation_config.eos_token_id):
-        raise models.ModelError(f"{path}: its chat template ends no reply, so training would not teach where to stop")
+        raise models.ModelError(f"{path}: its chat template does not end a reply, so the model would not learn to stop")
 
 
 def train(study: config.Study, run: str, seed: int) -> pd.DataFrame:
-    """Train one SFT run, or go on from its newest checkpoint; return its log.
+    """Train one SFT run, or resume from its last checkpoint; returns its log.
 
     Writes `adapter/` (peft, safetensors, model card) and `log.parquet`: step, epoch, split (train or eval), loss (nats
-    a token of the answer), token_accuracy (share of the answer's tokens guessed right).
+    per token of the answer), token_accuracy (share of the answer's tokens that are predicted correctly).
     """
     checkpoint = study.checkpoint("sft", run, seed)
     base, going = study.models[checkpoint.model], work_folder(study, checkpoint)
@@ -182,7 +183,7 @@ def train(study: config.Study, run: str, seed: int) -> pd.DataFrame:
 
 
 def log(history: list[dict]) -> pd.DataFrame:
-    """The trainer's history as a tidy table: step, epoch, split, loss, token_accuracy."""
+    """The trainer's log history as a tidy table: step, epoch, split, loss, token_accuracy."""
     rows = []
     for entry in history:
         for split, prefix in (("train", ""), ("eval", "eval_")):
@@ -200,7 +201,7 @@ def log(history: list[dict]) -> pd.DataFrame:
 
 
 def describe(study: config.Study, checkpoint: config.Checkpoint, table: pd.DataFrame) -> str:
-    """The model card of one SFT run, from its log."""
+    """The model card of one SFT run."""
     held = table[table["split"] == "eval"]
     best = held.loc[held["loss"].idxmin()]
     films, source, format = study.curate, study.sources[study.curate.train], study.prompt(checkpoint)
@@ -215,14 +216,14 @@ def describe(study: config.Study, checkpoint: config.Checkpoint, table: pd.DataF
         scores=model_card.Scores(
             "sft-holdout",
             f"On the {films.holdout:.0%} of these films that are held out for early stopping, at step {best.step:.0f}, "
-            "whose weights these are: loss in nats a token of the answer, and the share of those tokens guessed right.",
+            "whose weights these are: loss in nats per token of the answer, and the share of correctly predicted tokens.",
             {"loss": float(best.loss), "token_accuracy": float(best.token_accuracy)},
         ),
     )
 
 
 def trainable(study: config.Study, model: str) -> pd.DataFrame:
-    """Where the trained weights are: one row a kind of projection, with matrices and weights LoRA adds to it."""
+    """The trained weights: one row per kind of projection, with the matrices and weights that LoRA adds."""
     from peft import get_peft_model
 
     base = study.models[model]
@@ -235,7 +236,7 @@ def trainable(study: config.Study, model: str) -> pd.DataFrame:
 
 
 def logs(study: config.Study) -> pd.DataFrame:
-    """The logs of all SFT runs of the study, one below the other, with model, run, format and seed."""
+    """The logs of all SFT runs of the study, with model, run, format and seed."""
     return pd.concat(
         [
             records.load(study.paths.log(each)).assign(
@@ -248,11 +249,11 @@ def logs(study: config.Study) -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame) -> str:
-    """What a log shows, in a sentence: the best held-out loss and where the run stood at its end."""
+    """A summary of a log: the lowest held-out loss, and the last one."""
     held = table[table["split"] == "eval"]
     best, last = held.loc[held["loss"].idxmin()], held.iloc[-1]
     return (
-        f"On the held-out films the loss was lowest at step {best.step:.0f} (epoch {best.epoch:.1f}): {best.loss:.3f} "
-        f"nats a token, with {best.token_accuracy:.1%} of the answer's tokens guessed right.  "
-        f"The last evaluation, at step {last.step:.0f}, stood at {last.loss:.3f}; the best weights were kept."
+        f"The loss on held-out films was lowest at step {best.step:.0f} (epoch {best.epoch:.1f}): {best.loss:.3f} nats "
+        f"per token, with {best.token_accuracy:.1%} of the answer's tokens predicted correctly. At the last evaluation "
+        f"(step {last.step:.0f}) it was {last.loss:.3f}. The weights with the lowest loss were kept."
     )
