@@ -93,7 +93,7 @@ def modules(notebook: Path) -> list[Path]:
 
 
 def imported_files(source: str) -> list[Path]:
-    """The package's files that `source` reaches through imports, with the CSV and JSON files beside them.
+    """The package's files that `source` reaches through imports, with the tables and templates beside them.
 
     The schema of params is left out: what it hands on is values, and those are compared one by one.  So are prompts,
     whose text is part of each protocol, and this module.
@@ -104,7 +104,7 @@ def imported_files(source: str) -> list[Path]:
         found |= waiting
         waiting = {path for file in waiting for path in _imported_by(file)} - found
     folders = {file.parent for file in found} - {PACKAGE, PACKAGE / "stand_ins"}
-    data = {file for folder in folders for file in folder.glob("*") if file.suffix in {".csv", ".json"}}
+    data = {file for folder in folders for file in folder.glob("*") if file.suffix in {".csv", ".json", ".md", ".html"}}
     return sorted((found | data) - {*(PACKAGE / "config").glob("*.py"), Path(__file__)})
 
 

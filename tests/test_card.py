@@ -32,7 +32,7 @@ def test_params_data_and_settings_are_stated():
         "seed: 7",
         "lora_alpha: 32",
         "macro_f1: 0.4321",
-        "no diagnosis",
+        "not a diagnosis",
     ):
         assert words in text
 

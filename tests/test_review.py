@@ -75,7 +75,7 @@ def test_the_sheet_shows_each_film_beside_its_own_trace_and_nothing_of_the_patie
     }
     assert not re.search(r"https?://|src=\"(?!data:)", (folder / "sheet.html").read_text(encoding="utf-8"))
     assert "100 traces of the format free_reasoning, drawn at random with seed 0." in page.text
-    assert "phantoms: drawn, not taken of a patient" in page.text
+    assert "phantoms: drawings, not images of patients" in page.text
 
 
 def test_the_same_seed_draws_the_same_traces_in_a_random_order_and_another_seed_others(study):

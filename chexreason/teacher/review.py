@@ -1,9 +1,8 @@
-"""A sheet of random traces of one format, film beside trace, and a radiologist's verdicts on them read back."""
+"""The review of traces by a radiologist: a page with random traces and their films, and the table of verdicts."""
 
 import base64
 import hashlib
 import json
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from chexreason import answers, config, records
 from chexreason.data import curate, sampling
 from chexreason.teacher import check, clients
 
+TEMPLATE = Path(__file__).with_suffix(".html")
 COUNT = 100
 """Traces on a sheet, as in the paper."""
 
@@ -145,56 +145,21 @@ def _rows(file: Path) -> pd.DataFrame:
     return rows.assign(verdict=rows["verdict"].str.lower())
 
 
-PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="provenance" content="{provenance}">
-<title>{title}</title>
-<style>
-body {{ font: 1rem/1.5 sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }}
-section {{ display: grid; grid-template-columns: minmax(12rem, 3fr) 2fr; gap: 0 1.5rem; break-inside: avoid; }}
-h2 {{ grid-column: 1 / -1; font-size: 1.1rem; border-top: 1px solid; padding-top: .5rem; }}
-img {{ width: 100%; }}
-.reasoning {{ white-space: pre-wrap; }}
-</style></head><body><h1>{title}</h1>
-<p>{count} traces of the format {format}, drawn at random with seed {seed}.
-Judge each by the film beside it: write {verdicts} into the column verdict of verdicts.csv, and what should be different
-into the column comment.</p>
-<p>{notice}</p>
-{sections}
-</body></html>
-"""
-"""The sheet: it fetches nothing and runs no script."""
-
-SECTION = """<section><h2>{number}. {film}</h2><img src="data:image/png;base64,{pixels}" alt="Film {film}">
-<div><p class="reasoning">{reasoning}</p><p><b>{labels}</b></p></div></section>"""
-
-
 def _page(study: config.Study, some: pd.DataFrame) -> str:
-    sources = [study.sources[name] for name in some["source"].unique()]
-    notices = [study.notice]
-    if any(source.kind == "phantom" for source in sources):
-        notices.append("The films are phantoms: drawn, not taken of a patient.")
-    if any(source.credentialed for source in sources):
-        notices.append("The films are under an agreement: keep this page where it allows them to be.")
-    seed = study.teacher.seed
-    return PAGE.format(
-        provenance=escape(json.dumps(records.provenance(study, seed, [study.folder / check.TRACES]), sort_keys=True)),
-        title=escape(f"Traces of {study.title}"),
-        count=len(some),
-        format=escape(some["format"].iloc[0]),
+    """The sheet as HTML; it loads nothing from elsewhere and runs no script."""
+    from jinja2 import Template
+
+    seed, sources = study.teacher.seed, [study.sources[name] for name in some["source"].unique()]
+    provenance = records.provenance(study, seed, [study.folder / check.TRACES])
+    return Template(TEMPLATE.read_text(encoding="utf-8"), autoescape=True).render(
+        study=study,
+        provenance=json.dumps(provenance, sort_keys=True),
+        format=some["format"].iloc[0],
         seed=seed,
         verdicts=f"{', '.join(VERDICTS[:-1])} or {VERDICTS[-1]}",
-        notice=escape(" ".join(filter(None, notices))),
-        sections="\n".join(_section(film) for film in some.itertuples()),
-    )
-
-
-def _section(film) -> str:
-    return SECTION.format(
-        number=film.number,
-        film=escape(film.film),
-        pixels=base64.b64encode(clients.png(film.image)).decode(),
-        reasoning=escape(film.reasoning),
-        labels=escape(", ".join(film.labels)),
+        phantom=any(source.kind == "phantom" for source in sources),
+        credentialed=any(source.credentialed for source in sources),
+        films=[
+            film | {"pixels": base64.b64encode(clients.png(film["image"])).decode()} for film in some.to_dict("records")
+        ],
     )

@@ -1,20 +1,22 @@
-"""The model card of an adapter: the README.md that peft, the hub and whoever is handed the folder look for."""
+"""The model card of an adapter: its README.md, which peft and the hub read."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 from chexreason import __version__, config, models
 
+TEMPLATE = Path(__file__).with_suffix(".md")
 PAPER = "2512.23090"
 LIMITS = """\
-- It is research on how a model is trained, and no medical device: what it says is no diagnosis.
-- It names the fourteen CheXpert labels and nothing else, as the labeller of its training films would.
-- It has seen frontal films of one source. How it does elsewhere is what the study's comparison measures."""
-PHANTOM = "- **Phantom**: its training films are drawings. Nothing it says or scores holds for a real film."
-STAND_IN = "- **Stand-in**: its base is a small model forged for tests of the method, not the published one."
+- It is for research on training methods. It is not a medical device, and its answers are not a diagnosis.
+- It answers with the fourteen CheXpert labels only, as the labeler of its training films would.
+- It was trained on frontal films of one source. The study's comparison measures how it does on others."""
+PHANTOM = "- **Phantom**: its training films are drawings. Its answers and scores say nothing about real films."
+STAND_IN = "- **Stand-in**: its base is a small model for tests of the method, not the published one."
 
 
 class Scores(NamedTuple):
-    """What the log of a run says of its weights: measures by name, the films they are of, and how they were taken."""
+    """Scores of a run's weights in its log: the data set, how they were measured, and the values by name."""
 
     dataset: str
     how: str
@@ -22,11 +24,11 @@ class Scores(NamedTuple):
 
 
 def text(study: config.Study, model: str, run: str, data: str, settings: dict, scores: Scores) -> str:
-    """The card of one run's adapter, metadata first.
+    """The model card of one run's adapter, made from `model_card.md`.
 
-    `run` names it (`sft/free_reasoning, seed 0`), `data` says in a sentence what it learnt from, `settings` are the
-    values of the params file it was trained with.  A score that is undefined (NaN) is left out.  No time and no path is
-    in it, so that the same study gives the same bytes.
+    `run` is its name (`sft/free_reasoning, seed 0`), `data` a sentence about its training films, `settings` the values
+    of the params file.  An undefined score (NaN) is left out.  The card has no time and no path of the machine, so the
+    same study gives the same bytes.
     """
     import yaml
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -51,45 +53,23 @@ def text(study: config.Study, model: str, run: str, data: str, settings: dict, s
         ]
         or None,
     )
-    revision = f', revision="{commit}"' if (commit := models.commit(base)) else ""
     limits = [LIMITS]
     limits += [PHANTOM] if study.phantom else []
     limits += [STAND_IN] if base.path.startswith(models.STAND_IN) else []
-    listed = [f"- {name}: {value:.4f}" for name, value in known.items()] or ["None is defined on so few films."]
-    body = f"""\
-# {title}
-
-A LoRA adapter for `{base.path}` ({models.version(base) or "version unknown"}), trained with ChexReason \
-{__version__} in its study "{study.title}" (`{study.study}`, params {study.hash}), after Berger et al., arXiv:{PAPER}.
-
-## Data
-
-{data}
-No patient of theirs is in validation.
-
-## Training
-
-```yaml
-{yaml.safe_dump(settings, sort_keys=False).strip()}
-```
-
-## Scores while training
-
-{scores.how}
-
-{chr(10).join(listed)}
-
-## Limits
-
-{chr(10).join(limits)}
-
-## Use
-
-```python
-from chexreason import config, models
-
-base = config.Model(name="{base.name}", path="{base.path}"{revision}, dtype="{base.dtype}")
-model = models.load_trained(base, "path/to/this/folder")
-```
-"""
-    return str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}"))
+    card = ModelCard.from_template(
+        metadata,
+        template_path=str(TEMPLATE),
+        title=title,
+        model=base,
+        version=models.version(base) or "version unknown",
+        commit=models.commit(base),
+        package=__version__,
+        study=study,
+        paper=PAPER,
+        data=data,
+        settings=yaml.safe_dump(settings, sort_keys=False).strip(),
+        how=scores.how,
+        scores=[f"{name}: {value:.4f}" for name, value in known.items()],
+        limits="\n".join(limits),
+    )
+    return str(card)

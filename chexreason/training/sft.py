@@ -216,7 +216,7 @@ def describe(study: config.Study, checkpoint: config.Checkpoint, table: pd.DataF
         scores=model_card.Scores(
             "sft-holdout",
             f"On the {films.holdout:.0%} of these films that are held out for early stopping, at step {best.step:.0f}, "
-            "whose weights these are: loss in nats per token of the answer, and the share of correctly predicted tokens.",
+            "whose weights these are: loss in nats per token of the answer, and the share of right tokens.",
             {"loss": float(best.loss), "token_accuracy": float(best.token_accuracy)},
         ),
     )
