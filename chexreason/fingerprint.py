@@ -1,8 +1,8 @@
-"""Is this still valid?  Digests of code, libraries, notebooks and records.
+"""Is this still valid? Digests of code, libraries, notebooks and records.
 
-A stage is valid as long as four things are: the code it runs (without docstrings and comments), the versions of the
-libraries it computes with, the params it uses and the content it reads.  Time stamps, commits and provenance do not
-count.  The graph asks this of whole notebooks; training, prediction and images ask it of the modules in `ROOMS`.
+A result is valid as long as four things are the same: the code that made it (without docstrings and comments), the
+versions of the libraries it uses, its params, and the content it read. Times, commits and provenance do not count. The
+graph checks whole notebooks; training, prediction and images check the modules in `ROOMS`.
 """
 
 import ast
@@ -26,7 +26,9 @@ ROOMS = {
     "predict": ("inference/predict.py", "models.py", "runtime.py"),
     "scores": ("evaluation/metrics.py",),
 }
-"""The modules that decide what each of these makes; whatever reaches the first of them may make it."""
+"""The modules that each of these results depends on. A notebook that imports the first module may make such a
+result.
+"""
 
 LIBRARIES = {
     "phantom": ("numpy", "pillow", "scipy"),
@@ -36,11 +38,11 @@ LIBRARIES = {
     "predict": ("torch", "transformers", "peft", "tokenizers", "pillow"),
     "scores": ("numpy", "pandas", "scipy", "scikit-learn"),
 }
-"""The libraries whose version decides it too."""
+"""The libraries whose versions it depends on."""
 
 
 def digest(*parts) -> str:
-    """Sixteen hexadecimal digits of values that can be written as JSON, whatever the order of their keys."""
+    """Sixteen hexadecimal digits for values that JSON can hold; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -54,17 +56,17 @@ def room(name: str) -> str:
 
 @cache
 def code(files: tuple[Path, ...]) -> str:
-    """The digest of source files without docstrings and comments; of other files, of their bytes."""
+    """The digest of source files without docstrings and comments; for other files, of their bytes."""
     return digest([_plain(file) if file.suffix == ".py" else file.read_bytes().hex() for file in files])
 
 
 def rows(table) -> str:
-    """The digest of a table's rows, in their order; its provenance does not count."""
+    """The digest of a table's rows, in order; its provenance does not count."""
     return hashlib.sha256(table.to_csv(index=False, lineterminator="\n").encode()).hexdigest()[:16]
 
 
 def pixels(image: str | Path) -> str:
-    """Sixty-four hexadecimal digits of the pixels of an image file, as 8-bit gray; what else it says does not count."""
+    """Sixty-four hexadecimal digits for the pixels of an image file as 8-bit gray; its metadata do not count."""
     import numpy as np
     from PIL import Image
 
@@ -74,9 +76,9 @@ def pixels(image: str | Path) -> str:
 
 
 def notebook(path: Path) -> str:
-    """The digest of a notebook's cells, the code they reach, and the versions of the libraries it computes with.
+    """The digest of a notebook's cells, the code they use, and the versions of the libraries.
 
-    Outputs and counts of execution do not count.
+    Outputs and execution counts do not count.
     """
     cells, files = (
         [(cell["cell_type"], cell["source"], _shown(cell["metadata"])) for cell in _cells(path)],
@@ -87,16 +89,16 @@ def notebook(path: Path) -> str:
 
 
 def modules(notebook: Path) -> list[Path]:
-    """The package's files that the code of `notebook` reaches through imports, with the tables beside them."""
+    """The package's files that the code of `notebook` imports, directly or indirectly, with tables and templates."""
     source = "\n".join(cell["source"] for cell in _cells(notebook) if cell["cell_type"] == "code")
     return imported_files(re.sub(r"(?m)^[%!].*$", "", source))
 
 
 def imported_files(source: str) -> list[Path]:
-    """The package's files that `source` reaches through imports, with the tables and templates beside them.
+    """The package's files that `source` imports, directly or indirectly, with the tables and templates next to them.
 
-    The schema of params is left out: what it hands on is values, and those are compared one by one.  So are prompts,
-    whose text is part of each protocol, and this module.
+    Left out are the schema of params (its values are compared one by one), prompts (their text is part of each
+    protocol), and this module.
     """
     found: set[Path] = set()
     waiting = _imported(source)
@@ -119,19 +121,19 @@ def _plain(file: Path) -> str:
 
 
 def _is_text(statement: ast.stmt) -> bool:
-    """Whether a statement is nothing but a text: a docstring, or the words below a constant."""
+    """Whether a statement is only a text: a docstring, or the text below a constant."""
     value = getattr(statement, "value", None)
     return isinstance(statement, ast.Expr) and isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
 def _cells(path: Path) -> list[dict]:
-    """The cells of a notebook of format 4, as they are in the file, each source as one text."""
+    """The cells of a notebook (format 4), each source as one text."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     return [cell | {"source": "".join(cell["source"])} for cell in cells]
 
 
 def _shown(metadata: dict) -> dict:
-    """What of a cell's metadata changes the book."""
+    """The part of a cell's metadata that changes the book."""
     return {name: metadata[name] for name in ("tags", "mystnb") if metadata.get(name)}
 
 

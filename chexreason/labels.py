@@ -1,4 +1,4 @@
-"""The fourteen CheXpert labels, the named label sets, and the policies that settle an unsettled label."""
+"""The fourteen CheXpert labels, the named label sets, the uncertainty policies, and the label hierarchy."""
 
 from types import MappingProxyType
 
@@ -33,10 +33,10 @@ NIH9 = (
     "Pneumothorax",
     "Pleural Other",
 )
-"""The labels the paper scores on NIH (Table 6)."""
+"""The labels that the paper scores on NIH (Table 6)."""
 
 NIH10 = (*NIH9[:-1], "Pleural Effusion", NIH9[-1])
-"""All that NIH has a word for: the paper's nine and NIH's Effusion."""
+"""All labels with a counterpart in NIH: the nine of the paper, and Effusion."""
 
 COMPETITION5 = ("Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion")
 """The labels of CheXpert's competition (Irvin et al. 2019)."""
@@ -59,13 +59,13 @@ POLICIES = ("u_zeros", "u_ones", "u_ignore")
 
 
 def apply_policy(labels: pd.DataFrame, policy: str = "u_zeros") -> pd.DataFrame:
-    """Settle label states by a named policy.
+    """Apply an uncertainty policy to label states.
 
-    `labels` holds 1 (present), 0 (absent), -1 (uncertain) or NaN (not mentioned), films by labels.  The result holds
-    1.0, 0.0 or NaN (unknown, left out of scores).  `u_zeros` is the paper's reading: only positives count, so -1 and
-    silence are both negative.  `u_ones` takes -1 as positive, `u_ignore` as unknown; both keep silence negative.
-    A column that is NaN throughout was never asked for by this source, and stays unknown under every policy.
-    Raises ValueError for an unknown policy.
+    `labels` (films x labels) has 1 (present), 0 (absent), -1 (uncertain) or NaN (not mentioned). The result has 1.0,
+    0.0 or NaN (unknown, not scored). `u_zeros` is the paper's policy: only 1 is positive; -1 and NaN are negative. With
+    `u_ones`, -1 is positive; with `u_ignore`, it is unknown; in both, NaN is negative. A column with only NaN belongs
+    to a label that the source does not have; it stays unknown under every policy. Raises ValueError for an unknown
+    policy.
     """
     if policy not in POLICIES:
         raise ValueError(f"unknown label policy {policy!r}; choose one of {', '.join(POLICIES)}")
@@ -77,15 +77,15 @@ def apply_policy(labels: pd.DataFrame, policy: str = "u_zeros") -> pd.DataFrame:
 
 
 def positives(row: pd.Series) -> tuple[str, ...]:
-    """The labels of one settled row that are present, in CheXpert's order."""
+    """The labels that are present in one row, in CheXpert's order."""
     return tuple(name for name in CHEXPERT14 if row[name] == 1.0)
 
 
 def add_parent_labels(labels: pd.DataFrame) -> pd.DataFrame:
-    """Labels, films x 14, with Enlarged Cardiomediastinum and Lung Opacity present wherever a label below them is.
+    """Labels (films x 14) with Enlarged Cardiomediastinum and Lung Opacity present if a label below them is.
 
-    CheXpert's test labels are closed so; its training labels, and what a model learnt from them, are not.  Takes and
-    keeps any dtype that holds 1 (float states, bool predictions).  Only a child that is 1 says something of its parent.
+    CheXpert's test labels follow this hierarchy; its training labels do not. Any dtype with 1 is accepted and kept
+    (float states, bool predictions). Only a child that is 1 changes its parent.
     """
     closed = labels.copy()
     for parent, children in CLOSURES.items():

@@ -1,4 +1,4 @@
-"""Records: the parquet and JSON files through which notebooks meet, each with its provenance, written atomically."""
+"""Records: parquet and JSON files with provenance, which notebooks exchange. They are written atomically."""
 
 import errno
 import fcntl
@@ -21,18 +21,18 @@ PROVENANCE = b"chexreason"
 
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""What the system says when no more can be written: the disk, the quota or the file's limit is reached."""
+"""Error numbers of the system if nothing more can be written: the disk, the quota or the file size limit is reached."""
 
 LAST_BYTES = 64 * 1024
-"""With less than this free a disk is full: some libraries do not say why they could not write."""
+"""With less free space than this, a disk is full; some libraries do not give the reason of a failed write."""
 
 
 class RecordError(ValueError):
-    """A record is missing, or is not one of ours."""
+    """A record is missing, or was not written by ChexReason."""
 
 
 class DiskFullError(OSError):
-    """Nothing more can be written; what was there before is whole."""
+    """Nothing more can be written. Existing files are complete."""
 
 
 def sha256(path: str | Path) -> str:
@@ -43,7 +43,7 @@ def sha256(path: str | Path) -> str:
 
 @cache
 def commit() -> str:
-    """The commit of the source tree the package lies in, or "" outside a repository or without git."""
+    """The commit of the package's source tree, or "" without a repository or git."""
     here = Path(__file__).resolve().parent
     try:
         git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, check=False)
@@ -53,10 +53,10 @@ def commit() -> str:
 
 
 def provenance(study, seed: int | None = None, inputs: Iterable[Path] = ()) -> dict:
-    """What a record was made from: the study's params, the package, the seed and the hash of every input record.
+    """The provenance of a record: study, params, package, seed, and the hash of every input record.
 
-    `study` is a `chexreason.config.Study`.  No time and no path of this machine is in it, so that the same study gives
-    the same bytes; inputs are named relative to the study's folder.
+    `study` is a `chexreason.config.Study`. It has no time and no path of the machine, so the same study gives the same
+    bytes; inputs are named relative to the study's folder.
     """
     return {
         "study": study.study,
@@ -71,10 +71,10 @@ def provenance(study, seed: int | None = None, inputs: Iterable[Path] = ()) -> d
 
 @contextmanager
 def replacing(path: Path, sync: bool = True):
-    """Yield a temporary path beside `path`, for a file or a folder, that becomes `path` only when the block ends well.
+    """Yield a temporary path for a file or folder; it replaces `path` only if the block ends without an error.
 
-    With `sync` its bytes are on the disk before its name changes, so that a power cut leaves the old or the new, and
-    nothing empty.  Raises DiskFullError where the block fails for want of room.
+    With `sync`, its bytes are on the disk before the replacement, so that a power cut leaves the old or the new file.
+    Raises DiskFullError if the block fails because the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (path.with_name(f".{path.name}.{word}{os.getpid()}") for word in ("", "old."))
@@ -95,7 +95,7 @@ def replacing(path: Path, sync: bool = True):
 
 @contextmanager
 def disk_full_errors(path: Path):
-    """Raise DiskFullError, naming `path`, for whatever fails in the block because the disk is full."""
+    """Turn any error in the block that comes from a full disk into a DiskFullError that names `path`."""
     try:
         yield
     except Exception as error:
@@ -108,10 +108,10 @@ def disk_full_errors(path: Path):
 
 
 def lock(path: Path, file: int, wait: bool = False) -> bool:
-    """Lock the open file descriptor `file` of `path`; whoever inherits it holds the lock too.
+    """Lock the open file descriptor `file` of `path`; a process that inherits it has the lock, too.
 
     Returns False on a file system without locks (some Lustre, NFS and FUSE mounts), after a warning on standard error.
-    Raises BlockingIOError when another process has the lock, unless `wait`.
+    Raises BlockingIOError if another process has the lock, unless `wait`.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -128,7 +128,7 @@ def lock(path: Path, file: int, wait: bool = False) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Remove from `folder`, at any depth, what processes that were killed left half written under `replacing`."""
+    """Remove the unfinished files that killed processes left in `folder`, at any depth (see `replacing`)."""
     for left in list(folder.rglob(".*.*")):
         writer = left.name.rpartition(".")[2]
         if writer.isdecimal() and not _alive(int(writer)):
@@ -153,7 +153,7 @@ def _remove(path: Path) -> None:
 
 
 def to_disk(path: Path) -> None:
-    """Have the bytes of a file, or for a folder those of all files, written to the disk itself."""
+    """Write the bytes of a file, or of all files of a folder, to the disk."""
     if path.is_dir():
         os.sync()  # one for all of them: one for each takes longer than writing them
     else:
@@ -162,7 +162,7 @@ def to_disk(path: Path) -> None:
 
 
 def _sync_names(folder: Path) -> None:
-    """Have the names in a folder written to the disk itself."""
+    """Write the names in a folder to the disk."""
     opened = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -171,7 +171,7 @@ def _sync_names(folder: Path) -> None:
 
 
 def save(table: pd.DataFrame, path: Path, provenance: dict) -> None:
-    """Write `table` as parquet with its provenance in the file's metadata; the index is not kept."""
+    """Write `table` as parquet with its provenance in the file's metadata; the index is not saved."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -184,7 +184,7 @@ def save(table: pd.DataFrame, path: Path, provenance: dict) -> None:
 def load(path: Path) -> pd.DataFrame:
     """Read a record; its provenance is in `.attrs["provenance"]`.
 
-    Raises RecordError, naming the file, when it is not there, is damaged, or was not written by `save`.
+    Raises RecordError with the file if it is missing, damaged, or was not written by `save`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -204,13 +204,13 @@ def load(path: Path) -> pd.DataFrame:
 
 
 def save_json(data, path: Path, provenance: dict) -> None:
-    """Write JSON-able `data` beside its provenance."""
+    """Write `data` and its provenance as JSON."""
     with replacing(Path(path)) as temporary:
         temporary.write_text(json.dumps({"provenance": provenance, "data": data}, indent=1, sort_keys=True) + "\n")
 
 
 def load_json(path: Path):
-    """Read what `save_json` wrote; raises RecordError when it is not there or was not written by `save_json`."""
+    """The data that `save_json` wrote; raises RecordError if the file is missing or was not written by `save_json`."""
     _refuse_missing(path)
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -8,11 +8,11 @@ from pathlib import Path
 from types import ModuleType
 
 NO_MEMORY = ("can't allocate memory", "not enough memory", "could not create a primitive", "out of memory when reading")
-"""What libraries say when memory is used up: torch, torch, oneDNN, which convolves on a CPU, and Pillow."""
+"""Error messages of libraries for a lack of memory: torch (two), oneDNN (convolutions on a CPU), and Pillow."""
 
 
 def gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them, found without loading torch."""
+    """The GPUs that this process may use, by CUDA_VISIBLE_DEVICES or NVIDIA's driver, without loading torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name and name != "-1"]
@@ -21,12 +21,12 @@ def gpus() -> list[str]:
 
 
 def threads() -> int:
-    """How many threads torch may use: what OMP_NUM_THREADS says, or one."""
+    """The number of threads that torch may use: OMP_NUM_THREADS, or one."""
     return int(os.environ.get("OMP_NUM_THREADS", "1"))
 
 
 def module(file: Path) -> ModuleType:
-    """The module of a user's file, run under a name of its own, so that two files of one name do not meet."""
+    """The module of a user's file, under a unique name, so that two files with the same name do not conflict."""
     name = f"chexreason_{zlib.crc32(str(file.resolve()).encode()):08x}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
@@ -37,14 +37,14 @@ def module(file: Path) -> ModuleType:
 
 
 def steady_threads() -> None:
-    """Hold torch to `threads()`, so that the same sums are taken in the same order."""
+    """Limit torch to `threads()`, so that sums are always taken in the same order."""
     import torch
 
     torch.set_num_threads(threads())
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or what it arose from, says that the machine or its GPU has no memory left."""
+    """Whether an error, or its cause, means that the machine or its GPU is out of memory."""
     import torch
 
     if error is None:
@@ -55,7 +55,7 @@ def out_of_memory(error: BaseException | None) -> bool:
 
 
 def on_cpu() -> dict:
-    """Trainer arguments that depend on the machine: bf16 on a GPU that has it, plain float32 on a CPU."""
+    """Trainer arguments for this machine: bf16 on a GPU that supports it, plain float32 on a CPU."""
     import torch
 
     gpu = torch.cuda.is_available()

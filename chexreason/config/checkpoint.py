@@ -1,4 +1,4 @@
-"""What is trained and asked, as a name (`Checkpoint`), and where its records lie in a study's folder (`Paths`)."""
+"""Names of checkpoints (`Checkpoint`), and every path in the folder of a study (`Paths`)."""
 
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, cast
@@ -11,10 +11,10 @@ Stage = Literal["untuned", "sft", "grpo"]
 
 
 class Checkpoint(NamedTuple):
-    """The weights of a model: its own, or with what a run of a stage has learned from one seed.
+    """The name of a model's weights: untuned, or trained in one run of a stage with one seed.
 
-    `run` is "" for the untuned model; `which` is "best" for a GRPO run's best macro-F1 on validation films, and "last"
-    otherwise.
+    `run` is "" for the untuned model. `which` is "best" for a GRPO run's highest macro-F1 on validation films, and
+    "last" otherwise.
     """
 
     model: str
@@ -25,7 +25,7 @@ class Checkpoint(NamedTuple):
 
     @classmethod
     def parse(cls, model: str, name: str, seed: int) -> "Checkpoint":
-        """The checkpoint of a `name` as records and notebooks have it; raises ValueError for one of another form."""
+        """The checkpoint with this `name`, as in records and notebooks; raises ValueError for any other text."""
         stage, _, run = name.partition("/")
         if (stage == UNTUNED and run) or (stage != UNTUNED and not run) or stage not in (UNTUNED, "sft", "grpo"):
             raise ValueError(f"{name!r} is no checkpoint; write {UNTUNED}, sft/RUN, grpo/RUN or grpo/RUN{BEST}")
@@ -35,7 +35,7 @@ class Checkpoint(NamedTuple):
 
     @property
     def name(self) -> str:
-        """`untuned`, `sft/<run>`, `grpo/<run>` (of the last step) or `grpo/<run>-best`."""
+        """`untuned`, `sft/<run>`, `grpo/<run>` (last step) or `grpo/<run>-best`."""
         if self.stage == UNTUNED:
             return UNTUNED
         return f"{self.stage}/{self.run}{BEST if self.which == 'best' else ''}"
@@ -47,7 +47,7 @@ class Checkpoint(NamedTuple):
 
 
 class Paths(NamedTuple):
-    """Where the records of a study lie; `root` is its folder."""
+    """The paths of the records of a study; `root` is its folder."""
 
     root: Path
 
@@ -72,11 +72,11 @@ class Paths(NamedTuple):
         return self.run(checkpoint) / "completions.parquet"
 
     def asked(self, checkpoint: Checkpoint) -> Path:
-        """The folder of what a checkpoint was asked."""
+        """The folder of the predictions of a checkpoint."""
         return self.root / "predict" / checkpoint.model / checkpoint.name / f"seed{checkpoint.seed}"
 
     def answers(self, checkpoint: Checkpoint) -> Path:
-        """The answers of a checkpoint."""
+        """The record of the answers of a checkpoint."""
         return self.asked(checkpoint) / "answers.parquet"
 
     def compared(self, name: str) -> Path:

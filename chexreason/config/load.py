@@ -1,4 +1,4 @@
-"""From a params file to a study: YAML, the file that it extends, and messages for what is wrong."""
+"""Read a params file: YAML, the file that it extends, and the checks of its values."""
 
 import difflib
 import os
@@ -20,14 +20,14 @@ from chexreason.config.study import Study
 from chexreason.config.training import GrpoRun, Run, SftRun
 
 MOST_BYTES = 1_000_000
-"""A params file is a few kilobytes of text; a larger one is something else, and is not parsed."""
+"""Bytes. A params file has a few kilobytes; a larger file is something else and is not parsed."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without what no params file needs: tags, aliases (a few can stand for gigabytes) and repeated keys.
+    """YAML without tags, aliases (a few can expand to gigabytes) and duplicate keys.
 
-    Plain values are read as YAML 1.2 does, not 1.1: `no` and `12:30` are text, and so is what begins with a needless
-    zero, such as `001` or `0x10`.  Numbers are as in Python: `1e-3`, `.5`, `1_000`.
+    Plain values are read as in YAML 1.2, not 1.1: `no` and `12:30` are text, and so are numbers with an unneeded zero,
+    such as `001` or `0x10`. Numbers are as in Python: `1e-3`, `.5`, `1_000`.
     """
 
     yaml_implicit_resolvers: ClassVar[dict] = {}
@@ -54,7 +54,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_float(self, node):
-        """A float; an int where it has an exponent and is whole, so that `1e3` can be a count."""
+        """A float; an int if it has an exponent and is whole, so that `1e3` can be a count."""
         number = float(self.construct_scalar(node).lower().replace(".inf", "inf").replace(".nan", "nan"))
         whole = "e" in node.value.lower() and number.is_integer() and abs(number) < 2**53
         return int(number) if whole else number
@@ -84,7 +84,7 @@ for _tag, (_pattern, _make) in PLAIN.items():
 
 
 def find(path: str | Path) -> Path:
-    """`path` as given or, for a notebook opened in its own folder, seen from the folder above; raises ParamsError."""
+    """`path`; for a notebook that runs in its own folder, relative to the folder above. Raises ParamsError."""
     for candidate in (Path(path), Path("..") / path):
         if candidate.is_file():
             return candidate
@@ -92,7 +92,7 @@ def find(path: str | Path) -> Path:
 
 
 def _yaml(file: Path, name: str) -> yaml.Node | None:
-    """What a YAML file holds, as nodes whose marks call the file `name`; raises ParamsError where it is not YAML."""
+    """The YAML nodes of a file; their marks have the file name `name`. Raises ParamsError if it is not YAML."""
     try:
         with file.open("rb") as stream:
             text = stream.read(MOST_BYTES + 1)
@@ -129,7 +129,7 @@ BESIDE = ("curate.frozen", "sources.*.read", "teacher.prompts.*", "grpo.runs.*.r
 
 
 class Layer(NamedTuple):
-    """A params file: where it is, what messages call it, and what it holds, `extends` and `without` included."""
+    """A params file: its path, its name in messages, and its content with `extends` and `without`."""
 
     file: Path
     name: str
@@ -137,7 +137,7 @@ class Layer(NamedTuple):
 
 
 def layers(path: str | Path) -> list[Layer]:
-    """A params file and those that it extends, one after the other, the file itself first; raises ParamsError."""
+    """A params file and the files that it extends, in order, itself first; raises ParamsError."""
     found, file, name = [], find(path), str(path)
     while True:
         node = _yaml(file, name)
@@ -160,10 +160,10 @@ def layers(path: str | Path) -> list[Layer]:
 
 
 def merged(path: str | Path) -> yaml.MappingNode:
-    """A params file with what it takes from those that it extends; the mark of each value names its file.
+    """A params file merged with the files that it extends; the mark of each value names its file.
 
-    Mappings are merged key by key, in the order of the extended file; any other value, and a section of another `kind`,
-    is replaced.  Raises ParamsError.
+    Mappings are merged key by key, in the order of the extended file. Any other value, and a section of another `kind`,
+    is replaced. Raises ParamsError.
     """
     own, *bases = layers(path)
     for layer in bases:
@@ -183,7 +183,7 @@ def merged(path: str | Path) -> yaml.MappingNode:
 
 
 def _pairs(node: yaml.Node) -> Iterator[tuple[str, yaml.Node]]:
-    """The keys of a mapping, as they are written, with their values; none of any other node."""
+    """The keys and values of a mapping node; none for other nodes."""
     if isinstance(node, yaml.MappingNode):
         yield from ((key.value, value) for key, value in node.value)
 
@@ -201,7 +201,7 @@ def _merge(base: yaml.Node | None, own: yaml.Node) -> yaml.Node:
 
 
 def _leave_out(node: yaml.MappingNode, key: str, name: str) -> None:
-    """Take the dotted `key` out of a node; raises ParamsError, for the file called `name`, where it is not there."""
+    """Remove the dotted `key` from a node; raises ParamsError with the file `name` if it does not exist."""
     inside, rest = node, key
     while True:
         if rest in dict(_pairs(inside)):
@@ -216,12 +216,12 @@ def _leave_out(node: yaml.MappingNode, key: str, name: str) -> None:
 
 
 def _keys(node: yaml.Node, above: str = "") -> list[str]:
-    """Every dotted key of a node."""
+    """All dotted keys of a node."""
     return [found for key, value in _pairs(node) for found in (above + key, *_keys(value, f"{above}{key}."))]
 
 
 def _move_paths(node: yaml.MappingNode, here: Path, there: Path) -> None:
-    """Make each path under `BESIDE`, relative to the folder `here`, relative to `there`."""
+    """Make each path under `BESIDE` relative to the folder `there` instead of `here`."""
     for pattern in BESIDE if here != there else ():
         found = [node]
         for part in pattern.split("."):
@@ -233,19 +233,18 @@ def _move_paths(node: yaml.MappingNode, here: Path, there: Path) -> None:
 
 
 def read(path: str | Path) -> dict:
-    """The values of a params file and of those that it extends, as they are written; raises ParamsError."""
+    """The values of a params file merged with those that it extends, without checks; raises ParamsError."""
     return _construct(merged(path))
 
 
 def load(path: str | Path, changes: Mapping[str, object] | None = None, *, full: bool = True) -> Study:
-    """Read and check a params file; without `full`, leave out the runs that it marks so.
+    """The study of a params file; without `full`, the runs marked `full` are left out.
 
-    `changes` are values to try, by dotted key: `load("params/mini.yaml", {"grpo.beta": 0.1})`.  The records of a study
-    with changes are in a scratch folder (`config.scratch`), and never where those of the params file are.
+    `changes` are values to try, by dotted key: `load("params/mini.yaml", {"grpo.beta": 0.1})`. The records of a study
+    with changes are in a scratch folder (`config.scratch`), never in the folder of the params file.
 
-    Raises ParamsError before anything is spent: for a file that is not there, is not YAML, or holds an unknown key, a
-    missing key, a wrong type, a name that nothing defines, a reward that cannot be imported, or the study name of
-    another file whose folder is there.
+    Raises ParamsError if the file is missing, is not YAML, or has an unknown key, a missing key, a wrong type, an
+    undefined name, a reward that cannot be imported, or the study name of another params file.
     """
     if not isinstance(changes, Mapping | None):
         raise TypeError(f"changes: give a dict of values by dotted key, not {changes!r}")
@@ -265,7 +264,7 @@ def load(path: str | Path, changes: Mapping[str, object] | None = None, *, full:
 
 
 def _validated_study(values: dict, file: Path, place) -> Study:
-    """The study of `values`; `place` names the file that states a dotted key, that of the study for ""."""
+    """The study of `values`; `place` returns the file that states a dotted key, and the study's file for ""."""
     try:
         study = Study.model_validate(values)
     except ValidationError as error:
@@ -280,7 +279,7 @@ def _validated_study(values: dict, file: Path, place) -> Study:
 
 
 def _stating_file(node: yaml.Node, where: str) -> str:
-    """The name of the file that states the value at a dotted key or, where it is missing, the mapping it belongs in."""
+    """The name of the file that states a dotted key or, if the key is missing, the mapping that should have it."""
     while where:
         inside = list(_pairs(node))
         if isinstance(node, yaml.SequenceNode):
@@ -296,9 +295,9 @@ RUNS: dict[str, type[Run]] = {"sft": SftRun, "grpo": GrpoRun}
 
 
 def _set_value(values: dict, key: str, value) -> None:
-    """Put `value` at a dotted key; the schema refuses the keys that it does not know.
+    """Set a dotted key; the schema checks later whether it exists.
 
-    A key of a run that the run itself does not have, as in `grpo.runs.hard.beta`, is one of those that it sets.
+    If a run does not have the key, as in `grpo.runs.hard.beta`, it is set under the run's `set`.
     """
     if key in ("study", EXTENDS, WITHOUT):
         raise ParamsError(f"changes: {key} cannot be changed here; write a params file with `{EXTENDS}:`")
@@ -329,7 +328,7 @@ def _check_rewards(study: Study, place) -> None:
 
 
 def read_value(text: str):
-    """A plain value as a params file has it: a number, true, false, null or text; raises ParamsError for anything else.
+    """A plain value as in a params file: a number, true, false, null or text; raises ParamsError for anything else.
 
     `read_value("1e-3")` is 0.001, and `read_value("001")` is "001".
     """

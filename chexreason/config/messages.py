@@ -1,4 +1,4 @@
-"""What is said of a params file whose values the schema refuses."""
+"""Error messages for a params file with invalid values."""
 
 import difflib
 from datetime import date
@@ -32,17 +32,17 @@ RENAMED = {
     },
     "compare": {"draws": "n_resamples"},
 }
-"""Old keys of a section and what they are called now, after peft, transformers and trl; book/running.md lists them."""
+"""Old keys of a section and their new names, after peft, transformers and trl; see book/running.md."""
 
 NAMED = {
     "sft": "free_reasoning: {model: medgemma, format: free_reasoning}",
     "grpo": "hard: {start: free_reasoning, reward: hard}",
 }
-"""What an entry of `runs` looks like."""
+"""Examples of an entry of `runs`."""
 
 
 def _sections(annotation) -> list[type[BaseModel]]:
-    """The sections named in an annotation, however deep: `dict[str, Phantom | Nih]` has two."""
+    """The sections in an annotation, at any depth: `dict[str, Phantom | Nih]` has two."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [section for part in get_args(annotation) for section in _sections(part)]
@@ -53,9 +53,9 @@ def _kind(section: type[BaseModel]) -> str:
 
 
 def locate(location: tuple, root: type[BaseModel]) -> tuple[str, list[str]]:
-    """A pydantic location in `root` as a dotted key, and the field names allowed where it points, for the suggestion.
+    """A pydantic location in `root` as a dotted key, and the field names allowed there.
 
-    In a section of several kinds, pydantic names the kind in the location; the file does not.
+    If a section has several kinds, pydantic's location includes the kind; the params file does not.
     """
     where, sections = [], [root]
     for key in location:
@@ -70,7 +70,7 @@ def locate(location: tuple, root: type[BaseModel]) -> tuple[str, list[str]]:
 
 
 def explain(error: ErrorDetails, root: type[BaseModel]) -> str:
-    """One error of a ValidationError of `root` as a sentence: where, what is wrong, what to do."""
+    """One error of a ValidationError as a sentence: where, what is wrong, what to do."""
     location = error["loc"] or ("",)
     where, _ = locate(location, root)
     if error["type"] == "extra_forbidden":
@@ -90,7 +90,7 @@ def explain(error: ErrorDetails, root: type[BaseModel]) -> str:
 
 
 def _hint(location: tuple, root: type[BaseModel]) -> str:
-    """What an unknown key may have been meant to be."""
+    """A suggestion for an unknown key."""
     key, above = str(location[-1]), locate(location[:-1], root)[1]
     if len(location) == 4 and location[1] == "runs" and key in locate(location[:1], root)[1]:
         return f"write it under `set`, as in `set: {{{key}: ...}}`"
@@ -99,26 +99,26 @@ def _hint(location: tuple, root: type[BaseModel]) -> str:
 
 
 def _renamed(location: tuple, root: type[BaseModel]) -> str:
-    """What the key at a location is called now, or "" where it is no old name."""
+    """The new name of an old key at a location, or "" if it is not an old key."""
     section = location[0] if len(location) > 1 else root.__name__.lower()
     return RENAMED.get(section, {}).get(location[-1], "")
 
 
 def causes(errors: list[ErrorDetails], root: type[BaseModel]) -> list[ErrorDetails]:
-    """The errors without those of a new key that is missing because its old name is given."""
+    """The errors without those about a missing new key whose old name is given."""
     unknown = [error["loc"] for error in errors if error["type"] == "extra_forbidden"]
     found = {(*location[:-1], _renamed(location, root)) for location in unknown}
     return [error for error in errors if error["type"] != "missing" or error["loc"] not in found]
 
 
 def brief(value) -> str:
-    """`value` as Python writes it, but no more than a line of it."""
+    """`value` as Python writes it, at most one line."""
     text = "nothing (null)" if value is None else str(value) if isinstance(value, date) else repr(value)
     return text if len(text) <= 100 else f"{text[:100]} …"
 
 
 def _advice(error: ErrorDetails) -> str:
-    """What to write in place of a plain value that YAML reads as another type, or ""."""
+    """What to write instead of a plain value that YAML reads as another type, or ""."""
     if error["type"] == "string_type":
         return 'write text in quotes, such as "001"' if error["input"] is not None else 'write "" for an empty text'
     return {

@@ -1,4 +1,4 @@
-"""The schema of a params file: one file is one study, and unknown keys are refused."""
+"""The schema of a params file: its sections, except training. One file is one study; unknown keys are refused."""
 
 import os
 import re
@@ -38,16 +38,16 @@ OWNER = "params_file"
 
 
 class Section(BaseModel):
-    """Base of every section: strict about names and types, every number finite, and never changed after loading."""
+    """Base of every section: unknown keys, wrong types and infinite numbers are refused; values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Phantom(Section):
-    """A source drawn on the spot: `films` candidate films of one phantom hospital.
+    """A source of phantoms: `films` candidate films of one phantom hospital.
 
-    `labels` takes another hospital's label channel, or the truth, which a perfect reader would see; `pixels` takes
-    another's pixels.  `shuffled` gives each film the labels of another one, as a control.
+    `labels` uses the labels of another hospital, or the truth; `pixels` uses the pixels of another hospital. `shuffled`
+    gives each film the labels of another film, as a control.
     """
 
     kind: Literal["phantom"]
@@ -65,11 +65,11 @@ class Phantom(Section):
 
 
 class Folder(Section):
-    """Base of the sources that lie on disk, in the folder `root`.
+    """Base of the sources on disk, in the folder `root`.
 
-    `root` may name environment variables, as in `$NIH_FOLDER`, so that no path of a machine need stand in the file.
-    `views` and `splits` say which films are candidates (views: `curate.views` where not given); `partial` takes only
-    those whose image is there; `size` is the longest side, in pixels, of the images made from them.
+    `root` may contain environment variables, such as `$NIH_FOLDER`. `views` and `splits` select the candidate films
+    (default of `views`: `curate.views`). `partial` uses only films whose image exists. `size` is the longest side of
+    the made images, in pixels.
     """
 
     kind: str
@@ -81,7 +81,7 @@ class Folder(Section):
 
     @property
     def folder(self) -> Path:
-        """The folder on this machine; raises ParamsError when a variable is not set or no folder is there."""
+        """The folder on this machine; raises ParamsError if a variable is not set or the folder does not exist."""
         folder = Path(os.path.expandvars(self.root)).expanduser()
         if "$" in str(folder):
             raise ParamsError(
@@ -110,7 +110,7 @@ class Chexpert(Folder):
 
 
 class Nih(Folder):
-    """NIH ChestX-ray14, free of credentials (`data/nih.py`).  `fibrosis` counts Fibrosis as Pleural Other."""
+    """NIH ChestX-ray14, free for everyone (`data/nih.py`). `fibrosis` counts Fibrosis as Pleural Other."""
 
     kind: Literal["nih"]
     splits: list[Literal["train_val", "test"]]
@@ -119,7 +119,7 @@ class Nih(Folder):
 
 
 class Own(Folder):
-    """Your own films (`data/own.py`): a CSV and what its columns mean, or a function that reads the folder."""
+    """Your own films (`data/own.py`): a CSV with a mapping of its columns, or a function that reads the folder."""
 
     kind: Literal["own"]
     splits: list[str] | None = None
@@ -140,10 +140,10 @@ Source = Annotated[Phantom | Mimic | Chexpert | Nih | Own, Field(discriminator="
 
 
 class Test(Section):
-    """A test set: `films` films of a source, asked of every model.
+    """A test set: `films` films of a source, for predictions of every model.
 
-    `draw` takes patients with all their films, or films one by one; `close_predictions` closes answers upwards before
-    they are scored (`labels.add_parent_labels`), as the CheXpert test labels are.
+    `draw` selects patients with all their films, or single films. `close_predictions` adds parent labels to the answers
+    before they are scored (`labels.add_parent_labels`), as in CheXpert's test labels.
     """
 
     source: str
@@ -154,7 +154,7 @@ class Test(Section):
 
 
 class Shares(Section):
-    """The shares of the training source's patients that each split is drawn from; they sum to 1."""
+    """The shares of the training source's patients for each split; they sum to 1."""
 
     validation: Share
     sft: Share
@@ -169,10 +169,10 @@ class Shares(Section):
 
 
 class Curate(Section):
-    """Who is trained on what (PROTOCOL: Data).
+    """Which films are used for what (PROTOCOL: Data).
 
-    Validation is scored on `label_sets`.  The study stops when more than `bad_share` of the films it looked at could
-    not be used.  `frozen` names the manifest of an earlier study, to be followed film by film.
+    Validation is scored on `label_sets`. The study stops if more than `bad_share` of the films cannot be used. `frozen`
+    is the manifest of an earlier study, whose films are used.
     """
 
     train: str
@@ -199,7 +199,7 @@ class Curate(Section):
 
 
 class Rules(Section):
-    """The rule-based teacher: sentences put together from the labels and, on phantoms, from where findings lie."""
+    """The rule-based teacher: sentences made from the labels and, on phantoms, from the boxes of the findings."""
 
     kind: Literal["rules"]
     seed: Seed
@@ -209,8 +209,8 @@ class Asked(Section):
     """Base of the teachers that are language models.
 
     `prompts` gives a format another prompt than `prompts/teacher/<format>.txt`: the name of a file there, without
-    `.txt`, or a path beside the params file.  A trace may have `min_words` to `max_words`, is asked for once and
-    `retries` times more.  `show_film` sends the image along.
+    `.txt`, or a path relative to the params file. A trace has `min_words` to `max_words` words. A faulty trace is
+    requested again up to `retries` times. `show_film` sends the image, too.
     """
 
     model: str
@@ -235,9 +235,9 @@ class LocalTeacher(Asked):
 class Hosted(Asked):
     """Base of the teachers behind a network address.
 
-    `key` names the environment variable that holds the key; `workers` requests are under way at once; prices are per
-    million tokens, in any currency.  `agreement` is the user's statement that the agreement for credentialed films
-    covers sending them there; it is recorded with the traces.
+    `key` is the environment variable with the key. `workers` is the number of simultaneous requests. Prices are per
+    million tokens, in any currency. `agreement` is the user's statement that the agreement for credentialed films
+    allows sending them there; it is recorded with the traces.
     """
 
     key: str | None = None
@@ -249,7 +249,7 @@ class Hosted(Asked):
 
 
 class Endpoint(Hosted):
-    """Any endpoint that speaks OpenAI's protocol, such as vLLM or Ollama on this machine."""
+    """Any server with OpenAI's protocol, such as vLLM or Ollama on this machine."""
 
     kind: Literal["openai"]
     base_url: str
@@ -262,7 +262,7 @@ class Endpoint(Hosted):
 
     @property
     def local(self) -> bool:
-        """Whether the address is this machine's own."""
+        """Whether the address is on this machine."""
         return urlsplit(self.base_url).hostname in trl_arguments.THIS_MACHINE
 
 
@@ -277,14 +277,13 @@ Teacher = Annotated[Rules | LocalTeacher | Endpoint | Gemini, Field(discriminato
 
 
 class Model(Section):
-    """A base model: where it is loaded from, and what the results call it; `full` as in an SFT run.
+    """A base model: its path and its name in results; `full` as in an SFT run.
 
-    `prompt` names the prompt the untuned model is asked with where that is not `predict.prompt`: a model that another
-    project has tuned is asked as that project does.  `note` is said beside its scores wherever they stand.
-    `visual_tokens` bounds what Qwen2.5-VL makes of a film, whatever its size (PROTOCOL: Models); without it the bounds
-    that the model came with hold.  `revision` is the commit, branch or tag of a hub model; without it, the commit of
-    `main` that this machine's cache has.  `target_modules` and `exclude_modules` are peft's: which layers LoRA adapts,
-    as a regular expression of their whole names, and the last parts of the names of those it deliberately leaves out.
+    `prompt` is the prompt of the untuned model if it is not `predict.prompt`, for models that another project trained.
+    `note` is printed with its scores. `visual_tokens` limits the tokens per film of Qwen2.5-VL (PROTOCOL: Models); the
+    default is the model's own limits. `revision` is the commit, branch or tag of a hub model; the default is the commit
+    of `main` in this machine's cache. `target_modules` and `exclude_modules` are peft's: the layers that LoRA adapts (a
+    regular expression for their full names), and the last parts of the names of layers that are left out on purpose.
     """
 
     name: Name
@@ -324,12 +323,12 @@ class Prompts(Section):
 
 
 class Predict(Section):
-    """How every model is asked (`protocol.Protocol`).
+    """How every model makes predictions (`protocol.Protocol`).
 
-    `batch` films are asked at once.  Films share nothing but padding, so a batch can change a reply only by rounding:
-    sums over other shapes may be taken in another order.  In float32 on a CPU the replies were the same for every batch
-    tried (a test looks); in bfloat16, or on a GPU, two tokens that are almost equally likely may change places, and
-    the rest of that reply with them.  So do not change `batch` within a study.
+    `batch` is the number of films per batch. Films in a batch share only padding, so a batch can change a reply only by
+    rounding, when sums are taken in another order. In float32 on a CPU, replies were the same for every tested batch (a
+    test checks this). In bfloat16 or on a GPU, two almost equally likely tokens may change places, and with them the
+    rest of the reply. So do not change `batch` within a study.
     """
 
     prompt: str
@@ -338,7 +337,7 @@ class Predict(Section):
 
 
 class Compare(Section):
-    """Intervals: resamples (`n_resamples`) of the patient bootstrap and its seed.
+    """Intervals: the number of resamples (`n_resamples`) of the patient bootstrap, and its seed.
 
     With fewer than 40 resamples, 2.5 % of them is less than one, and there is no 95 % interval.
     """

@@ -1,7 +1,7 @@
 """The scratch folder of a study with changes: `runs/<study>/scratch/<hash>`.
 
-It starts with copies of what the changes do not concern: trying another `grpo.runs.hard.beta` needs no new SFT.
-Nothing is ever written outside of it, and it may be deleted at any time.
+It starts with copies of records that the changes do not affect: another `grpo.runs.hard.beta` needs no new SFT. Nothing
+is written outside of it, and it may be deleted at any time.
 """
 
 import os
@@ -13,10 +13,10 @@ CURATION = ("sources", "curate", "tests", "teacher", "formats", "rl_sources", "r
 
 
 def copy_finished(study, changed) -> None:
-    """Copy what is finished of `study`, and the same in `changed`, to its folder; what is there already stays.
+    """Copy the finished records of `study` that `changed` shares into the folder of `changed`.
 
-    Films are linked, not copied: a film is only ever replaced as a whole.  A copy older than the study's record is
-    replaced.
+    Films are linked, not copied, because a film is only replaced as a whole. A copy that is older than the study's
+    record is replaced.
     """
     if _differ(study, changed, *CURATION):
         return
@@ -34,7 +34,7 @@ def _differ(study, changed, *names: str) -> bool:
 
 
 def _same_run(study, changed, checkpoint) -> bool:
-    """Whether a checkpoint, and all that it starts from, is trained alike in both studies."""
+    """Whether a checkpoint, and everything that it starts from, is trained in the same way in both studies."""
     stage, name = checkpoint.stage, checkpoint.run
     if study.models.get(checkpoint.model) != changed.models[checkpoint.model]:
         return False

@@ -1,4 +1,4 @@
-"""The sections of a params file that say what is trained: LoRA, SFT and GRPO, each with its named runs."""
+"""The sections of a params file about training: LoRA, SFT and GRPO, each with named runs."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -16,7 +16,7 @@ from chexreason.config import messages, trl_arguments
 from chexreason.config.schema import Agreement, Count, Label, Name, Section, Seed, Share
 
 BEST = "-best"
-"""What the name of a run's best checkpoint ends with."""
+"""The suffix of the name of a run's best checkpoint."""
 
 
 class Lora(Section):
@@ -30,8 +30,8 @@ class Lora(Section):
 class Run(Section):
     """Base of the named runs.
 
-    `set` gives other values to keys of the run's section, as in `set: {learning_rate: 1.0e-5}`; `seeds` takes the place
-    of the study's.  A run marked `full` is left to `make full`.
+    `set` gives other values to keys of the run's section, as in `set: {learning_rate: 1.0e-5}`. `seeds` replaces those
+    of the study. Only `make full` makes a run marked `full`.
     """
 
     seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
@@ -40,18 +40,18 @@ class Run(Section):
 
 
 class SftRun(Run):
-    """One SFT run: the model that is trained and the format of the teacher's traces."""
+    """One SFT run: the model, and the format of the teacher's traces."""
 
     model: str
     format: str
 
 
 class Trained(Section):
-    """Base of the sections that a trl trainer reads: values for every run, and the runs by name.
+    """Base of the sections for a trl trainer: values for every run, and the runs by name.
 
-    `warmup_steps` below 1 is a share of all steps, from 1 on a number of steps, as transformers takes it.  `trl` holds
-    further arguments of the trainer's config class, which are checked against it (`config/trl_arguments.py`).
-    `agreement` is the user's statement that the agreement for credentialed films covers what `trl` sends elsewhere.
+    `warmup_steps` below 1 is a share of all steps, and from 1 on a number of steps, as in transformers. `trl` has more
+    arguments of the trainer's config class, which are checked against it (`config/trl_arguments.py`). `agreement` is
+    the user's statement that the agreement for credentialed films allows what `trl` sends elsewhere.
     """
 
     stage: ClassVar[str]
@@ -90,9 +90,9 @@ class Trained(Section):
         return self
 
     def of(self, name: str) -> Self:
-        """The section as the run `name` has it: with the values that the run sets, and without runs.
+        """The section for the run `name`: with the values that the run sets, and without runs.
 
-        Raises ValueError for a value that the section does not take.
+        Raises ValueError for a value that the section does not accept.
         """
         values = self.model_dump(exclude={"runs"})
         changes = self.runs[name].set
@@ -116,10 +116,10 @@ def _merged(values: dict, changes: dict) -> dict:
 
 
 class Sft(Trained):
-    """Supervised fine-tuning (PROTOCOL: SFT); the keys are SFTConfig's, but for `runs` and `evaluations_per_epoch`.
+    """Supervised fine-tuning (PROTOCOL: SFT); the keys are SFTConfig's, except `runs` and `evaluations_per_epoch`.
 
-    The trainer counts evaluations in steps, which depend on how many films have a trace; an epoch is what the paper
-    counts in.  `early_stopping_patience` is EarlyStoppingCallback's, in evaluations.
+    The trainer counts evaluations in steps, which depend on the number of films with a trace; the paper counts in
+    epochs. `early_stopping_patience` is EarlyStoppingCallback's, in evaluations.
     """
 
     stage: ClassVar[str] = "sft"
@@ -136,10 +136,10 @@ Frequency = Annotated[float, Field(gt=0, le=1)]
 
 
 class Nuanced(Section):
-    """The nuanced reward's constants, in points (PROTOCOL: equation 4; `rewards.nuanced` says what each does).
+    """The constants of the nuanced reward, in points (PROTOCOL: equation 4; see `rewards.nuanced`).
 
-    `frequency` is the share of the training source's studies that have a label, before any balancing; `scale` is how
-    many points are worth 1 under the hard reward.
+    `frequency` is the share of the training source's studies with each label, before sampling. `scale` is the number of
+    points that equal 1 under the hard reward.
     """
 
     match: NonNegativeFloat
@@ -159,7 +159,9 @@ class Nuanced(Section):
 
 
 class Reward(Section):
-    """The hard reward's constants that the paper leaves open (PROTOCOL: equation 3), and the nuanced reward's."""
+    """The constants of the hard reward that the paper does not print (PROTOCOL: equation 3), and of the nuanced
+    reward.
+    """
 
     min_length: Count
     length_unit: Literal["characters", "words", "tokens"]
@@ -168,10 +170,11 @@ class Reward(Section):
 
 
 class Collapse(Section):
-    """When a run is said to have collapsed: a mean over the last `rollouts` rollouts on the wrong side of a limit.
+    """Limits at which a run counts as collapsed, for means over the last `rollouts` rollouts.
 
-    Entropy (nats a token) or length (share of the first rollouts') below; KL (nats a token), the commonest label's
-    share of the answers, the share of groups without contrast or of answers cut off above.
+    A run has collapsed if entropy (nats per token) or length (as a share of the first rollouts) is below its limit, or
+    if KL (nats per token), the share of answers with the most frequent label, the share of groups without contrast or
+    the share of answers cut off is above its limit.
     """
 
     rollouts: Count
@@ -187,12 +190,12 @@ Plain = bool | int | float | str | None
 
 
 class GrpoRun(Run):
-    """One GRPO run: the SFT run whose checkpoint it starts from, and the reward that it climbs.
+    """One GRPO run: the SFT run whose checkpoint it starts from, and its reward.
 
-    `reward` is a name of `rewards.REWARDS`, `package.module:function`, or `file.py:function` in a file beside the
-    params file; `reward_args` are constants that the function is given by name.  `films` names the sources whose films
-    it trains on, `curate.rl` of each; without it, the source that trains.  `labels` takes the labels of a source's
-    films from another source, which describes the same films: `{a: a-by-c}`.
+    `reward` is a name of `rewards.REWARDS`, `package.module:function`, or `file.py:function` in a file next to the
+    params file; `reward_args` are its constants. `films` lists the sources of its training films, `curate.rl` films
+    from each; the default is the training source. `labels` replaces the labels of a source's films by those of another
+    source with the same films: `{a: a-by-c}`.
     """
 
     start: str
@@ -203,14 +206,13 @@ class GrpoRun(Run):
 
 
 class Grpo(Trained):
-    """Group-relative policy optimisation (PROTOCOL: GRPO); the keys are GRPOConfig's, but for those named here.
+    """Group-relative policy optimization (PROTOCOL: GRPO); the keys are GRPOConfig's, except those named here.
 
-    `films_per_step` is per_device_train_batch_size / num_generations, since trl counts a batch in completions and a
-    study in films.  trl has no `validation_films`: every checkpoint is asked about that many films of validation, and
-    the best is kept beside the last.  `reward` and `collapse` are sections of their own.
-    `use_bias_correction_kl` multiplies the KL term by the ratio of new to old policy, by which its gradient is that of
-    the reverse KL divergence; without it, the gradient is that of the k3 estimator alone.  Without `beta` there is no
-    KL term.
+    `films_per_step` is per_device_train_batch_size / num_generations: trl counts a batch in completions, a study in
+    films. `validation_films` is ours: every checkpoint answers that many validation films, and the best checkpoint is
+    kept in addition to the last. `reward` and `collapse` are sections. `use_bias_correction_kl` multiplies the KL term
+    by the ratio of new to old policy, so that its gradient is that of the reverse KL divergence; without it, the
+    gradient is that of the k3 estimator. With `beta: 0` there is no KL term.
     """
 
     stage: ClassVar[str] = "grpo"

@@ -1,7 +1,7 @@
-"""Figures: a tidy table and an Axes in, the Axes out.
+"""Figures: functions that draw a tidy table on an Axes and return the Axes.
 
-Colours are seaborn's colour-blind safe ones, and every series has its own marker too, so that a figure can be read in
-grey.  Every function is told whether what it shows is `phantom`, and says so in the title.
+Colors are seaborn's color-blind palette, and every series has its own marker, so a figure can be read in gray. Every
+function has the argument `phantom`, which adds "phantom" to the title.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ WITHHELD = "Films of this source are under an agreement and are not shown."
 
 
 def style() -> None:
-    """The look of every figure of the study; call it once at the top of a notebook."""
+    """Set the look of all figures; call it once at the top of a notebook."""
     import seaborn as sns
 
     look = {
@@ -35,9 +35,9 @@ def style() -> None:
 def dots(table: pd.DataFrame, ax, *, y: str, hue: str, value: str, low: str, high: str, skip: int = 0):
     """A dot at `value` with a bar from `low` to `high` for each row of `table`.
 
-    The categories of column `y` run from the top, in order of appearance; those of `hue` have their own colour, marker
-    and, where a place has several rows, lane; `skip` colours and markers are left to another panel.  A row without a
-    value keeps its place and shows nothing.  Returns `ax`.
+    The categories of column `y` run from top to bottom, in order of appearance. Those of `hue` have their own color and
+    marker and, if a category has several rows, their own height. `skip` colors and markers are left for another panel.
+    A row without a value keeps its place. Returns `ax`.
     """
     import seaborn as sns
 
@@ -67,7 +67,7 @@ def intervals(overall: pd.DataFrame, ax, *, phantom: bool, metric: str = "macro_
 
 
 def step_gains(gains: pd.DataFrame, ax, *, phantom: bool):
-    """What each step of training gained or lost on each data set, with 95 % intervals, from `report.gains`."""
+    """The change in each step of training on each data set, with 95 % intervals, from `report.gains`."""
     steps = gains.assign(step=gains["step"].str.replace("/", "\n", n=1))
     ax.set_xlabel("← loss      macro-F1, 95 % paired interval      gain →")
     ax.set_title(tables.title_text("What each step gained or lost at each hospital", phantom))
@@ -75,9 +75,9 @@ def step_gains(gains: pd.DataFrame, ax, *, phantom: bool):
 
 
 def published_finding(scores: pd.DataFrame, differences: pd.DataFrame, axes: Iterable):
-    """Scores and differences of one of the paper's findings, from `reanalysis.scores` and `reanalysis.differences`.
+    """Scores and differences for one of the paper's findings, from `reanalysis.scores` and `reanalysis.differences`.
 
-    Dots are published, bars simulated; nothing of it is phantom.
+    Dots are published, bars are simulated.
     """
     left, right = axes
     dots(scores, left, y="place", hue="series", value="published", low="low", high="high")
@@ -94,9 +94,9 @@ def published_finding(scores: pd.DataFrame, differences: pd.DataFrame, axes: Ite
 
 
 def transfer_gaps(transfer: pd.DataFrame, ax, *, phantom: bool):
-    """One line per model, from its macro-F1 in-domain to that out-of-domain, with 95 % intervals.
+    """One line per model, from its macro-F1 in-domain to its macro-F1 out-of-domain, with 95 % intervals.
 
-    `transfer` holds rows of that record about one pair of test sets and one seed.
+    `transfer` has rows of that record for one pair of test sets and one seed.
     """
     import seaborn as sns
 
@@ -120,7 +120,7 @@ def transfer_gaps(transfer: pd.DataFrame, ax, *, phantom: bool):
 
 
 def findings(table: pd.DataFrame, ax, *, phantom: bool):
-    """The comparisons that speak to each of the paper's findings, with 95 % intervals, from `findings.comparisons`."""
+    """The comparisons for each of the paper's findings, with 95 % intervals, from `findings.comparisons`."""
     place = table["finding"].astype(str) + " · " + table["second"] + ", " + table["dataset"]
     rows = table.assign(place=place + ", seed " + table["seed"].astype(str))
     ax.set_xlabel("difference of macro-F1, 95 % paired interval")
@@ -129,7 +129,7 @@ def findings(table: pd.DataFrame, ax, *, phantom: bool):
 
 
 def _about_zero(differences: pd.DataFrame, ax, *, y: str, hue: str, empty: str):
-    """Differences with their intervals about a line at zero, or the word `empty` where there is none."""
+    """Differences with intervals around a line at zero, or the text `empty` if there are none."""
     dots(differences, ax, y=y, hue=hue, value="difference", low="low", high="high")
     ax.axvline(0, color="black", linewidth=1)
     if differences.empty:
@@ -148,9 +148,9 @@ def label_dots(scores: pd.DataFrame, ax, *, phantom: bool):
 
 
 def panels(draw: Callable, table: pd.DataFrame, axes: Iterable, *, by: str, phantom: bool) -> None:
-    """`draw` each group of `table`, in order of appearance in column `by`, on its own Axes; one legend for all.
+    """Draw each group of `table` (by column `by`, in order of appearance) on its own Axes; one legend for all.
 
-    Axes that are left over are hidden.
+    Remaining Axes are hidden.
     """
     axes, groups = list(axes), list(table.groupby(by, sort=False))
     for ax, (_, rows) in zip(axes, groups, strict=False):
@@ -161,9 +161,9 @@ def panels(draw: Callable, table: pd.DataFrame, axes: Iterable, *, by: str, phan
 
 
 def curve(log: pd.DataFrame, ax, *, y: str, phantom: bool, x: str = "step", span: int = 20, label: str = ""):
-    """A training curve: the raw values faint, their exponential moving average over `span` points bold.
+    """A training curve: raw values faint, their exponential moving average over `span` points bold.
 
-    `span=1` draws the values as they are, with dots: for measurements that are few and not noisy.
+    `span=1` draws the values with dots, for few measurements without noise.
     """
     rows = log.dropna(subset=[y])
     (bold,) = ax.plot(
@@ -177,13 +177,13 @@ def curve(log: pd.DataFrame, ax, *, y: str, phantom: bool, x: str = "step", span
 
 
 def curves(log: pd.DataFrame, axes: Iterable, *, columns: Iterable[str], phantom: bool, span: int = 20) -> None:
-    """A training curve of each of `columns`, each on its own Axes."""
+    """One training curve for each of `columns`, each on its own Axes."""
     for ax, column in zip(axes, columns, strict=True):
         curve(log, ax, y=column, phantom=phantom, span=span)
 
 
 def learning(log: pd.DataFrame, axes: Iterable, *, phantom: bool):
-    """Loss and token accuracy of an SFT log, films trained on and films held out in one picture each."""
+    """Loss and token accuracy of an SFT log, for training films and held-out films."""
     for ax, column in zip(axes, ("loss", "token_accuracy"), strict=True):
         curve(log[log["split"] == "train"], ax, y=column, phantom=phantom, label="trained on")
         curve(log[log["split"] == "eval"], ax, y=column, phantom=phantom, span=1, label="held out")
@@ -192,7 +192,7 @@ def learning(log: pd.DataFrame, axes: Iterable, *, phantom: bool):
 
 
 def formats(logs: pd.DataFrame, axes: Iterable, *, phantom: bool):
-    """Held-out loss and token accuracy by epoch, one line a model, run and seed, from `sft.logs`."""
+    """Held-out loss and token accuracy by epoch, one line per model, run and seed, from `sft.logs`."""
     axes, held = list(axes), logs[logs["split"] == "eval"]
     for ax, column in zip(axes, ("loss", "token_accuracy"), strict=True):
         _lines(held, ax, by=["model", "run", "seed"], x="epoch", y=column, phantom=phantom)
@@ -201,7 +201,9 @@ def formats(logs: pd.DataFrame, axes: Iterable, *, phantom: bool):
 
 
 def courses(logs: pd.DataFrame, axes: Iterable, *, phantom: bool):
-    """Reward, KL and validation macro-F1 by step, one line a run, from `grpo.logs`; EMA 0.95 bold, as published."""
+    """Reward, KL and validation macro-F1 by step, one line per run, from `grpo.logs`; moving average 0.95, as
+    published.
+    """
     axes = list(axes)
     for _, log in logs.groupby("run", sort=False):
         for ax, column in zip(axes, ("reward", "kl"), strict=False):
@@ -212,7 +214,7 @@ def courses(logs: pd.DataFrame, axes: Iterable, *, phantom: bool):
 
 
 def _lines(table: pd.DataFrame, ax, *, by: list[str], x: str, y: str, phantom: bool) -> None:
-    """A line with its own marker for each group of `table`."""
+    """One line with its own marker for each group of `table`."""
     for number, (names, rows) in enumerate(table.groupby(by, sort=False)):
         ax.plot(rows[x], rows[y], marker=MARKERS[number % len(MARKERS)], label=", ".join(map(str, names)))
     ax.set(xlabel=_words(x), ylabel=_words(y))
@@ -220,7 +222,7 @@ def _lines(table: pd.DataFrame, ax, *, by: list[str], x: str, y: str, phantom: b
 
 
 def vision_learning(log: pd.DataFrame, ax, *, phantom: bool):
-    """Area under the ROC curve by epoch, one line a label, from the log of `build.train_vision`."""
+    """Area under the ROC curve by epoch, one line per label, from the log of `build.train_vision`."""
     import seaborn as sns
 
     sns.lineplot(log, x="epoch", y="auc", hue="label", style="label", ax=ax)
@@ -231,9 +233,9 @@ def vision_learning(log: pd.DataFrame, ax, *, phantom: bool):
 
 
 def contact_sheet(films: pd.DataFrame, ax, *, phantom: bool, title: str = "Films", columns: int = 6):
-    """Films side by side, each over its caption.
+    """Films in a grid, each with its caption.
 
-    `films` has columns `image` (a path, or an array of grey values (height, width), uint8) and `caption` (str).
+    `films` has columns `image` (a path, or an array of gray values (height, width), uint8) and `caption` (str).
     """
     import textwrap
 
@@ -257,7 +259,7 @@ def contact_sheet(films: pd.DataFrame, ax, *, phantom: bool, title: str = "Films
 
 
 def prevalence(shares: pd.DataFrame, ax, *, floor: float, ceiling: float, phantom: bool):
-    """The share of films that show each label, by stage, from the `prevalence` record; lines at floor and ceiling."""
+    """The share of films with each label, by stage, from the `prevalence` record; lines at floor and ceiling."""
     dots(shares, ax, y="label", hue="stage", value="share", low="share", high="share")
     ax.axvline(floor, color="black", linewidth=1, linestyle="--", label=f"floor {floor:.0%}")
     ax.axvline(ceiling, color="black", linewidth=1, linestyle=":", label=f"ceiling {ceiling:.0%}")
@@ -269,7 +271,7 @@ def prevalence(shares: pd.DataFrame, ax, *, floor: float, ceiling: float, phanto
 
 
 def cooccurrence(shares: pd.DataFrame, ax, *, phantom: bool):
-    """Of the films that show the row's label, the share that show the column's too, from `describe.cooccurrence`."""
+    """Of the films with the row's label, the share that also have the column's label, from `describe.cooccurrence`."""
     import seaborn as sns
 
     whole = shares.mul(100)
@@ -281,10 +283,10 @@ def cooccurrence(shares: pd.DataFrame, ax, *, phantom: bool):
 
 
 def boxed(findings: pd.DataFrame, axes: Iterable, *, phantom: bool):
-    """A film for each finding, with the finding's box, on an Axes of its own; Axes left over stay empty.
+    """One film for each finding, with the finding's box, each on its own Axes.
 
     `findings` has the finding as its index and columns `image` (path) and `box` (`Box`; corners as fractions of the
-    film; None where not known), as `describe.clearest_films` gives them.
+    film; None if not known), see `describe.clearest_films`.
     """
     import seaborn as sns
     from matplotlib.patches import Rectangle
@@ -307,7 +309,7 @@ def boxed(findings: pd.DataFrame, axes: Iterable, *, phantom: bool):
 
 
 def film_beside_text(films: pd.DataFrame, *, phantom: bool) -> str:
-    """Films beside what was written about them, as HTML: `image` (path), `film`, `labels` (list), `text` (escaped)."""
+    """Films with a text each, as HTML: `image` (path), `film`, `labels` (list), `text` (escaped)."""
     import base64
     from html import escape
     from pathlib import Path
@@ -325,11 +327,11 @@ def film_beside_text(films: pd.DataFrame, *, phantom: bool) -> str:
 
 
 def _words(column: str) -> str:
-    """A column's name as an axis label: `macro_f1` reads macro-F1."""
+    """A column name as an axis label: `macro_f1` becomes macro-F1."""
     return column.replace("_f1", "-F1").replace("_", " ")
 
 
 def _legend(ax) -> None:
-    """One legend below everything the figure shows."""
+    """One legend below all panels of a figure."""
     handles, names = ax.get_legend_handles_labels()
     ax.figure.legend(handles, names, loc="outside lower center", ncols=3 if max(map(len, names), default=0) < 30 else 2)

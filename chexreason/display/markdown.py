@@ -1,20 +1,20 @@
-"""Text and tables of records as Markdown for the book's pages."""
+"""Text and tables as Markdown for the pages of the book."""
 
 import re
 from collections.abc import Iterable, Sequence
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], look: str) -> str:
-    """A table of cells that are Markdown already; `look` is its class in `book/_static/book.css`."""
+    """A table whose cells are Markdown; `look` is its class in `book/_static/book.css`."""
     grid = "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
     return f"```{{table}}\n:class: {look}\n\n{grid}\n```"
 
 
 def code(text: str) -> str:
-    """`text` as Markdown code that may stand in a table."""
+    """`text` as Markdown code, also inside a table."""
     return escape(text) if "`" in text else f"`{text}`".replace("|", r"\|")
 
 
 def escape(text: str) -> str:
-    """`text` as Markdown that shows it as it is: no punctuation of it is markup."""
+    """`text` as Markdown in which no punctuation is markup."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)

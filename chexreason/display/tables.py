@@ -7,14 +7,14 @@ SHORT = 12  # letters; a cell of so many is not broken over lines
 
 
 def title_text(text: str, phantom: bool) -> str:
-    """A title or caption that says so where what it names is made from phantom films."""
+    """A title or caption, with "(phantom films)" if it is about phantoms."""
     return f"{text} (phantom films)" if phantom else text
 
 
 def styled_table(table: pd.DataFrame, caption: str, *, phantom: bool):
-    """`table` as a notebook shows it: under a caption, three decimals, a dash for undefined; its text is escaped.
+    """`table` for a notebook: with a caption, three decimals, a dash for undefined values, and escaped text.
 
-    Short texts, such as the names of data sets, stay on their line; a heading may break after an underscore.
+    Short texts, such as names of data sets, are not broken over lines; a heading may be broken after an underscore.
     """
     from html import escape
 
@@ -32,7 +32,7 @@ def styled_table(table: pd.DataFrame, caption: str, *, phantom: bool):
 
 
 def compact(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` to be read: each `x` with `x_low` and `x_high` becomes one column of text, as in 0.80 (0.72 to 0.85)."""
+    """`table` with each `x`, `x_low` and `x_high` as one column of text, as in 0.80 (0.72 to 0.85)."""
     table = table.rename(columns={"low": "difference_low", "high": "difference_high"})
     for name in [column for column in table if f"{column}_low" in table]:
         bounds = table[[name, f"{name}_low", f"{name}_high"]]
@@ -43,9 +43,9 @@ def compact(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def estimate_text(value: float, low: float, high: float, *, sign: str = "") -> str:
-    """A value and its interval as text, the interval kept on one line; `sign` is "+" where gains are to show theirs.
+    """A value and its interval as text; `sign` is "+" for changes.
 
-    A value without an interval (NaN: too few patients, see `score`) is followed by a remark.
+    A value without an interval (NaN: too few patients, see `metrics.score`) has a remark instead.
     """
     if np.isnan(low):
         return f"{value:{sign}.3f} (no\u00a0interval)"

@@ -1,4 +1,4 @@
-"""The protocol under which every model is asked and read, as a frozen record whose hash stands beside every answer."""
+"""The protocol: how every model is asked and how its answers are read. Its hash is in every row of answers."""
 
 import hashlib
 import json
@@ -8,10 +8,10 @@ from chexreason import answers, config, prompts
 
 
 class Protocol(config.Section):
-    """All that an answer follows from, but for the model and the film: two answers of one hash can be compared.
+    """Everything that can change an answer, except the model and the film. Answers with the same hash can be compared.
 
-    `prompt` is its text, `image_size` the longest side of the film in pixels, and `reading` the rules by which
-    evaluation reads the reply (`answers.RULES`).
+    `prompt` is its text, `image_size` the longest side of the film in pixels, and `reading` the rules for reading
+    replies (`answers.RULES`).
     """
 
     prompt: str
@@ -22,7 +22,7 @@ class Protocol(config.Section):
 
     @classmethod
     def of(cls, study: config.Study, prompt: str, dataset: str) -> "Protocol":
-        """How `dataset` is asked about with the prompt of this name; raises ValueError for no such prompt."""
+        """The protocol for `dataset` with the prompt of this name; raises ValueError if there is no such prompt."""
         return cls(
             prompt=prompts.load(prompt),
             max_new_tokens=study.predict.max_new_tokens,
@@ -31,11 +31,11 @@ class Protocol(config.Section):
 
     @property
     def hash(self) -> str:
-        """Twelve hexadecimal digits that change when any part of the protocol does."""
+        """Twelve hexadecimal digits that change with any part of the protocol."""
         return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def protocols(study: config.Study, checkpoint: config.Checkpoint) -> dict[str, Protocol]:
-    """How a checkpoint is asked about each of its data sets."""
+    """The protocol of a checkpoint for each of its data sets."""
     prompt = study.prompt(checkpoint)
     return {dataset: Protocol.of(study, prompt, dataset) for dataset in study.datasets(checkpoint)}

@@ -1,21 +1,22 @@
-"""Every prompt is a text file in this folder, for a radiologist to read and edit.
+"""Prompts: text files in this folder, which a radiologist can read and edit.
 
-At the top lie the study's own, in `teacher/` the teacher's, in `others/` those that other projects ask their models.
+The study's prompts are in the folder itself, the teacher's in `teacher/`, and those of other projects' models in
+`others/`.
 """
 
 from importlib.resources import files
 
 
 def names(folder: str = "") -> list[str]:
-    """The prompts that lie in `folder` itself, by file name without `.txt`."""
+    """The prompts in `folder`, by file name without `.txt`."""
     place = files(__name__).joinpath(folder)
     return sorted(file.name.removesuffix(".txt") for file in place.iterdir() if file.name.endswith(".txt"))
 
 
 def load(name: str) -> str:
-    """The text of prompt `name`, such as `free_reasoning` or `teacher/again`, without the newline at its end.
+    """The text of the prompt `name`, such as `free_reasoning` or `teacher/again`, without the last newline.
 
-    Raises ValueError for a name that has no file.
+    Raises ValueError if there is no such file.
     """
     there = names() + [f"{folder}/{each}" for folder in ("others", "teacher") for each in names(folder)]
     if name not in there:
