@@ -1,7 +1,7 @@
 """The command line: `chexreason plan`, `run`, `results`, `score`, `predict`, `reward`, `films`, `review`, `notebook`
 and `book`.
 
-Everything heavy is imported by the command that needs it, so that `chexreason --help` answers at once.
+Heavy libraries are imported in the commands that need them, so that `chexreason --help` is fast.
 """
 
 # PYTHON_ARGCOMPLETE_OK
@@ -21,7 +21,7 @@ from pathlib import Path
 from chexreason import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
-"""The checkout: the Snakefile, notebooks/ and book/ lie here, beside the package."""
+"""The checkout, with the Snakefile, notebooks/ and book/."""
 
 DEFAULT = "params/mini.yaml"
 
@@ -40,13 +40,13 @@ COLLECTIONS = {
     "mimic": "mimic-cxr-2.0.0-split.csv, mimic-cxr-2.0.0-metadata.csv and the labels, mimic-cxr-2.0.0-chexpert.csv",
     "chexpert": "train.csv, valid.csv, and test_labels.csv or groundtruth.csv",
 }
-"""The files that `chexreason films` looks for in the folder of each data set."""
+"""The files that `chexreason films` needs in the folder of each data set."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, or 2 with a message for what the caller can mend.
+    """Run one command and return its exit status: 0, or 2 with an error message for the user.
 
-    `plan` returns 1 when something is missing, `predict` when it could not read every film.
+    `plan` returns 1 if something is missing, `predict` if it could not read every film.
     """
     parser = _parser()
     if "_ARGCOMPLETE" in os.environ:  # set by the shell that asks for completions
@@ -78,7 +78,7 @@ class RunError(RuntimeError):
 
 
 def _mendable() -> tuple[type[Exception], ...]:
-    """What the caller can mend from the message alone, without a traceback."""
+    """The errors that the user can correct from the message alone, without a traceback."""
     from chexreason.config import ParamsError
     from chexreason.data.film_table import SourceError
     from chexreason.data.images import FilmError
@@ -107,9 +107,9 @@ def _mendable() -> tuple[type[Exception], ...]:
 
 
 def plan(given: argparse.Namespace) -> int:
-    """Print every run of a study, what is missing here and what it would cost; 1 when something is missing.
+    """Print every run of a study, what is missing, and approximate costs; returns 1 if something is missing.
 
-    With `--measure`, a few steps of each kind are run first, which `measure.measure` prints and keeps.
+    With `--measure`, a few steps of each kind are run first (see `measure.measure`).
     """
     from chexreason.workflow import plan
 
@@ -124,7 +124,7 @@ def plan(given: argparse.Namespace) -> int:
 
 
 def run(given: argparse.Namespace) -> None:
-    """Hand the study to Snakemake, in place of this process, from the folder that holds its `params/` and `runs/`."""
+    """Run the study with Snakemake, in the folder of its `params/` and `runs/`; it replaces this process."""
     ours, theirs = given.arguments, []
     if "--" in ours:
         ours, theirs = ours[: ours.index("--")], ours[ours.index("--") + 1 :]
@@ -164,7 +164,7 @@ def run(given: argparse.Namespace) -> None:
 
 
 def _snakemake_options(words: list[str]) -> argparse.Namespace:
-    """What Snakemake makes of `words`; raises RunError in place of its page of usage."""
+    """Snakemake's options in `words`; raises RunError for invalid ones."""
     if not any(word.startswith("-") for word in words):  # its parser takes a second or two to load
         return argparse.Namespace(targets=words, dryrun=False)
     from snakemake.cli import get_argument_parser
@@ -186,7 +186,7 @@ def _snakemake_options(words: list[str]) -> argparse.Namespace:
 
 
 def _refuse_unknown_targets(targets: list[str], study) -> None:
-    """Raise RunError for a target that is neither a rule of the Snakefile nor, with a slash in it, a file."""
+    """Raise RunError for a target that is neither a rule of the Snakefile nor a file (with a slash)."""
     rules = re.findall(r"^(?:rule|checkpoint) (\w+):", (ROOT / "Snakefile").read_text(encoding="utf-8"), re.MULTILINE)
     stages = [name for name in rules if not name.endswith("_run")]
     for target in targets:
@@ -218,7 +218,7 @@ def results(given: argparse.Namespace) -> None:
 
 
 def score(given: argparse.Namespace) -> None:
-    """Print how one CSV file's labels score against another's."""
+    """Print the scores of one CSV file against another."""
     from chexreason.evaluation import csv_files
 
     labels = None if given.labels is None else [name.strip() for name in given.labels.split(",")]
@@ -228,11 +228,11 @@ def score(given: argparse.Namespace) -> None:
 
 
 def predict(given: argparse.Namespace) -> int:
-    """Print what a checkpoint of a study says about films of the caller's own; 1 when some cannot be read, 2 when all.
+    """Print the answers of a checkpoint to the user's films; returns 1 if some cannot be read, 2 if all.
 
-    JSON is one object: `study`, `params_hash`, `model`, `checkpoint`, `seed`, `caution`, and `films`, a list with an
-    object for each film as `predict.answer_row` makes it.  CSV has one row per film, as `chexreason score` reads it: id
-    (the file), 1 or 0 for each label (blank where no labels can be read), error, reply, caution.
+    JSON is one object: `study`, `params_hash`, `model`, `checkpoint`, `seed`, `caution`, and `films`, a list with one
+    object per film (see `predict.answer_row`). CSV has one row per film, in the form that `chexreason score` reads: id
+    (the file), 1 or 0 for each label (blank if no labels can be read), error, reply, caution.
     """
     import warnings
 
@@ -270,7 +270,7 @@ def predict(given: argparse.Namespace) -> int:
 
 
 def reward(given: argparse.Namespace) -> None:
-    """Print what a reward gives the replies that a study has recorded, as `reward_report.report` finds it."""
+    """Print what a reward gives the recorded replies of a study (see `reward_report.report`)."""
     from chexreason.config import ParamsError, read_value
     from chexreason.evaluation import reward_report
 
@@ -285,7 +285,7 @@ def reward(given: argparse.Namespace) -> None:
 
 
 def films(given: argparse.Namespace) -> None:
-    """Print what a folder of films holds."""
+    """Print a summary of a folder of films."""
     from importlib import import_module
 
     from chexreason.data import film_table
@@ -297,7 +297,7 @@ def films(given: argparse.Namespace) -> None:
 
 
 def review(given: argparse.Namespace) -> None:
-    """Draw a sheet of traces for a radiologist, or print what the radiologist's verdicts come to."""
+    """Make a review page of traces for a radiologist, or print a summary of the verdicts."""
     from chexreason.teacher import review
 
     study = _study(given.params)
@@ -305,7 +305,7 @@ def review(given: argparse.Namespace) -> None:
 
 
 def notebook(given: argparse.Namespace) -> None:
-    """Run one notebook as the DAG does."""
+    """Run one notebook as in the graph."""
     from chexreason.workflow.notebook import execute
 
     parameters = _parameters(given.notebook, given.parameters)
@@ -314,7 +314,7 @@ def notebook(given: argparse.Namespace) -> None:
 
 
 def book(given: argparse.Namespace) -> None:
-    """Assemble the book's pages and the executed notebooks, and build it."""
+    """Build the book from its pages and the executed notebooks."""
     from chexreason.workflow.book import build
 
     print(build(_study(given.params), ROOT / "book", [Path(each) for each in given.chapters]))
@@ -431,9 +431,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _parameters(notebook: str, given: list[tuple[str, str]]) -> dict:
-    """The values of `-p NAME VALUE`, written as in a params file, each of the type of the notebook's default.
+    """The values of `-p NAME VALUE`, written as in a params file, with the types of the notebook's defaults.
 
-    What is given for a text stays as it is: `001` or `true` may be a name.
+    A value for a text is not changed: `001` or `true` may be a name.
     """
     from chexreason.config import ParamsError, read_value
     from chexreason.workflow.notebook import defaults
@@ -455,12 +455,12 @@ def _parameters(notebook: str, given: list[tuple[str, str]]) -> dict:
 
 
 def _printable(text: str) -> str:
-    """`text` for a terminal: what a model wrote must not move the cursor or turn the reading direction around."""
+    """`text` for a terminal, without characters that move the cursor or change the reading direction."""
     return "".join(letter if letter.isprintable() or letter in "\n\t" else "�" for letter in text)
 
 
 def _study(path: str | Path | None, full: bool = True):
-    """The study of a params file; without one the default study, of this folder or else of the checkout."""
+    """The study of a params file; by default the default study, of this folder or else of the checkout."""
     from chexreason.config import ParamsError, find, load
 
     if path is None:
@@ -472,10 +472,10 @@ def _study(path: str | Path | None, full: bool = True):
 
 
 def _hold(study) -> None:
-    """Keep a lock on the study for as long as this process lives, and raise RunError when another process has it.
+    """Keep a lock on the study until this process ends; raises RunError if another process has it.
 
-    It takes the place of Snakemake's own lock, which a killed run leaves behind; what the file says of its holder
-    counts only while the lock is held.
+    It replaces Snakemake's own lock, which a killed run leaves behind. The information about its holder counts only
+    while the lock is held.
     """
     from chexreason import records
 

@@ -1,10 +1,10 @@
-"""Truth and predictions of anyone's, in two CSV files, scored as a study's answers are.
+"""Scores of anyone's truth and predictions in two CSV files.
 
-One row per film, a column `id`, and one column per label.  The truth is 1, 0 or blank; the predictions are that, or
-probabilities from 0 to 1.  Cells are separated by commas, semicolons or tabs; TRUE and FALSE are 1 and 0.  Blanks
-around a cell, non-breaking ones too, do not count; otherwise ids and patients are compared as text, letter by letter.
-Blank is unknown, in either file: such a film is left out of that label's scores and of no other's, and the result says
-how many were left out, since a model that leaves its hard films blank would otherwise seem better than it is.
+Each file has one row per film, a column `id`, and one column per label. The truth is 1, 0 or blank; predictions are the
+same, or probabilities from 0 to 1. The separator is a comma, a semicolon or a tab; TRUE and FALSE are 1 and 0. Blanks
+around a cell do not count; otherwise ids and patients are compared letter by letter. Blank means unknown, in both
+files: the film is left out of the scores of that label only. The result counts these films, because a model that leaves
+difficult films blank would look better than it is.
 """
 
 import csv
@@ -23,9 +23,9 @@ from chexreason.labels import CHEXPERT14, LABEL_SETS
 ID = "id"
 WORDS = {"true": "1", "false": "0"}
 ABOUT = "film|image|path|patient|subject|study|series|dicom|view|frontal|ap|split|fold|follow|sex|gender|age|unnamed"
-"""A column whose name begins with one of these words says something about a film, and is scored only when asked for."""
+"""A column whose name begins with one of these words describes a film, and is scored only on request."""
 FEW = 20
-"""With fewer patients the percentile interval is too narrow: the notes say so."""
+"""With fewer patients, the percentile interval is too narrow, and a note says so."""
 
 
 class ScoreError(ValueError):
@@ -45,19 +45,18 @@ def score_files(
     """Score the CSV file `predictions` against the CSV file `truth`; the result can be written as JSON.
 
     The labels are those of `label_set` (a name in `labels.LABEL_SETS`), or `labels`, or else the columns that both
-    files have, except those that say something about a film (`ABOUT`) and those without a number in either file.
-    `patient` is a column of `truth` that says whose film a row is: the bootstrap then draws patients, else films.
+    files have, without those that describe a film (`ABOUT`) and those without a number. `patient` is a column of
+    `truth` with the patient of each film; patients are then resampled, otherwise films.
 
-    Predictions of 1, 0 and blank give the scores of `metrics.score`; probabilities those of
-    `metrics.score_probabilities`, and with a `threshold`, the same for every label, both: a probability of at least
-    `threshold` counts as 1.
+    Predictions of 1, 0 and blank give the scores of `metrics.score`, probabilities those of
+    `metrics.score_probabilities`. With a `threshold` (the same for every label), probabilities give both: a probability
+    of at least `threshold` counts as 1.
 
-    `labels` is a list with one object per label (the columns of `metrics.Scores.labels`), `overall` holds n (films) and
-    the scores over all labels with their 95 % intervals; what is undefined is None, as are the bounds where there is no
-    interval.  `left_out` counts blank cells, `not_scored` names the columns of each file that were passed over, and
-    `notes` holds what must be known to read the scores.
-    Raises ScoreError for unknown labels, too few resamples, and files that lack a column or a film, name one twice
-    or in two ways, hold other values, or mix labels and probabilities.
+    `labels` has one object per label (see `metrics.Scores.labels`). `overall` has n (films) and the scores over all
+    labels with 95 % intervals; undefined values are None, and so are the bounds without an interval. `left_out` counts
+    blank cells, `not_scored` lists the other columns of each file, and `notes` has remarks on the intervals. Raises
+    ScoreError for unknown labels, too few resamples, a missing column or film, a name that occurs twice or in two
+    spellings, other values, or a mix of labels and probabilities.
     """
     _refuse_options(label_set, labels, patient, n_resamples, seed, threshold)
     files = Path(truth), Path(predictions)
@@ -106,7 +105,7 @@ def score_files(
 
 
 def report_text(scored: dict) -> str:
-    """What `score_files` returned, as a person reads it."""
+    """The result of `score_files` as text."""
     overall, left_out, one = scored["overall"], scored["left_out"], len(scored["labels"]) == 1
     of = f" of {_count(scored['patients'], 'patient')}" if scored["clustered_by"] != ID else ""
     chosen = f" ({scored['label_set']})" if scored["label_set"] else ""
@@ -158,7 +157,7 @@ def _cell_text(row: dict, name: str, undefined: str = "-") -> str:
 
 
 def _notes(result: dict, patient_columns: list[str]) -> list[str]:
-    """What must be known of the intervals: which are missing, without width, rough or too narrow."""
+    """Remarks on the intervals: missing, without width, rough or too narrow."""
     places = {"": result["overall"]} | {f"{row['label']} ": row for row in result["labels"]}
     bounds = {
         place + metric.replace("_", " "): (row[f"{metric}_low"], row[f"{metric}_high"])
@@ -193,7 +192,7 @@ def _first_names(names: list[str]) -> str:
 
 
 def _patient_columns(rows: pd.DataFrame) -> list[str]:
-    """The columns that seem to name patients, some of them with several films."""
+    """Columns that seem to have patients, with several films for some."""
     there = [name for name in rows.columns.unique() if name.casefold().startswith(("patient", "subject"))]
     return [name for name in there if "age" not in name.casefold() and rows[name].duplicated().any()]
 
@@ -243,7 +242,7 @@ def _has_number(cells: pd.DataFrame) -> bool:
 
 
 def _numbers(cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells as numbers, NaN where a cell is not one."""
+    """The cells as numbers, NaN for other text."""
     return cells.apply(lambda column: pd.to_numeric(column.str.lower().replace(WORDS), errors="coerce").astype(float))
 
 
@@ -266,7 +265,7 @@ def _no_label(name: str) -> str:
 
 
 def _predictions(file: Path, cells: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
-    """Predictions (films x labels; NaN where blank), and whether they are probabilities."""
+    """Predictions (films x labels; NaN if blank), and whether they are probabilities."""
     values = _numbers(cells)
     inner = values.gt(0) & values.lt(1)
     soft = inner.any()
@@ -283,7 +282,7 @@ def _predictions(file: Path, cells: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
 
 
 def _films(file: Path, others: Collection[str] = ()) -> pd.DataFrame:
-    """The cells of a CSV file as text, by id; ids and `others` name something, and each thing in one way."""
+    """The cells of a CSV file as text, by id; ids and `others` must have one spelling each."""
     rows = _rows(file)
     _refuse_columns(file, rows, [ID, *others])
     for name in (ID, *others):
@@ -305,7 +304,7 @@ def _films(file: Path, others: Collection[str] = ()) -> pd.DataFrame:
 
 
 def _spelling_key(names: pd.Series) -> pd.Series:
-    """What different spellings of each name have in common, as in `film_table.alike`; 7.0 is 7 as well."""
+    """A key that is equal for different spellings of a name, see `film_table.spelling_key`; 7.0 equals 7."""
     return spelling_key(names.str.replace(r"^(\d+)\.0*$", r"\1", regex=True))
 
 
@@ -334,7 +333,7 @@ def _rows(file: Path) -> pd.DataFrame:
 
 
 def _refuse_columns(file: Path, rows: pd.DataFrame, names: Collection[str]) -> None:
-    """Raises ScoreError where a column of `names` is not in the file, or is there twice."""
+    """Raise ScoreError if a column of `names` is missing or occurs twice."""
     for name in names:
         if list(rows).count(name) != 1:
             fault = "two columns" if name in rows else "no column"
@@ -342,13 +341,13 @@ def _refuse_columns(file: Path, rows: pd.DataFrame, names: Collection[str]) -> N
 
 
 def _refuse(file: Path, column: str, wrong: pd.Series, right: str) -> None:
-    """Raises ScoreError about the first of the cells that are `wrong`, saying what would be `right`."""
+    """Raise ScoreError for the first of the `wrong` cells, with what would be `right`."""
     if len(wrong):
         raise ScoreError(f"{file}, row {wrong.index[0]}, column {column}: {wrong.iloc[0]!r}; {right}")
 
 
 def _refuse_missing(file: Path, films: pd.Series, there: pd.Series) -> None:
-    """Raises ScoreError where `file`, whose films are `there`, lacks some of the `films` of the other file."""
+    """Raise ScoreError if `file`, with the films `there`, lacks some of `films`."""
     films = sorted(set(films) - set(there))
     if films:
         more = f" and {len(films) - 3} more" if len(films) > 3 else ""
@@ -361,5 +360,5 @@ def _refuse_missing(file: Path, films: pd.Series, there: pd.Series) -> None:
 
 
 def _nullable(row: dict) -> dict:
-    """JSON has no NaN: None stands for what is undefined."""
+    """The value with None instead of NaN, for JSON."""
     return {name: None if pd.isna(value) else value for name, value in row.items()}

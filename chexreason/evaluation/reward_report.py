@@ -1,4 +1,4 @@
-"""A reward judged on the replies that a study has recorded, before anything is trained with it."""
+"""A report on a reward: what it gives the replies that a study has recorded, before anything is trained with it."""
 
 import math
 from collections import defaultdict
@@ -16,18 +16,18 @@ CASES = 3
 
 
 def report(study: config.Study, reward: str, arguments: dict) -> dict:
-    """What a reward gives the recorded replies of a study's checkpoints, as plain data that JSON can hold.
+    """The rewards of the recorded replies of a study's checkpoints, as data for JSON.
 
-    `reward` is the name of a GRPO run, whose reward and constants are taken, or a reward as `rewards.find` knows it, in
-    a file beside the params file or in the current folder; `arguments` are constants; without them, those of the run.
-    Films with an unknown label are left out.  A reward with state begins anew for each checkpoint and data set.
+    `reward` is the name of a GRPO run (with its constants), or a reward as in `rewards.find`, in a file next to the
+    params file or in the current folder. `arguments` are constants; without them, those of the run. Films with an
+    unknown label are left out. A reward with state starts again for each checkpoint and data set.
 
     Keys: study, params_hash, phantom, reward, reward_args, replies, films, mean, std, quantiles (value by share), zeros
-    (share), contrast (over films with several replies: films, mean_std, none: the share whose replies all earn the
-    same), rank_correlation (Spearman's, with the hard reward; None where one of them is constant), metrics (what the
-    reward logged, means over batches), checkpoints (a list: model, checkpoint, seed, replies, mean, std, zeros,
-    hard_reward), best and worst (lists of replies, never about credentialed films).
-    Raises RecordError where no replies are recorded, RewardError where the reward fails.
+    (share), contrast (over films with several replies: films, mean_std, none: the share without any difference),
+    rank_correlation (Spearman's, with the hard reward; None if one of them is constant), metrics (logged by the reward,
+    means over batches), checkpoints (a list: model, checkpoint, seed, replies, mean, std, zeros, hard_reward), best and
+    worst (lists of replies, never about credentialed films). Raises RecordError if no replies are recorded, and
+    RewardError if the reward fails.
     """
     path, constants, settings = _reward_settings(study, reward, arguments)
     beside = study.file.parent
@@ -65,7 +65,7 @@ def report(study: config.Study, reward: str, arguments: dict) -> dict:
 
 
 def _reward_settings(study: config.Study, reward: str, arguments: dict) -> tuple[str, dict, config.Reward]:
-    """The reward, its constants, and the section `reward` of the run that it is taken from."""
+    """The reward, its constants, and the section `reward` of its run."""
     runs = study.grpo.runs
     name = reward if reward in runs else next((name for name, run in runs.items() if run.reward == reward), None)
     if name is None:
@@ -76,7 +76,7 @@ def _reward_settings(study: config.Study, reward: str, arguments: dict) -> tuple
 def _scored_replies(
     study: config.Study, path: str, beside: Path, arguments: dict, settings: config.Reward, metrics: dict
 ) -> pd.DataFrame:
-    """Every recorded reply whose film has all labels, with what the reward gives it as `value`."""
+    """Every recorded reply whose film has all labels, with its reward as `value`."""
     tables, processors = [], {}
     for checkpoint in study.checkpoints():
         place, model = study.paths.answers(checkpoint), checkpoint.model
@@ -140,7 +140,7 @@ def _example_replies(table: pd.DataFrame) -> list[dict]:
 
 
 def text(found: dict) -> str:
-    """The report as a person reads it."""
+    """The report as text."""
     phantom = ", phantom films" if found["phantom"] else ""
     constants = ", ".join(f"{name} {value}" for name, value in found["reward_args"].items())
     contrast, correlation = found["contrast"], found["rank_correlation"]

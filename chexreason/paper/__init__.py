@@ -1,1 +1,1 @@
-"""The paper's printed tables, their reanalysis, and its findings held against a study."""
+"""The paper's printed tables, their reanalysis, and the paper's findings in a study."""

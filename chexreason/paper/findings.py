@@ -1,11 +1,11 @@
-"""The paper's four findings, compared with a run: the intervals of the run choose the words.
+"""The paper's four findings in a study.
 
-A run tests a finding by comparing two of its checkpoints on the same films: the difference in macro-F1 between the
-second and the first.  Each comparison has the result that the finding predicts, and a verdict:
+A finding is tested by comparing two checkpoints on the same films: the difference in macro-F1, second minus first. Each
+comparison has the result that the finding predicts, and a verdict:
 
 - `agrees`: the paired 95 % interval excludes zero, on the predicted side;
 - `contradicts`: it excludes zero, on the other side;
-- `inconclusive`: it includes zero.  Two rewards that end level never agree: no interval shows that.
+- `inconclusive`: it includes zero. "Two rewards end level" can never agree: no interval shows this.
 """
 
 import pandas as pd
@@ -26,7 +26,7 @@ _SCAFFOLD = {"medgemma": "no gain", "qwen": "gain"}
 
 
 def paper() -> dict[int, str]:
-    """What the paper says in each of its four findings, with the figures it prints."""
+    """The paper's four findings in words, with its printed values."""
     home, away = published.printed_macro("CheXpert"), published.printed_macro("NIH")
     medgemma, qwen = (published.validation(number).set_index("variant")["macro_f1"] for number in (2, 3))
     best = published.validation(4).query("checkpoint == 'Best F1-Score'").set_index("reward")["macro_f1"]
@@ -43,11 +43,11 @@ def paper() -> dict[int, str]:
 
 
 def comparisons(study, paired: pd.DataFrame) -> pd.DataFrame:
-    """Every comparison of the run that speaks to a finding; empty where nothing was trained.
+    """All comparisons of the study for the findings; empty if nothing was trained.
 
-    `paired` is the record of that name.  The steps of training stand in it; formats and rewards are compared here on
-    validation films, from the answers' records, with the draws that `paired` was made with.  Columns: finding,
-    expected, those of `paired`, result (`metrics.verdict`) and verdict (one of `VERDICTS`).
+    `paired` is the record of that name, with the steps of training. Formats and rewards are compared here on validation
+    films, from the records of answers, with the same resamples. Columns: finding, expected, those of `paired`, result
+    (`metrics.verdict`) and verdict (one of `VERDICTS`).
     """
     steps = report.gains(paired)
     steps = steps[steps["dataset"].isin(study.tests)]
@@ -66,14 +66,14 @@ def comparisons(study, paired: pd.DataFrame) -> pd.DataFrame:
 
 
 def _formats(study) -> list[pd.DataFrame]:
-    """Reasoning A against Free Reasoning, for each model and seed that has both."""
+    """Reasoning A compared with Free Reasoning, for each model and seed that has both."""
     return [
         _between(study, *pair).assign(finding=3, expected=_SCAFFOLD[pair[0].model]) for pair in _format_pairs(study)
     ]
 
 
 def _format_pairs(study) -> list[tuple[Checkpoint, Checkpoint]]:
-    """The first run of each format, with the settings of the section, for each model of the paper and each seed."""
+    """The first run of each format with the settings of the section, for each model of the paper and each seed."""
     trained: dict[tuple, Checkpoint] = {}
     for each in study.runs("sft"):
         if not study.sft.runs[each.run].set:
@@ -86,7 +86,7 @@ def _format_pairs(study) -> list[tuple[Checkpoint, Checkpoint]]:
 
 
 def _rewards(study) -> list[pd.DataFrame]:
-    """The hard against the nuanced reward, at the last and the best checkpoint."""
+    """The hard compared with the nuanced reward, at the last and the best checkpoint."""
     return [
         _between(study, *ends).assign(finding=4, expected="level")
         for nuanced, hard in _reward_pairs(study)
@@ -95,7 +95,7 @@ def _rewards(study) -> list[pd.DataFrame]:
 
 
 def _reward_pairs(study) -> list[tuple[Checkpoint, Checkpoint]]:
-    """The GRPO runs of the nuanced and of the hard reward that differ in nothing else."""
+    """The GRPO runs of the nuanced and of the hard reward that differ only in the reward."""
     runs = study.grpo.runs
 
     def rest(checkpoint: Checkpoint) -> tuple:
@@ -116,7 +116,7 @@ def _has_comparison(study) -> dict[int, bool]:
 
 
 def _between(study, first: Checkpoint, second: Checkpoint) -> pd.DataFrame:
-    """A row as in the `paired` record: two checkpoints on validation films, over all labels scored there."""
+    """A row like those of the `paired` record: two checkpoints on validation films, over all labels."""
     films, label_set = compare.labeled_films(study), study.curate.label_sets[0]
     before, after = (
         compare.score_answers(study, films, records.load(study.paths.answers(each)), study.validation, label_set)
@@ -135,7 +135,7 @@ def _verdict(expected: str, result: str) -> str:
 
 
 def comparison_table(table: pd.DataFrame) -> pd.DataFrame:
-    """`comparisons` to be read: finding, dataset, step, seed, expected, change with its interval, and the verdict."""
+    """`comparisons` for readers: finding, dataset, step, seed, expected, change with its interval, and verdict."""
     columns = {
         "step": table["first"] + " → " + table["second"].str.split("/", n=1).str[1],
         "change": [estimate_text(row.difference, row.low, row.high, sign="+") for row in table.itertuples()],
@@ -144,7 +144,7 @@ def comparison_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(study, table: pd.DataFrame) -> pd.DataFrame:
-    """A row a finding: what the paper says, what this run shows and how sure it is; headers say what is phantom."""
+    """One row per finding: the paper's words, the result of this study and how sure it is."""
     run, full = title_text("this run", study.phantom), _has_comparison(config.load(study.file))
     rows = [
         {
@@ -159,7 +159,7 @@ def summary(study, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _status(rows: pd.DataFrame, full: bool) -> str:
-    """How many comparisons came out how, by what was expected of them; `full`: whether a full run has any."""
+    """The number of comparisons with each verdict, by the expected result; `full`: whether a full run has any."""
     if rows.empty:
         return f"no comparison speaks to it{'; left to a full run' if full else ''}"
     parts = []
@@ -170,7 +170,7 @@ def _status(rows: pd.DataFrame, full: bool) -> str:
 
 
 def _certainty(rows: pd.DataFrame) -> str:
-    """How wide the intervals are, and from how many seeds of training."""
+    """The widths of the intervals and the number of training seeds."""
     if rows.empty:
         return "–"
     half, seeds = (rows["high"] - rows["low"]).median() / 2, rows["seed"].nunique()
@@ -179,7 +179,7 @@ def _certainty(rows: pd.DataFrame) -> str:
 
 
 def conclusions(study, table: pd.DataFrame) -> list[str]:
-    """A sentence for each finding: whether it appears in this run."""
+    """One sentence per finding: whether it appears in this study."""
     kind = "this phantom run" if study.phantom else "this run"
     return [f"Finding {number} {_conclusion(table[table['finding'] == number], kind)}" for number in paper()]
 

@@ -1,7 +1,8 @@
-"""The paper's printed tables as data, what its text claims of them, and what macro means they give.
+"""The paper's printed tables as data, the claims of its text, and macro means over other labels.
 
-Source: Berger et al., "Benchmark Success, Clinical Failure", arXiv 2512.23090v2 (CC BY 4.0).  The CSV files beside this
-one hold the figures as printed, and the prevalence of each label where the paper tested (other sources, named there).
+Source: Berger et al., "Benchmark Success, Clinical Failure", arXiv 2512.23090v2 (CC BY 4.0). The CSV files in this
+folder have the values as printed, and the prevalence of each label in the paper's test sets (from other sources, named
+there).
 """
 
 from collections.abc import Collection
@@ -30,20 +31,21 @@ _PRINTED_MACRO = "Macro F1 as printed"
 
 
 def claims() -> pd.DataFrame:
-    """The relative changes that the text states: claim, first and second model and data set, printed (share)."""
+    """The relative changes in the paper's text: claim, first and second model and data set, printed (share)."""
     return _read("claims.csv")
 
 
 def prevalence() -> pd.DataFrame:
-    """The share of films that show each label: fourteen labels x CheXpert, NIH, NIH official test, MIMIC.
+    """The share of films with each label: fourteen labels x CheXpert, NIH, NIH official test, MIMIC.
 
-    NaN where the data set has no such label.  The CSV's head names the source and the number of films of each.
+    NaN if the data set does not have the label. The head of the CSV file has the source and the number of films of
+    each.
     """
     return _read("prevalence.csv").set_index("label")
 
 
 def validation(number: int) -> pd.DataFrame:
-    """Table 1 (prompts), 2 or 3 (SFT formats of MedGemma, of Qwen) or 4 (rewards), as printed."""
+    """Table 1 (prompts), 2 or 3 (SFT formats of MedGemma and Qwen) or 4 (rewards), as printed."""
     return _read(VALIDATION[number])
 
 
@@ -57,22 +59,22 @@ def _read(name: str) -> pd.DataFrame:
 
 
 def f1(dataset: str) -> pd.DataFrame:
-    """The printed F1 per label on `dataset` ("CheXpert" or "NIH"): labels x models, shares to three decimals."""
+    """The printed F1 per label on `dataset` ("CheXpert" or "NIH"): labels x models, shares with three decimals."""
     return _table(dataset).drop(index=_PRINTED_MACRO)
 
 
 def printed_macro(dataset: str) -> pd.Series:
-    """The macro-F1 the paper prints for each model on `dataset`, over fourteen labels on CheXpert and nine on NIH."""
+    """The printed macro-F1 of each model on `dataset`, over fourteen labels on CheXpert and nine on NIH."""
     return _table(dataset).loc[_PRINTED_MACRO].rename("macro_f1")
 
 
 def macro(dataset: str, labels: Collection[str]) -> pd.Series:
-    """The mean of the printed F1 over `labels` for each model.  Raises KeyError for a label the table lacks."""
+    """The mean of the printed F1 over `labels` for each model. Raises KeyError if the table does not have a label."""
     return f1(dataset).loc[list(labels)].mean().rename("macro_f1")
 
 
 def overview() -> pd.DataFrame:
-    """Published macro-F1 by model: as printed, and on CheXpert over the nine labels that NIH is scored on."""
+    """Published macro-F1 by model: as printed, and on CheXpert over the nine labels of NIH."""
     columns = {
         "CheXpert, 14 labels, as printed": printed_macro("CheXpert"),
         "CheXpert, the nine of NIH": macro("CheXpert", NIH9),

@@ -1,18 +1,19 @@
-"""The reanalysis of the paper: its printed tables recomputed, and how wide 95 % intervals would have been.
+"""The reanalysis of the paper: its printed tables recomputed, and simulated 95 % intervals.
 
-Nothing here reads a record of a study; the figures are the paper's (`chexreason.paper.published`).
+Nothing here reads a record of a study; all values are the paper's (`chexreason.paper.published`).
 
-The paper prints no intervals, so they are simulated: the films are drawn and answered again and again as if the
-printed F1 were the truth.  What that assumes is the same in every function:
+The paper prints no intervals, so they are simulated: films and answers are drawn again and again as if the printed F1
+were true. All functions make the same assumptions:
 
-- A film shows a label with the published prevalence.  Films are independent, and so are a film's labels.
-- F1 does not fix precision and recall.  `answered` does: the films a label is given to, for each that shows it.  At 1
-  precision equals recall, at 2 recall is twice precision.  A value that the F1 rules out becomes the nearest it allows.
-- Two models answer the same films.  `shared` is how far they hit and miss together, given the truth: 0 not beyond
-  chance, 1 as far as their two rates allow.  The paper prints nothing that would tell it.
-- Tables 2 to 4 print no labels, so each label is taken to score the printed macro-F1; labels as uneven as those of
-  Table 5 would give narrower intervals.
-- A label printed at 0.000 scores zero in every draw, which makes an interval too narrow, not too wide.
+- A film has a label with the published prevalence. Films are independent, and so are the labels of a film.
+- F1 does not determine precision and recall. `answered` does: the number of films that get a label, divided by the
+  number that have it. At 1, precision equals recall; at 2, recall is twice precision. An impossible value is replaced
+  by the nearest possible one.
+- Two models answer the same films. `shared` is the degree to which they are right and wrong on the same films, given
+  the truth: 0 is chance, 1 is the maximum that their rates allow. The paper does not print it.
+- Tables 2 to 4 print no labels, so each label is given the printed macro-F1. Labels that differ as much as in Table 5
+  would give narrower intervals.
+- A label printed as 0.000 is zero in every sample. This makes an interval too narrow, not too wide.
 """
 
 from itertools import product
@@ -25,15 +26,16 @@ from chexreason.labels import CHEXPERT14, COMPETITION5, NIH9
 from chexreason.paper import published
 
 ROUNDING = 0.0005
-"""Half of the last digit printed in the tables."""
+"""Half of the last printed digit."""
 
 ANSWERED = (0.5, 1.0, 2.0)
 NIH_PREVALENCE = ("NIH", "NIH official test")
-"""The assumptions that `sensitivity` combines; the paper does not say how its films of NIH were drawn."""
+"""The prevalences that `sensitivity` tries for NIH; the paper does not say how its NIH films were sampled."""
 
 ERRORS = {"independent errors": 0.0, "strongly shared errors": 0.8}
-"""What is assumed of `shared`.  Not 1: there the better of two models misses nothing that the other sees, and any
-difference, however small, would be told from chance."""
+"""The values of `shared`. At 1, the better of two models would miss nothing that the other finds, and any difference
+would be clear.
+"""
 
 CONTRASTS = {
     1: ("MedGemma-4B SFT", "ChexReason"),
@@ -41,14 +43,14 @@ CONTRASTS = {
     3: ("Free Reasoning", "Reasoning A"),
     4: ("Nuanced", "Hard"),
 }
-"""The two scores that each of the paper's findings sets against each other, the second less the first."""
+"""The two scores that each of the paper's findings compares, as second minus first."""
 
 
 # --- arithmetic ------------------------------------------------------------------------------------------------------
 
 
 def macro_means() -> pd.DataFrame:
-    """The printed macro-F1 of tables 5 and 6 beside the mean of the printed labels.
+    """The printed macro-F1 of Tables 5 and 6, and the mean of the printed labels.
 
     Columns: dataset, model, printed, recomputed, agrees.
     """
@@ -64,9 +66,9 @@ def macro_means() -> pd.DataFrame:
 
 
 def micro_f1() -> pd.DataFrame:
-    """The printed micro-F1 of tables 2 to 4 beside that of the printed precision and recall, and whether they agree.
+    """The printed micro-F1 of Tables 2 to 4, and that of the printed precision and recall.
 
-    Columns: table, row, printed, recomputed, answered (recall / precision: answers a positive), agrees.
+    Columns: table, row, printed, recomputed, answered (recall / precision: answers per positive label), agrees.
     """
     return pd.concat([_micro(number) for number in (2, 3, 4)], ignore_index=True)
 
@@ -93,7 +95,7 @@ def _f1(precision, recall):
 def claims(stated: pd.DataFrame) -> pd.DataFrame:
     """The relative changes of `published.claims`, recomputed: claim, printed, recomputed, agrees.
 
-    A change agrees when rounding alone, of the two printed scores and of the printed percentage, explains the rest.
+    A change agrees if rounding of the printed scores and percentage explains the difference.
     """
     printed = {dataset: published.printed_macro(dataset) for dataset in published.TABLES}
     first, second = _side(stated, "first", printed), _side(stated, "second", printed)
@@ -106,7 +108,7 @@ def claims(stated: pd.DataFrame) -> pd.DataFrame:
 def like_with_like() -> pd.DataFrame:
     """The same changes over labels that both scores have: claim, printed, nine_shared, five_competition.
 
-    The five labels of the CheXpert competition are not all scored on NIH; NaN where a score lacks one.
+    NIH does not have all five labels of the CheXpert competition; the value is NaN if a score lacks one.
     """
     table = published.claims()
     sets = {"nine_shared": NIH9, "five_competition": COMPETITION5}
@@ -118,13 +120,13 @@ def like_with_like() -> pd.DataFrame:
 
 
 def _side(table: pd.DataFrame, side: str, scores: dict[str, pd.Series]) -> pd.Series:
-    """The score of each row's first or second model, from the scores by model of each data set."""
+    """The score of the first or second model of each row."""
     names = zip(table[f"{side}_model"], table[f"{side}_dataset"], strict=True)
     return pd.Series([scores[dataset][model] for model, dataset in names], index=table.index)
 
 
 def chexpert_means() -> pd.DataFrame:
-    """Macro-F1 on CheXpert by model: fourteen labels as printed, the nine that NIH has, the five of the competition."""
+    """Macro-F1 on CheXpert by model: fourteen labels as printed, the nine of NIH, the five of the competition."""
     columns = {
         "fourteen_printed": published.printed_macro("CheXpert"),
         "nine_shared": published.macro("CheXpert", NIH9),
@@ -134,7 +136,7 @@ def chexpert_means() -> pd.DataFrame:
 
 
 def contributions(dataset: str, first: str, second: str) -> pd.DataFrame:
-    """What each label adds to the change of macro-F1 between two models, the largest share first.
+    """The contribution of each label to the change of macro-F1 between two models, the largest first.
 
     Columns: label, first, second, share (of the change of the mean; they sum to 1) and without (the change of the mean
     over the other labels).
@@ -155,7 +157,7 @@ def contributions(dataset: str, first: str, second: str) -> pd.DataFrame:
 
 
 def operating_point(f1: np.ndarray, prevalence: np.ndarray, answered: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Sensitivity and false-positive rate that give the labels their `f1` (labels,) at their `prevalence` (labels,)."""
+    """Sensitivity and false-positive rate that give labels their `f1` (labels,) at their `prevalence` (labels,)."""
     with np.errstate(divide="ignore"):
         most = np.minimum(prevalence * (2 - f1) / f1, (2 - prevalence * (2 - f1)) / (2 - f1))
     given = np.clip(answered * prevalence, prevalence * f1 / (2 - f1), most)  # the share of films answered with it
@@ -176,7 +178,7 @@ def simulate(
 ) -> np.ndarray:
     """TP, FP and FN of two models on the same simulated films: int (2 models, n_resamples, labels, 3).
 
-    `first` and `second` are the models' true F1 (labels,); what else is assumed stands at the head of this module.
+    `first` and `second` are the true F1 of the models (labels,); the other assumptions are at the top of this module.
     """
     first_hit, first_alarm = operating_point(first, prevalence, answered)
     second_hit, second_alarm = operating_point(second, prevalence, answered)
@@ -187,7 +189,7 @@ def simulate(
 
 
 def _answers(films: np.ndarray, first: np.ndarray, second: np.ndarray, shared: float, rng) -> np.ndarray:
-    """How many of `films` (n_resamples, labels) each of two models gives the label to: (2, n_resamples, labels)."""
+    """The number of `films` (n_resamples, labels) that get the label from each model: (2, n_resamples, labels)."""
     both = shared * np.minimum(first, second) + (1 - shared) * first * second
     cells = np.stack([both, first - both, second - both, 1 - first - second + both], axis=-1)
     counts = rng.multinomial(films, np.clip(cells, 0, 1))  # clipped: rounding leaves -1e-17
@@ -198,11 +200,11 @@ def _answers(films: np.ndarray, first: np.ndarray, second: np.ndarray, shared: f
 
 
 def printed(nih: str = "NIH") -> pd.DataFrame:
-    """The scores behind the four findings, a row a finding, place, series and label, in the paper's order.
+    """The scores of the four findings, one row per finding, place, series and label, in the paper's order.
 
-    A place is what holds films and labels fixed (a data set and label set; for finding 3 a model), a series what is
-    compared there.  Columns: finding, place, series, label, f1 (as printed), prevalence, films.  `nih` names the column
-    of `published.prevalence` that is taken for NIH, whose draw the paper does not tell.
+    A place fixes films and labels (a data set and label set; for finding 3, a model); a series is what is compared
+    there. Columns: finding, place, series, label, f1 (as printed), prevalence, films. `nih` is the column of
+    `published.prevalence` that is used for NIH.
     """
     shares = published.prevalence()
     chexpert, nih, mimic = shares["CheXpert"], shares[nih], shares["MIMIC"]
@@ -221,7 +223,7 @@ def printed(nih: str = "NIH") -> pd.DataFrame:
 
 
 def _tested(finding: int, place: str, dataset: str, labels: tuple[str, ...], prevalence: pd.Series) -> pd.DataFrame:
-    """Rows of `printed` from table 5 or 6: the two models of the finding, a row a label."""
+    """Rows of `printed` from Table 5 or 6: the two models of the finding, one row per label."""
     f1 = published.f1(dataset).loc[list(labels), list(CONTRASTS[finding])]
     rows = f1.rename_axis(columns="series").unstack().rename("f1").reset_index()
     return rows.assign(
@@ -230,7 +232,7 @@ def _tested(finding: int, place: str, dataset: str, labels: tuple[str, ...], pre
 
 
 def _validated(finding: int, table: pd.DataFrame, prevalence: pd.Series) -> pd.DataFrame:
-    """Rows of `printed` from a table of validation scores: each label is taken to score the printed macro-F1."""
+    """Rows of `printed` from a table of validation scores, in which each label has the printed macro-F1."""
     rows = (
         table[["place", "series", "macro_f1"]]
         .rename(columns={"macro_f1": "f1"})
@@ -252,9 +254,9 @@ def scores(n_resamples: int, seed: int) -> pd.DataFrame:
 
 
 def label_scores(n_resamples: int, seed: int) -> pd.DataFrame:
-    """The published F1 of each label on CheXpert with its simulated 95 % interval, as `figures.label_dots` takes it.
+    """The published F1 of each label on CheXpert with its simulated 95 % interval, for `figures.label_dots`.
 
-    Columns: dataset, model, label, support (the positive films to be expected), f1, f1_low, f1_high.
+    Columns: dataset, model, label, support (expected number of positive films), f1, f1_low, f1_high.
     """
     rows = printed().query("place == 'CheXpert, 14 labels'")
     tables = []
@@ -268,9 +270,9 @@ def label_scores(n_resamples: int, seed: int) -> pd.DataFrame:
 
 
 def transfer_gaps(n_resamples: int, seed: int) -> pd.DataFrame:
-    """What each model loses from CheXpert to NIH on the nine labels both have: model, change, low, high.
+    """The change of each model from CheXpert to NIH on the nine shared labels: model, change, low, high.
 
-    `change` is relative to the published macro-F1 on CheXpert; the films of the two are drawn apart.
+    `change` is relative to the published macro-F1 on CheXpert; the films of the two are sampled independently.
     """
     shares = published.prevalence().loc[list(NIH9)]
     home, away = (published.f1(dataset).loc[list(NIH9)] for dataset in ("CheXpert", "NIH"))
@@ -286,10 +288,10 @@ def transfer_gaps(n_resamples: int, seed: int) -> pd.DataFrame:
 
 
 def differences(n_resamples: int, seed: int, *, answered: float = 1.0, nih: str = "NIH") -> pd.DataFrame:
-    """What each finding sets against each other (`CONTRASTS`), with its simulated 95 % interval, for each of `ERRORS`.
+    """The differences of `CONTRASTS` with simulated 95 % intervals, for each of `ERRORS`.
 
-    Columns: finding, place, contrast, errors, published (second less first, macro-F1), low, high, change, change_low,
-    change_high (the same relative to the first) and told (whether low and high leave out zero).
+    Columns: finding, place, contrast, errors, published (second minus first, macro-F1), low, high, change, change_low,
+    change_high (the same relative to the first) and told (whether the interval excludes zero).
     """
     rows = []
     for (finding, place), labels in printed(nih).groupby(["finding", "place"], sort=False):
@@ -310,7 +312,7 @@ def _difference(first: float, second: float, first_samples: np.ndarray, second_s
 
 
 def _macros(first: pd.DataFrame, second: pd.DataFrame, n_resamples: int, seed, **assumed: float) -> np.ndarray:
-    """Simulated macro-F1 of two models on the same films, rows of `printed` each: (2, n_resamples)."""
+    """Simulated macro-F1 of two models on the same films, from rows of `printed`: (2, n_resamples)."""
     return macro(_counts(first, second, n_resamples, seed, **assumed))[..., 2]
 
 
@@ -321,10 +323,10 @@ def _counts(first: pd.DataFrame, second: pd.DataFrame, n_resamples: int, seed, *
 
 
 def sensitivity(n_resamples: int, seed: int) -> pd.DataFrame:
-    """Under how many assumptions each difference is told from zero, for independent and for shared errors.
+    """Under how many assumptions the interval of each difference excludes zero, for independent and shared errors.
 
-    Every `ANSWERED` is tried, and on NIH with every `NIH_PREVALENCE`.  Columns: finding, place, contrast, published,
-    tried, and for each of `ERRORS` the number told.
+    Every `ANSWERED` is tried, and for NIH every `NIH_PREVALENCE`. Columns: finding, place, contrast, published, tried,
+    and for each of `ERRORS` the number of intervals without zero.
     """
     tables = []
     for answered, nih in product(ANSWERED, NIH_PREVALENCE):
@@ -342,7 +344,7 @@ def sensitivity(n_resamples: int, seed: int) -> pd.DataFrame:
 
 
 def verdicts(sensitivity: pd.DataFrame) -> list[str]:
-    """A line for each row of `sensitivity`: what such a sample could have told from chance."""
+    """One line for each row of `sensitivity`: whether such a difference is larger than chance."""
     return [_verdict(row) for row in sensitivity.to_dict("records")]
 
 
@@ -357,7 +359,7 @@ def _verdict(row: dict) -> str:
 
 
 def carried_by(dataset: str, first: str, second: str) -> str:
-    """Which label carries the change of macro-F1 between two models, in a sentence."""
+    """A sentence about the label that adds most to the change of macro-F1 between two models."""
     table = contributions(dataset, first, second)
     top, change = table.iloc[0], (table["second"] - table["first"]).mean()
     return (
@@ -367,7 +369,7 @@ def carried_by(dataset: str, first: str, second: str) -> str:
 
 
 def agreement() -> str:
-    """How many of the recomputed figures agree with what is printed, and which do not, in a sentence."""
+    """A sentence about how many recomputed values agree with the printed ones."""
     tables = {"changes": claims(published.claims()), "macro means": macro_means(), "micro-F1": micro_f1()}
     parts = [f"{table['agrees'].sum()} of {len(table)} {name}" for name, table in tables.items()]
     return f"Recomputed from the printed figures, {', '.join(parts)} agree with what is printed, within rounding."

@@ -1,1 +1,1 @@
-"""The teacher: who writes the reasoning traces, and what a trace must be."""
+"""The teacher: who writes the reasoning traces, and which traces are accepted."""

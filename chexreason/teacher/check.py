@@ -1,4 +1,4 @@
-"""What a trace must be, whoever wrote it."""
+"""The checks that every trace must pass."""
 
 import re
 from collections.abc import Collection
@@ -26,7 +26,7 @@ GIVEAWAYS = re.compile(
         )
     )
 )
-"""Words by which a trace would own that it knew the answer beforehand, in a text of lower case."""
+"""Phrases (in lower case) by which a trace reveals that it knew the answer."""
 
 
 def check(
@@ -36,9 +36,9 @@ def check(
     min_words: int = 0,
     max_words: int | None = None,
 ) -> str:
-    """What is wrong with a trace of `format`, the kind of fault before a colon; "" when nothing is.
+    """The fault of a trace of `format`, with its kind before a colon; "" if there is none.
 
-    `max_words` is that of the rule-based teacher where not given.
+    `max_words` is by default that of the rule-based teacher.
     """
     answer = answers.read_strict(text, format)
     if answer is None:

@@ -1,7 +1,7 @@
-"""Teachers that are asked: a transformers model on this machine, an endpoint that speaks OpenAI's protocol, Gemini.
+"""Teachers that are language models: a transformers model on this machine, a server with OpenAI's protocol, Gemini.
 
-Whatever the kind, a question is a text, a film and a seed, and a reply is a text and its tokens.  Nothing else of a
-film leaves this module: no name, no patient, none of the metadata of its image.
+A question is a text, a film and a seed; a reply is a text and its number of tokens. Nothing else about a film leaves
+this module: no name, no patient, no metadata of its image.
 """
 
 import base64
@@ -25,15 +25,15 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 120
 
 
 class TeacherError(RuntimeError):
-    """The teacher cannot work as it is set up; the message names the key, the variable or the address to change."""
+    """The teacher cannot work with these settings; the message names the key, the variable or the address."""
 
 
 class NoReply(RuntimeError):
-    """One question was not answered, however often it was sent; others may be."""
+    """One question was not answered after all attempts; others may be."""
 
 
 class Question(NamedTuple):
-    """What the teacher is told: a text, the film to look at (None: words only), and a seed below 2**31."""
+    """A question: a text, the film (None: text only), and a seed below 2**31."""
 
     text: str
     image: Path | None
@@ -41,7 +41,7 @@ class Question(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What came back: text, "" or what was wrong with it ("cut off ..."), and the tokens that were read and written."""
+    """A reply: its text, its fault ("" or "cut off ..."), and the number of tokens read and written."""
 
     text: str
     fault: str
@@ -50,9 +50,9 @@ class Reply(NamedTuple):
 
 
 class Asker(NamedTuple):
-    """`ask` answers up to `together` questions in one call, and `workers` calls may be under way at once.
+    """`ask` answers up to `together` questions per call, and up to `workers` calls may run at the same time.
 
-    `ask` raises NoReply where this question cannot be answered, TeacherError where none can.
+    `ask` raises NoReply if this question cannot be answered, and TeacherError if none can.
     """
 
     ask: Callable[[list[Question]], list[Reply]]
@@ -61,9 +61,9 @@ class Asker(NamedTuple):
 
 
 def client(settings: config.Asked) -> Asker:
-    """The teacher of a study, ready to be asked: `settings` is its `teacher` section.
+    """The client of a study's teacher; `settings` is its section `teacher`.
 
-    Raises TeacherError for a key that is not set, or a model that cannot look at films although `show_film` says so.
+    Raises TeacherError for a missing key, or if `show_film` is set for a model that cannot read images.
     """
     kinds: dict[type, Callable] = {config.LocalTeacher: _local, config.Endpoint: _endpoint, config.Gemini: _gemini}
     return kinds[type(settings)](settings)
@@ -78,7 +78,7 @@ def pixels(path: str | Path) -> np.ndarray:
 
 
 def png(path: str | Path) -> bytes:
-    """The film as a PNG that holds its pixels and nothing else."""
+    """The film as a PNG with pixels only."""
     from PIL import Image
 
     data = io.BytesIO()
@@ -87,7 +87,7 @@ def png(path: str | Path) -> bytes:
 
 
 def _local(settings: config.LocalTeacher) -> Asker:
-    """A transformers model, asked in batches; a batch draws the same words whenever it is asked the same."""
+    """A transformers model, asked in batches; the same batch gives the same replies."""
     import torch
     from PIL import Image
 
@@ -117,7 +117,7 @@ def _local(settings: config.LocalTeacher) -> Asker:
 
 
 def _load(settings: config.LocalTeacher):
-    """Model and processor; a model without eyes brings a tokenizer only, and can be asked in words only."""
+    """Model and processor; a model without image input has a tokenizer only."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -146,9 +146,9 @@ def _chat(processor, question: Question) -> str:
 
 
 def _endpoint(settings: config.Endpoint) -> Asker:
-    """Any endpoint that speaks OpenAI's protocol; the client itself waits and tries again, as `Retry-After` says.
+    """A server with OpenAI's protocol; the client repeats failed requests and follows `Retry-After`.
 
-    A local one is asked directly, past any proxy of the environment.
+    A local server is called directly, without any proxy of the environment.
     """
     import openai
 
@@ -185,7 +185,7 @@ def _endpoint(settings: config.Endpoint) -> Asker:
 
 
 def _message(reply, settings: config.Endpoint) -> tuple[str, str]:
-    """The text of a chat completion and what is wrong with it."""
+    """The text of a chat completion and its fault."""
     if not reply.choices:
         return "", "an empty reply"
     choice = reply.choices[0]
@@ -198,7 +198,7 @@ def _message(reply, settings: config.Endpoint) -> tuple[str, str]:
 
 
 def _gemini(settings: config.Gemini) -> Asker:
-    """Gemini; its key is in GEMINI_API_KEY unless `teacher.key` says where.  Thoughts are paid for as output."""
+    """Gemini; its key is in GEMINI_API_KEY or the variable in `teacher.key`. Thoughts are paid for as output."""
     from google import genai
     from google.genai import errors, types
 
@@ -234,7 +234,7 @@ def _gemini(settings: config.Gemini) -> Asker:
 
 
 def _gemini_reply(reply, settings: config.Gemini) -> tuple[str, str]:
-    """The text of Gemini's reply, without its thoughts, and what is wrong with it."""
+    """The text of Gemini's reply, without thoughts, and its fault."""
     if not reply.candidates:
         return "", "the endpoint refused to answer" if reply.prompt_feedback else "an empty reply"
     candidate = reply.candidates[0]
@@ -249,7 +249,7 @@ def _gemini_reply(reply, settings: config.Gemini) -> tuple[str, str]:
 
 
 def _hosted(ask: Callable[[Question], Reply], settings: config.Hosted, address: str, failed: type[Exception]) -> Asker:
-    """An asker from `ask`, for which `failed`, a broken connection or a reply of another shape means no reply."""
+    """An asker from `ask` in which `failed`, a broken connection or an invalid reply raises NoReply."""
     import httpx
 
     def one(questions: list[Question]) -> list[Reply]:
@@ -262,11 +262,10 @@ def _hosted(ask: Callable[[Question], Reply], settings: config.Hosted, address: 
 
 
 def _client(**options):
-    """An HTTP client that takes a reply cut off in its connection or its JSON, or an error sent as a success, for a
-    failed connection.
+    """An HTTP client that treats a truncated reply, or an error with a success status, as a failed connection.
 
-    So the clients built upon it send the request again, where they would give up or pass half a reply on.  It follows
-    no redirection: films go to the address in the params file and nowhere else.
+    The libraries that use it then send the request again. It follows no redirect, so films go only to the address in
+    the params file.
     """
     import httpx
 
@@ -287,14 +286,14 @@ def _client(**options):
 
 
 def _retry_wait(response) -> None:
-    """Wait as long as `Retry-After` says, which Gemini's client does not."""
+    """Wait as long as `Retry-After` says; Gemini's client does not do this."""
     told = response.headers.get("retry-after", "")
     if told.isdigit():
         time.sleep(min(int(told), LONGEST_WAIT))
 
 
 def _key(settings: config.Hosted) -> str | None:
-    """The key in the environment variable that the params file names; None where it names none."""
+    """The key in the environment variable that the params file names; None if it names none."""
     if settings.key is None:
         return None
     key = os.environ.get(settings.key, "").strip()
@@ -314,7 +313,7 @@ def _not_found(settings: config.Hosted, address: str) -> TeacherError:
 
 
 def _brief(error: Exception, address: str, key: str | None) -> str:
-    """Who failed and what the error and its cause say, in about 200 characters that do not hold the key."""
+    """The error and its cause in about 200 characters, without the key."""
     said = f"{address}: {error} {error.__cause__ or ''}"
     return " ".join((said.replace(key, "(key)") if key else said).split())[:200]
 

@@ -1,7 +1,7 @@
-"""The study's teacher at work: it writes traces of each format, is asked again for a faulty one, and is paid once.
+"""Write the traces of a study with its teacher; faulty traces are requested again, and no reply is paid for twice.
 
-A finished reply is a line of `runs/<study>/curate/teacher/replies.jsonl`, on disk before it is used.  A run that was
-cut off, or that is repeated, asks only for what is not there; delete the file to have everything asked again.
+Every finished reply is a line of `runs/<study>/curate/teacher/replies.jsonl`, on disk before it is used. A resumed or
+repeated run requests only what is missing; delete the file to request everything again.
 """
 
 import fcntl
@@ -27,19 +27,18 @@ from chexreason.teacher.clients import Asker, NoReply, Question, Reply, TeacherE
 REPLIES = "curate/teacher/replies.jsonl"
 EXCLUDED = "curate/traces_excluded.parquet"
 ENOUGH = 10
-"""After so many questions in a row without a reply the endpoint is taken to be down."""
+"""After so many questions in a row without a reply, the server counts as down."""
 
 DECISIVE = ("kind", "model", "dtype", "max_new_tokens", "temperature")
-"""The settings that a reply depends on, beside the question; the others say how it is fetched, judged and paid."""
+"""The settings that can change a reply, in addition to the question."""
 
 
 class Written(NamedTuple):
-    """What the teacher wrote.
+    """The result of the teacher.
 
-    `traces`: film, format, reasoning, labels (positives), text (as published), check (always ""), format by format, in
-    the order of the films.
-    `excluded`: film, format, reason, attempts, for the films without a trace of that format.
-    `requests`: film, format, attempt (from 1), fault, tokens_in, tokens_out, cost, cached (asked by an earlier run).
+    `traces`: film, format, reasoning, labels (positive), text (in the form of the paper), check (always ""), by format,
+    in the order of the films. `excluded`: film, format, reason, attempts, for the films without a trace of that format.
+    `requests`: film, format, attempt (from 1), fault, tokens_in, tokens_out, cost, cached (from an earlier run).
     """
 
     traces: pd.DataFrame
@@ -48,11 +47,11 @@ class Written(NamedTuple):
 
 
 NOTHING = Question("", None, 0)
-"""What a case asks before its first question."""
+"""The question of a case before its first request."""
 
 
 class Judged(NamedTuple):
-    """A reply, what is wrong with it ("" when nothing is), and whether an earlier run asked for it."""
+    """A reply, its fault ("" if there is none), and whether it comes from an earlier run."""
 
     reply: Reply
     fault: str
@@ -61,9 +60,9 @@ class Judged(NamedTuple):
 
 @dataclass
 class Case:
-    """A film on its way to a trace of one format; `wording` is the format's prompt.
+    """A film that needs a trace of one format; `wording` is the prompt of the format.
 
-    `question` is the one now asked and `request` its hash; `unanswered` says why there was no reply to it.
+    `question` is the current question and `request` its hash; `unanswered` is the reason if there was no reply.
     """
 
     film: str
@@ -78,17 +77,17 @@ class Case:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the pixels, which stay when a file's metadata change."""
+        """The hash of the pixels, without the metadata of the file."""
         return fingerprint.pixels(self.image)
 
     @property
     def fault(self) -> str:
-        """What is wrong with the last reply."""
+        """The fault of the last reply."""
         return self.judged[-1].fault if self.judged else ""
 
     @property
     def answer(self) -> answers.Answer | None:
-        """The trace, when the last reply was fine."""
+        """The trace, if the last reply has no fault."""
         if not self.judged or self.fault:
             return None
         answer = answers.read_strict(self.judged[-1].reply.text, self.format)
@@ -96,17 +95,17 @@ class Case:
 
     @property
     def waits(self) -> bool:
-        """Whether another question may bring a trace."""
+        """Whether another request may give a trace."""
         return not self.unanswered and self.answer is None
 
 
 def write(study: config.Study, films: pd.DataFrame) -> Written:
-    """A trace of each of the study's formats for every film, by whichever teacher the params file names.
+    """The traces of all formats of the study for every film, by the teacher of the params file.
 
-    `films` has film (str), view, labels (positive names), boxes and image (path) a row, as `curate.dataset` gives them.
-    Only Label has nothing to think of: no teacher is asked for it.  Only traces that pass `check.check` are kept.
-    The same replies give the same traces, in whatever order they came.
-    Raises TeacherError when the teacher cannot work as it is set up; what it answered until then is kept.
+    `films` has film (str), view, labels (positive), boxes and image (path), see `curate.dataset`. The format Only Label
+    has no reasoning, so no teacher is needed. Only traces that pass `check.check` are kept. The same replies give the
+    same traces, in whatever order they arrive. Raises TeacherError if the teacher cannot work with its settings;
+    earlier replies are kept.
     """
     wordings = {format: prompt(study, format) for format in _formats_to_ask(study)}
     cases = {format: _cases(films, format, wording) for format, wording in wordings.items()}
@@ -128,9 +127,9 @@ def write(study: config.Study, films: pd.DataFrame) -> Written:
 
 
 def provenance(study: config.Study) -> dict:
-    """Who wrote the traces, for the provenance of their record: kind, model, each prompt's hash, and the agreement.
+    """The teacher's entries in the provenance of the traces: kind, model, the hash of each prompt, and the agreement.
 
-    The agreement is the user's statement that credentialed films may be sent to this endpoint.
+    The agreement is the user's statement that credentialed films may be sent to this server.
     """
     settings = study.teacher
     if settings.kind == "rules":
@@ -141,9 +140,9 @@ def provenance(study: config.Study) -> dict:
 
 
 def summary(written: Written) -> str:
-    """How many films have a trace of each format, why the others have none, and what all requests cost.
+    """The number of films with a trace of each format, the reasons for missing ones, and the cost of all requests.
 
-    Requests count whenever they were made.  No film is named.
+    Requests of earlier runs count, too. No film is named.
     """
     traces, excluded, requests = written
     lines = []
@@ -159,9 +158,9 @@ def summary(written: Written) -> str:
 
 
 def prompt(study: config.Study, format: str) -> str:
-    """The text of the teacher's prompt for `format`: a file of `prompts/teacher/` by name, or one beside the params.
+    """The teacher's prompt for `format`: a file of `prompts/teacher/`, or one next to the params file.
 
-    Raises TeacherError when neither is there or can be read, or when the text has no place for the labels.
+    Raises TeacherError if it cannot be read, or has no place for the labels.
     """
     name, packaged = _client_settings(study).prompts.get(format, format), prompts.names("teacher")
     key, beside = f"teacher.prompts.{format}", study.file.parent / name
@@ -180,9 +179,9 @@ def prompt(study: config.Study, format: str) -> str:
 
 
 class Replies:
-    """The finished replies of a study in `file`, open for appending bytes: a JSON line each.
+    """The finished replies of a study in `file`, open for appending; one JSON object per line.
 
-    Raises TeacherError when another process has the file, or for a line that holds no reply.
+    Raises TeacherError if another process uses the file, or for a line without a reply.
     """
 
     def __init__(self, file: BinaryIO):
@@ -198,7 +197,7 @@ class Replies:
         return self._known.get((film, request))
 
     def add(self, film: str, request: str, reply: Reply) -> None:
-        """Put a reply on disk; when this returns, no power cut takes it away."""
+        """Write a reply to the disk before returning."""
         line = json.dumps({"film": film, "request": request, **reply._asdict()}).encode() + b"\n"
         with self._lock:
             self._file.write(line)
@@ -206,7 +205,7 @@ class Replies:
             os.fsync(self._file.fileno())
 
     def _lines(self) -> Iterator[tuple[tuple[str, str], Reply]]:
-        """What is there; a last line that a kill cut off is taken out of the file."""
+        """The lines of the file; an incomplete last line is removed from it."""
         self._file.seek(0)
         whole, newline, _ = self._file.read().rpartition(b"\n")
         self._file.truncate(len(whole + newline))
@@ -222,7 +221,7 @@ _WHEN = {False: "asked", True: "from earlier runs"}
 
 
 class Meter:
-    """A progress bar over traces that also shows what was asked and its cost, this run's and earlier runs' apart."""
+    """A progress bar over traces that also shows requests and their cost, for this run and earlier runs."""
 
     def __init__(self, traces: int, settings: config.Asked):
         from tqdm.std import tqdm
@@ -247,13 +246,13 @@ class Meter:
 
 
 def cost(reply: Reply, settings: config.Asked) -> float:
-    """What a reply cost, in the currency of the prices in the params file; a local model's costs nothing."""
+    """The cost of a reply, in the currency of the params file; 0 for a local model."""
     prices = getattr(settings, "price_in", 0.0), getattr(settings, "price_out", 0.0)
     return (reply.tokens_in * prices[0] + reply.tokens_out * prices[1]) / 1e6
 
 
 def _formats_to_ask(study: config.Study) -> list[str]:
-    """The formats for which a model is asked."""
+    """The formats that need a language model."""
     return [] if study.teacher.kind == "rules" else [each for each in study.formats if each != answers.ONLY_LABEL]
 
 
@@ -262,7 +261,7 @@ def _cases(films: pd.DataFrame, format: str, wording: str) -> list[Case]:
 
 
 def _outcomes(cases: list[Case]) -> pd.DataFrame:
-    """What came of `cases`: the columns of `rules.traces`, and attempts."""
+    """The results of `cases`: the columns of `rules.traces`, and attempts."""
     rows = []
     for case in cases:
         answer = case.answer
@@ -280,7 +279,7 @@ def _client_settings(study: config.Study) -> config.Asked:
 
 
 def _ask(study: config.Study, cases: dict[str, list[Case]]) -> None:
-    """Ask for all cases, format by format."""
+    """Request all cases, format by format."""
     settings = _client_settings(study)
     asker = cache(lambda: clients.client(settings))  # made when first needed: what is on disk needs no key and no GPU
     path = study.folder / REPLIES
@@ -295,7 +294,7 @@ def _ask(study: config.Study, cases: dict[str, list[Case]]) -> None:
 def _ask_format(
     cases: list[Case], settings: config.Asked, replies: Replies, asker: Callable[[], Asker], meter: Meter
 ) -> None:
-    """Ask for every case once, then again for those whose reply was faulty, until the retries are used up."""
+    """Request every case once, then those with a fault again, up to the number of retries."""
     again = prompts.load("teacher/again")
     for attempt in range(settings.retries + 1):
         waiting = [case for case in cases if case.waits]
@@ -313,7 +312,7 @@ def _ask_format(
 
 
 def _answered_cases(waiting: list[Case], replies: Replies, asker: Callable[[], Asker]) -> Iterator[tuple]:
-    """Each case with its reply, or the NoReply that came instead, and whether an earlier run asked for it."""
+    """Each case with its reply or NoReply, and whether the reply comes from an earlier run."""
     known = [(case, replies.get(case.film, case.request)) for case in waiting]
     yield from ((case, reply, True) for case, reply in known if reply)
     new = [case for case, reply in known if not reply]
@@ -322,9 +321,9 @@ def _answered_cases(waiting: list[Case], replies: Replies, asker: Callable[[], A
 
 
 def _ask_concurrently(cases: list[Case], replies: Replies, asker: Asker) -> Iterator[tuple[Case, Reply | NoReply]]:
-    """Ask the questions of `cases`, as many at once as the asker takes; a reply is on disk before it is handed on.
+    """Request `cases`, as many at a time as the client allows; each reply is on disk before it is yielded.
 
-    Raises TeacherError when the asker does, or when nothing is answered any more; what is under way is waited for.
+    Raises TeacherError if the client does, or if nothing is answered any more; running requests are finished first.
     """
 
     def ask(group: list[Case]) -> list[Reply]:
@@ -352,9 +351,9 @@ def _ask_concurrently(cases: list[Case], replies: Replies, asker: Asker) -> Iter
 
 
 def _question(case: Case, attempt: int, again: str, settings: config.Asked) -> Question:
-    """The format's prompt with the film's labels, and with what was wrong with the last reply.
+    """The prompt of the format with the film's labels and, after a fault, the fault of the last reply.
 
-    The seed comes from the image, which is sent anyway, so that no name can be guessed from it.
+    The seed is derived from the image, which is sent anyway, so it reveals no name.
     """
     text = case.wording.replace("{labels}", ", ".join(case.labels) or "none")
     text = text.replace("{min_words}", str(settings.min_words)).replace("{max_words}", str(settings.max_words))
@@ -365,7 +364,7 @@ def _question(case: Case, attempt: int, again: str, settings: config.Asked) -> Q
 
 
 def _request(case: Case, attempt: int, settings: config.Asked) -> str:
-    """The hash of all that a reply depends on, and of the format, so that two formats of one prompt stay apart."""
+    """The hash of everything that can change a reply, and of the format."""
     image = case.sha256 if settings.show_film else None
     decisive = [getattr(settings, name, None) for name in DECISIVE]
     return _hash(case.format, case.question.text, case.labels, image, attempt, case.question.seed, decisive)
@@ -380,7 +379,7 @@ def _fault(reply: Reply, case: Case, settings: config.Asked) -> str:
 
 
 def _requests(cases: list[Case], settings) -> pd.DataFrame:
-    """The table of requests, from the replies to each case."""
+    """The table of requests, from the replies of each case."""
     columns = ["film", "format", "attempt", "fault", "tokens_in", "tokens_out", "cost", "cached"]
     rows = [
         (case.film, case.format, attempt, fault, reply.tokens_in, reply.tokens_out, cost(reply, settings), cached)

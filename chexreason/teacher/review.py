@@ -27,11 +27,10 @@ class ReviewError(ValueError):
 
 
 def sampled_traces(study: config.Study, count: int = COUNT, format: str | None = None) -> pd.DataFrame:
-    """The traces on the sheet, drawn at random with the teacher's seed: number, film, labels, reasoning, trace, image.
+    """Random traces for the review, with the teacher's seed: number, film, labels, reasoning, trace, image.
 
-    They are of one format: the study's first that has a reasoning, unless told otherwise.  `trace` is a hash of film
-    and text, by which a changed trace is told; `image` is a path.
-    Raises ReviewError where there is no trace of that format.
+    They have one format, by default the study's first with a reasoning. `trace` is a hash of film and text, which shows
+    whether a trace has changed; `image` is a path. Raises ReviewError if there is no trace of that format.
     """
     written, format = _traces(study), _format(study, format)
     traces = written[written["format"] == format]
@@ -65,10 +64,8 @@ def write(study: config.Study, count: int = COUNT, format: str | None = None) ->
 def read(study: config.Study, file: str | Path) -> pd.DataFrame:
     """The verdicts in a filled-in `verdicts.csv`: film, verdict, comment; rows without a verdict are left out.
 
-    A trace is known by its hash, so the file may be of any format's sheet.
-
-    Raises ReviewError for a missing column, an unknown verdict or film, a film given twice, a trace that has changed
-    since the sheet was drawn, or no verdict at all.
+    The file may be for any format, because each trace has a hash. Raises ReviewError for a missing column, an unknown
+    verdict or film, a film that occurs twice, a trace that has changed since, or no verdict at all.
     """
     rows = _rows(Path(file))
     rows = rows[rows["verdict"] != ""]
@@ -90,7 +87,7 @@ def read(study: config.Study, file: str | Path) -> pd.DataFrame:
 
 
 def shares(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """How often each verdict was given: verdict, count, share, low, high (the 95 % interval of Wilson's score)."""
+    """The number of each verdict: verdict, count, share, low, high (the 95 % interval of Wilson's score)."""
     from scipy.stats import binomtest
 
     counts = verdicts["verdict"].value_counts().reindex(VERDICTS, fill_value=0)
@@ -107,7 +104,7 @@ def shares(verdicts: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdict_summary(verdicts: pd.DataFrame) -> str:
-    """The shares, and what was said about the traces that were not accepted, as text."""
+    """The shares of verdicts, and the comments on traces that were not accepted, as text."""
     table = shares(verdicts).itertuples()
     lines = [f"{row.verdict}: {row.count}, {row.share:.0%} ({row.low:.0%} to {row.high:.0%})" for row in table]
     others = verdicts[verdicts["verdict"] != "accept"]
@@ -116,7 +113,7 @@ def verdict_summary(verdicts: pd.DataFrame) -> str:
 
 
 def _format(study: config.Study, format: str | None) -> str:
-    """`format`, or the study's first that has a reasoning; ReviewError where none has."""
+    """`format`, or the study's first with a reasoning; raises ReviewError if there is none."""
     format = format or next((each for each in study.formats if each != answers.ONLY_LABEL), None)
     if format is None:
         raise ReviewError(f"{study.file.name}: sft.runs: all are {answers.ONLY_LABEL}, so there is no reasoning")
@@ -124,14 +121,14 @@ def _format(study: config.Study, format: str | None) -> str:
 
 
 def _traces(study: config.Study) -> pd.DataFrame:
-    """The traces of all formats, with `trace`: a letter first, or a spreadsheet would read some hashes as numbers."""
+    """The traces of all formats with `trace`, a hash after a letter (spreadsheets read some hashes as numbers)."""
     traces = records.load(study.folder / check.TRACES)
     told = [f"{film}\n{text}".encode() for film, text in zip(traces["film"], traces["text"], strict=True)]
     return traces.assign(trace=["t" + hashlib.sha256(each).hexdigest()[:12] for each in told])
 
 
 def _rows(file: Path) -> pd.DataFrame:
-    """The rows of a CSV file as text, empty for what is not there; separated as the spreadsheet pleased."""
+    """The rows of a CSV file as text, with any separator that spreadsheets write; empty cells are ""."""
     as_text = {"dtype": str, "encoding": "utf-8-sig", "keep_default_na": False, "skip_blank_lines": False}
     try:
         heading = file.read_text(encoding="utf-8-sig").partition("\n")[0]

@@ -1,4 +1,4 @@
-"""The rule-based teacher, which puts into words what is on a film, and the check that every teacher's traces pass."""
+"""The rule-based teacher: it describes the labels of a film and, on phantoms, what was drawn."""
 
 import hashlib
 from collections.abc import Collection, Sequence
@@ -157,13 +157,12 @@ STEPS = (
 def write_trace(
     labels: Collection[str], boxes: Sequence, view: str, rng: np.random.Generator, format: str = "free_reasoning"
 ) -> str:
-    """The reasoning for one film, as an SFT format wants it (Tables 2 and 3); "" for `only_label`.
+    """The reasoning for one film in an SFT format (Tables 2 and 3); "" for `only_label`.
 
-    `labels` are the settled positives, `boxes` what is drawn on the film (`Box`: finding, side, zone, strength), `view`
-    "PA", "AP", "lateral" or "unknown".  A label without a box (the labeller's false positive, or a real film) is said
-    without place and degree; what is on the film or among the labels is never denied.  At most `MAX_WORDS` words; about
-    nine in ten free ones have 250 characters.
-    Raises ValueError for a label outside the fourteen, or another format.
+    `labels` are the positive labels, `boxes` what is drawn on the film (`Box`: finding, side, zone, strength), `view`
+    "PA", "AP", "lateral" or "unknown". A label without a box (a false positive of the labeler, or a real film) has no
+    place and degree. Nothing that is drawn or labeled is denied. At most `MAX_WORDS` words; about nine in ten free ones
+    have 250 characters. Raises ValueError for a label outside the fourteen, or another format.
     """
     unknown = set(labels) - set(CHEXPERT14)
     if unknown:
@@ -177,7 +176,7 @@ def write_trace(
 
 
 def _free(names: list[str], boxes: Sequence, view: str, rng: np.random.Generator) -> str:
-    """Opening, each positive label in CheXpert's order, negatives, impression."""
+    """Opening, each positive label in CheXpert's order, negative findings, impression."""
     terse = rng.random() < TERSE
     opening = [_opening(view, rng)] + ([] if terse else [_pick(SURVEYS, rng)])
     closing = _impression(names, rng)
@@ -188,7 +187,7 @@ def _free(names: list[str], boxes: Sequence, view: str, rng: np.random.Generator
 
 
 def _narrative(names: list[str], boxes: Sequence, view: str, rng: np.random.Generator) -> str:
-    """What strikes first, further evidence for it, what speaks against more, and what it adds up to."""
+    """The most striking finding, more evidence, evidence against other findings, and the conclusion."""
     strength = {box.finding: box.strength for box in sorted(boxes, key=lambda box: box.strength)}
     by_weight = sorted(names, key=lambda name: -strength.get(name, 0.0))
     opening, closing = _opening(view, rng), f"{_pick(CONFIDENT, rng)} {_finding_list(names)}."
@@ -210,7 +209,7 @@ def _steps(names: list[str], boxes: Sequence, view: str, rng: np.random.Generato
 
 
 def _step(step: str, findings: Sequence[str], normal: str, names: list[str], boxes: Sequence) -> str:
-    """What one step finds; what is on the film without being among the labels is neither named nor denied."""
+    """The text of one step; a finding on the film that is not labeled is neither named nor denied."""
     side = {"Right lung": "right", "Left lung": "left"}.get(step)
     there = [box for box in boxes if box.finding in findings and (not side or box.side in (side, "both"))]
     placed = {box.finding for box in boxes}
@@ -227,7 +226,7 @@ def _step(step: str, findings: Sequence[str], normal: str, names: list[str], box
 
 
 def _where(boxes: Sequence, side: str | None) -> str:
-    """The zone in a lung whose side is being looked at; otherwise as `_place` has it."""
+    """The zone in a lung if the step is about one side; otherwise see `_place`."""
     zones = {box.zone for box in boxes}
     if not side:
         return _place(boxes)
@@ -235,7 +234,7 @@ def _where(boxes: Sequence, side: str | None) -> str:
 
 
 def _visible(names: list[str], boxes: Sequence) -> set[str]:
-    """What must not be denied: what is on the film or among the labels."""
+    """What must not be denied: findings on the film, and labels."""
     return set(names) | {box.finding for box in boxes}
 
 
@@ -244,10 +243,10 @@ def _opening(view: str, rng: np.random.Generator) -> str:
 
 
 def traces(films: pd.DataFrame, seed: int, format: str = "free_reasoning") -> pd.DataFrame:
-    """A trace for every film: film, format, reasoning, labels (positives), text (as published), check ("" when fine).
+    """A trace for every film: film, format, reasoning, labels (positive), text (in the form of the paper), check.
 
-    `films` has film (str), view, labels (positive names) and boxes (a list of `Box`) a row, as `curate.dataset` gives
-    them.  The words of a film depend on `seed`, the format and the film's name only, not on the other films.
+    `films` has film (str), view, labels (positive) and boxes (a list of `Box`), see `curate.dataset`. The words for a
+    film depend on `seed`, the format and the film's name only.
     """
     rows = []
     for film in films.itertuples():
@@ -259,7 +258,7 @@ def traces(films: pd.DataFrame, seed: int, format: str = "free_reasoning") -> pd
 
 
 def summary(traces: pd.DataFrame, min_length: int) -> str:
-    """What was written, a line a format; `min_length` in characters is what the hard reward asks for."""
+    """A summary of the traces, one line per format; `min_length` (characters) is that of the hard reward."""
     told = traces.assign(length=traces["text"].str.len(), words=traces["reasoning"].str.lower().str.findall("[a-z-]+"))
     return "\n".join(
         f"{format}: {len(rows):,} traces in {rows['words'].explode().nunique()} different words, median length "
@@ -270,7 +269,7 @@ def summary(traces: pd.DataFrame, min_length: int) -> str:
 
 
 def _findings(names: list[str], boxes: Sequence, room: int, rng: np.random.Generator) -> list[str]:
-    """A sentence for each label in `names`; in fewer words when the full sentences do not fit into `room` words."""
+    """One sentence for each label in `names`; shorter ones if the full sentences exceed `room` words."""
     seen = {name: [box for box in boxes if box.finding == name] for name in names}
     full = [_pick(FINDINGS[name], rng).format(degree=_degree(seen[name]), place=_place(seen[name])) for name in names]
     placed = [f"{_short(name)}{_place(seen[name]) if '{place}' in FINDINGS[name][0] else ''}." for name in names]
@@ -283,7 +282,7 @@ def _short(name: str) -> str:
 
 
 def _negatives(shown: set[str], length: int, rng: np.random.Generator) -> list[str]:
-    """Negatives that none of `shown` makes untrue, in random order, until they fill `length` characters."""
+    """Negative findings that `shown` does not contradict, in random order, up to `length` characters."""
     true = [sentence for sentence, untrue in NEGATIVES.items() if not untrue & shown]
     chosen: list[str] = []
     for index in rng.permutation(len(true)):
@@ -301,13 +300,13 @@ def _impression(names: list[str], rng: np.random.Generator) -> str:
 
 
 def _finding_list(names: list[str]) -> str:
-    """The findings in a few words, joined as in a sentence."""
+    """The findings as a phrase, joined as in a sentence."""
     said = [SHORT[name] for name in names] or ["no clear finding"]
     return " and ".join([", ".join(said[:-1]), said[-1]] if len(said) > 1 else said)
 
 
 def _degree(boxes: Sequence) -> str:
-    """How marked the strongest of `boxes` is; "" without boxes."""
+    """The degree of the strongest of `boxes`; "" without boxes."""
     if not boxes:
         return ""
     strength = max(box.strength for box in boxes)
@@ -315,7 +314,7 @@ def _degree(boxes: Sequence) -> str:
 
 
 def _place(boxes: Sequence) -> str:
-    """Where `boxes` lie, in the patient's sides; "" without boxes or in the midline."""
+    """The place of `boxes`, by the patient's sides; "" without boxes or in the midline."""
     sides = {box.side for box in boxes} - {"midline"}
     zones = {box.zone for box in boxes}
     zone = zones.pop() if len(zones) == 1 else ""
@@ -340,6 +339,6 @@ def _characters(sentences: Sequence[str]) -> int:
 
 
 def _generator(film: str, seed: int) -> np.random.Generator:
-    """A generator of the film's own, so that its trace stays when other films come and go."""
+    """A random generator for one film, independent of other films."""
     digest = hashlib.sha256(f"{seed}/{film}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "big"))

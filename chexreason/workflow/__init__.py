@@ -1,1 +1,1 @@
-"""Notebooks, the book, the plan of a study."""
+"""How notebooks run, how the book is built, and what a study costs."""

@@ -1,4 +1,4 @@
-"""The book: prose pages and executed notebooks, assembled under the study's folder and built offline."""
+"""The book: pages and executed notebooks, assembled in the study's folder and built offline."""
 
 import fnmatch
 import html
@@ -15,10 +15,10 @@ from chexreason import config, records
 from chexreason.workflow import choices, plan, resources
 
 PAPER = Path(__file__).resolve().parents[2] / "params" / "paper.yaml"
-"""The published study, whose cost stands in every book."""
+"""The published study, whose cost is part of every book."""
 
 PHANTOM = "A phantom study: films are drawn, models are stand-ins, and every result not called published is phantom."
-"""What stands at the head of every page of a study with phantom films that brings no `notice` of its own."""
+"""The text at the top of every page of a study with phantoms that has no `notice`."""
 
 
 class BookError(RuntimeError):
@@ -28,8 +28,8 @@ class BookError(RuntimeError):
 def build(study, source: Path, chapters: list[Path]) -> Path:
     """Build the book of `study` from the pages in `source` and the executed notebooks `chapters`, in reading order.
 
-    Returns the front page, in `<study>/book`, which is replaced when the new book is whole.  Raises BookError with what
-    Sphinx said when there was any warning.
+    Returns the front page in `<study>/book`, which is replaced when the new book is complete. Raises BookError with
+    Sphinx's messages if there is any warning.
     """
     place, log = study.folder / "book", study.folder / "book.log"
     with records.replacing(place) as folder:
@@ -47,7 +47,7 @@ def build(study, source: Path, chapters: list[Path]) -> Path:
 
 
 def assemble(study, source: Path, chapters: list[Path], folder: Path) -> Path:
-    """Put the pages, the executed notebooks, the params file, the contents and the settings in `folder`; returns it."""
+    """Write pages, executed notebooks, params file, table of contents and settings to `folder`; returns it."""
     shutil.copytree(source, folder)
     labels: set[str] = set()
     for chapter in chapters:
@@ -68,7 +68,7 @@ def assemble(study, source: Path, chapters: list[Path], folder: Path) -> Path:
 
 
 def _write_params(file: Path, to: Path) -> None:
-    """Copy a params file, and after it each that it extends, as YAML documents of one file."""
+    """Copy a params file and those that it extends, as YAML documents in one file."""
     own, *extended = (layer.file for layer in config.layers(file))
     texts = [own.read_text(encoding="utf-8")]
     texts += [f"---\n# {each.name}, which is extended above\n{each.read_text(encoding='utf-8')}" for each in extended]
@@ -76,9 +76,9 @@ def _write_params(file: Path, to: Path) -> None:
 
 
 def expand(contents: dict, chapters: list[str]) -> dict:
-    """The table of contents with every `glob` entry replaced by the chapters it matches, in the order given.
+    """The table of contents with every `glob` entry replaced by the chapters that match it, in the given order.
 
-    jupyter-book could do so by itself, but in alphabetical order: GRPO before SFT before untuned.
+    (jupyter-book would use alphabetical order: GRPO before SFT before untuned.)
     """
     parts = [
         {**part, "chapters": [entry for given in part["chapters"] for entry in _entries(given, chapters)]}
@@ -125,7 +125,7 @@ def _copy(chapter: Path, folder: Path, labels: set[str]) -> None:
 
 
 def _fill(page: Path, parts: dict[str, str]) -> None:
-    """Put each part of a page in the place of the comment that names it: `<!-- ours -->`."""
+    """Replace each comment with the name of a part, such as `<!-- ours -->`, by this part."""
     text = page.read_text(encoding="utf-8")
     for name, part in parts.items():
         text = text.replace(f"<!-- {name} -->", part)

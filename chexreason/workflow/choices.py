@@ -1,8 +1,8 @@
-"""What the paper states and what it leaves open, read from the marks in a params file.
+"""The marks in a params file: which values the paper states, and which are ours.
 
-A mark is a comment that ends the line of a key: `# paper: equation 4` says where the paper states the value, and
-`# ours: no batch is given` why this project chose it.  A mark is about all values under its key in the same file that
-have no mark of their own: where another file extends that one, a value that it changes needs a mark there.
+A mark is a comment at the end of a line: `# paper: equation 4` is the place in the paper, and `# ours: no batch is
+given` the reason of our choice. A mark is about all values under its key in the same file that have no mark themselves.
+If another file extends this one and changes a value, the value needs a mark there.
 """
 
 import re
@@ -22,7 +22,7 @@ UNEXPLAINED = "{file} states this value and gives no reason"
 
 
 class Choice(NamedTuple):
-    """A marked key of a params file: its dotted key, the value as it stands there, whose it is, and where or why."""
+    """A marked key of a params file: its dotted key, its value, whose choice it is, and where or why."""
 
     key: str
     value: str
@@ -31,9 +31,9 @@ class Choice(NamedTuple):
 
 
 def read(file: Path) -> list[Choice]:
-    """The marked keys of a params file and of those that it extends, with the values that this study takes from each.
+    """The marked keys of a params file and those that it extends, with the values that this study uses from each.
 
-    They are in the order of the study's keys, those of the extended file first.
+    They have the order of the study's keys, those of the extended file first.
     """
     node, marks = config.merged(file), _marks(file)
     about: dict[tuple, list] = {}
@@ -47,13 +47,13 @@ def read(file: Path) -> list[Choice]:
 
 
 def unmarked(file: Path) -> list[str]:
-    """The dotted keys that hold a value, or a list, and stand under no mark in the file that states them."""
+    """The dotted keys of values without a mark in the file that states them."""
     marks = _marks(file)
     return [".".join(each.path) for each in _leaves(config.merged(file)) if not _marked(each, marks)]
 
 
 class _Leaf(NamedTuple):
-    """A value that is no mapping: the keys that lead to it, and the file that states it."""
+    """A value that is not a mapping: its keys, and the file that states it."""
 
     path: tuple[str, ...]
     file: str
@@ -68,7 +68,7 @@ def _leaves(node: yaml.Node, path: tuple[str, ...] = ()) -> Iterator[_Leaf]:
 
 
 def _marks(file: Path) -> dict[str, dict[tuple[str, ...], tuple[str, str]]]:
-    """The marks of a params file and of each that it extends, by the name of the file and then by key."""
+    """The marks of a params file and those that it extends, by file name and key."""
     return {layer.name: dict(_marks_of(layer.node, (), _lines(layer.file))) for layer in config.layers(file)}
 
 
@@ -79,7 +79,7 @@ def _lines(file: Path) -> dict[int, tuple[str, str]]:
 
 
 def _marks_of(node: yaml.Node, path: tuple[str, ...], lines: dict, above: int = -1) -> Iterator[tuple]:
-    """Each marked key of a node with its mark; a mark belongs to no key inside one of the same line, that `above`."""
+    """Each marked key of a node with its mark; keys inside a marked line (`above`) have no mark of their own."""
     if not isinstance(node, yaml.MappingNode):
         return
     for key, value in node.value:
@@ -90,7 +90,7 @@ def _marks_of(node: yaml.Node, path: tuple[str, ...], lines: dict, above: int = 
 
 
 def _marked(leaf: _Leaf, marks: dict) -> tuple[str, ...] | None:
-    """The key whose mark is about a value: its own or the nearest above it, in the same file."""
+    """The key with the mark for a value: its own, or the nearest above it in the same file."""
     ends = range(len(leaf.path), 0, -1)
     return next((leaf.path[:end] for end in ends if leaf.path[:end] in marks[leaf.file]), None)
 
@@ -102,7 +102,7 @@ def _at(node: yaml.Node, path: tuple[str, ...]) -> yaml.Node:
 
 
 def _plain(node: yaml.Node, at: tuple[str, ...] = (), paths: list[tuple[str, ...]] | None = None) -> str:
-    """The value at the key `at` on one line, its scalars as they stand in the file; of a mapping, just `paths`."""
+    """The value at the key `at` on one line, as written in the file; of a mapping, only `paths`."""
     if isinstance(node, yaml.ScalarNode):
         return " ".join(node.value.split()) or '""'
     if isinstance(node, yaml.SequenceNode):
@@ -114,14 +114,14 @@ def _plain(node: yaml.Node, at: tuple[str, ...] = (), paths: list[tuple[str, ...
 
 
 def tables(file: Path) -> dict[str, str]:
-    """The two tables of the page in Markdown, by name: `ours` with reasons, `paper` with where it stands."""
+    """The two tables of the page in Markdown: `ours` with reasons, `paper` with places."""
     heads = {"ours": ("key", "value", "why"), "paper": ("key", "value", "where in the paper")}
     choices = read(file) + _unmarked_changes(file)
     return {whose: _table(head, [each for each in choices if each.whose == whose]) for whose, head in heads.items()}
 
 
 def _unmarked_changes(file: Path) -> list[Choice]:
-    """What a file that extends another changes without a mark; of a file that extends none, nothing."""
+    """The keys that an extending file changes without a mark; none for other files."""
     if len(config.layers(file)) == 1:
         return []
     node, marks = config.merged(file), _marks(file)

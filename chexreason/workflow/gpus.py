@@ -1,4 +1,4 @@
-"""One GPU for each kernel: which GPUs this process may use, and how two processes never use the same one."""
+"""One GPU per kernel: which GPUs this process may use, and a lock so that two processes never share one."""
 
 import os
 import sys
@@ -13,11 +13,11 @@ from chexreason import records, runtime
 
 @contextmanager
 def one_gpu(wait: float = 1.0) -> Iterator[tuple[str, list[int]]]:
-    """Reserve one of the visible GPUs; yields its name for CUDA_VISIBLE_DEVICES, and the files that hold it.
+    """Reserve one of the visible GPUs; yields its name for CUDA_VISIBLE_DEVICES, and the open lock files.
 
-    The name is "" on a machine without a GPU.  A process that inherits the open files keeps the GPU until it ends.  If
-    all GPUs are in use, this waits, and looks again every `wait` seconds.  In a job of Slurm nothing is reserved, since
-    Slurm has chosen the GPU.
+    The name is "" on a machine without a GPU. A process that inherits the open files keeps the GPU until it ends. If
+    all GPUs are in use, it tries again every `wait` seconds. In a job of Slurm, nothing is reserved, because Slurm has
+    chosen the GPU.
     """
     names = runtime.gpus()
     if not names or "SLURM_JOB_ID" in os.environ:

@@ -1,8 +1,8 @@
-"""What real steps take on this machine: `chexreason plan --measure` trains and asks each model for a few of them.
+"""Measure real steps on this machine: `chexreason plan --measure` runs a few steps of each kind for each model.
 
-The films are phantoms, drawn as large as the study's; all else is as the params file has it.  A model whose weights are
-not on this machine gets random ones of its true shape, with which every answer is as long as it may be; without a GPU
-a stand-in takes its place.
+The films are phantoms with the study's image size; everything else follows the params file. A model whose weights are
+not on this machine gets random weights of its true shape, and every answer then has the maximum length. Without a GPU,
+a stand-in is measured instead.
 """
 
 import gc
@@ -44,13 +44,13 @@ LARGER = (1, 2, 4)
 """Prediction is measured with the study's batch and with these multiples of it."""
 
 RUN = "measured"
-"""The name of the one SFT run and the one GRPO run of a measured model."""
+"""The name of the SFT run and the GRPO run of a measured model."""
 
 
 def measure(study: config.Study) -> pd.DataFrame:
     """One row (`Step`) per kind of step and model; models of one architecture are measured once.
 
-    Prints each step as soon as it is measured, and writes measured.csv in the study's folder after each model.
+    Prints each step when it is measured, and writes measured.csv in the study's folder after each model.
     """
     rows, where = [], conditions()
     study.claim()
@@ -71,7 +71,7 @@ def measure(study: config.Study) -> pd.DataFrame:
 
 
 def conditions() -> dict[str, str]:
-    """The device, the libraries that compute, the code and the day."""
+    """The device, the versions of libraries, the commit and the date."""
     import torch
 
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU ({platform.machine()})"
@@ -80,7 +80,7 @@ def conditions() -> dict[str, str]:
 
 
 def _models_to_measure(study: config.Study) -> list[str]:
-    """The models that are measured: the first of each architecture, those that are trained before the others."""
+    """The models to measure: the first of each architecture, trained models before others."""
     trained = [run.model for run in study.sft.runs.values()]
     names = list(dict.fromkeys([*trained, *study.models]))
     shapes = {name: str(model_size.model_config(study.models[name].path).to_dict()) for name in names}
@@ -88,7 +88,7 @@ def _models_to_measure(study: config.Study) -> list[str]:
 
 
 def _model(study: config.Study, name: str, folder: Path) -> Iterator[tuple]:
-    """Each kind of step of one model; `folder` holds its random weights while they are needed."""
+    """Each kind of step of one model; `folder` has its random weights while they are needed."""
     model = study.models[name]
     path, weights, dtype = _measured_stand_in(model, folder)
     small = config.load(
@@ -104,7 +104,7 @@ def _model(study: config.Study, name: str, folder: Path) -> Iterator[tuple]:
 
 
 def _measured_stand_in(model: config.Model, folder: Path) -> tuple[str, str, str]:
-    """The path of what is measured for a model, whose weights it has and its dtype."""
+    """The path of the measured model, whose weights it has, and its dtype."""
     import torch
 
     place = Path(models.folder(model.path))
@@ -121,7 +121,7 @@ def _measured_stand_in(model: config.Model, folder: Path) -> tuple[str, str, str
 
 
 def _random(model: config.Model, stand_in: str, folder: Path) -> None:
-    """Save a model of the true shape with random weights, with its own processor if it is there, else a stand-in's."""
+    """Save a model of the true shape with random weights, with its own processor or that of a stand-in."""
     import torch
     from transformers import AutoModelForImageTextToText
 
@@ -145,7 +145,7 @@ def _random(model: config.Model, stand_in: str, folder: Path) -> None:
 
 
 def _changes(study: config.Study, name: str) -> dict:
-    """The changes by which a study is measured: one model, phantoms in place of films, a few steps."""
+    """The changes of the params for a measurement: one model, phantoms, a few steps."""
     size = study.sources[study.curate.train].size
     runs = [run for run, each in study.sft.runs.items() if each.model == name]
     runs.sort(key=lambda run: study.sft.runs[run].format == answers.ONLY_LABEL)  # which has no reasoning to reward
@@ -180,7 +180,7 @@ def _changes(study: config.Study, name: str) -> dict:
 
 
 def _curate(small: config.Study, study: config.Study) -> None:
-    """Draw the films and write a trace of each, as long as the longest that the study's teacher may write."""
+    """Draw the films and write a trace for each, with the maximum length of the study's teacher."""
     records.save(curate.manifest(small).films, small.folder / curate.MANIFEST, records.provenance(small))
     films = pd.concat([curate.dataset(small, split) for split in ("sft", "sft-holdout")], ignore_index=True)
     traces = generate.write(small, films).traces
@@ -190,7 +190,7 @@ def _curate(small: config.Study, study: config.Study) -> None:
 
 
 def lengthen_trace(text: str, words: int) -> str:
-    """A trace whose reasoning is said again until it has `words` words."""
+    """A trace whose reasoning is repeated until it has `words` words."""
     thought = text.partition("<think>")[2].partition("</think>")[0]
     said = thought.split()
     if not said:
@@ -218,7 +218,7 @@ def _sft(study: config.Study, name: str, to_the_end: bool) -> Iterator[tuple]:
 
 
 def _grpo(study: config.Study, name: str, to_the_end: bool) -> Iterator[tuple]:
-    """A step with a rollout takes a rollout and an update, the others an update alone."""
+    """A step with a rollout includes sampling and an update; the others are updates only."""
     runner, settings = grpo.trainer(study, RUN, study.seeds[0]), study.grpo
     if to_the_end:
         runner.generation_config.min_new_tokens = settings.max_completion_length
@@ -263,7 +263,7 @@ def _predict(study: config.Study, name: str, to_the_end: bool) -> Iterator[tuple
 
 
 def _answers(model, asked, most: int, to_the_end: bool):
-    """What it takes to answer `asked`, and the length of the longest answer, of `most` tokens at most."""
+    """Seconds and memory of answering `asked`, and the length of the longest answer, at most `most` tokens."""
     import torch
 
     taken = []
@@ -287,7 +287,7 @@ def _prompt_tokens(study: config.Study, processor) -> int:
 
 
 def _clock(runner):
-    """A callback, added to a trainer, whose `seconds` are those of each step."""
+    """A callback for a trainer; its `seconds` are those of each step."""
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
@@ -325,7 +325,7 @@ def _measured_block():
 
 @contextmanager
 def _vision_seconds(model):
-    """A list of the seconds that the vision encoder takes in the block, one pass each."""
+    """A list of the seconds of each pass through the vision encoder in the block."""
     encoder, seconds, began = models.image_encoder(model), [], []
     hooks = []
     if encoder is not None:
@@ -339,7 +339,7 @@ def _vision_seconds(model):
 
 
 def _now() -> float:
-    """Seconds, when all that was asked of the GPU is done."""
+    """The time in seconds, after the GPU has finished its work."""
     import torch
 
     if torch.cuda.is_available():

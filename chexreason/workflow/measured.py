@@ -1,4 +1,4 @@
-"""The measured steps that a plan is made of: those of this study, or else those that came with the package."""
+"""The measured steps for a plan: those of this study, or else those in the package."""
 
 import csv
 from functools import cache
@@ -13,13 +13,13 @@ FILE = "measured.csv"
 
 
 class Step(NamedTuple):
-    """What one kind of step took: seconds, and the most memory that was held by then (10^9 bytes).
+    """The cost of one kind of step: seconds, and peak memory so far (10^9 bytes).
 
     `step` is `sft` (an optimizer step), `watch` (the loss of held-out films), `rollout` (sampling, and the
-    log-probabilities under the old policy and the reference), `update` (of the policy), `see` (the vision encoder
-    alone), `read` (a prompt and one token) or `answer` (a prompt and `new_tokens` tokens).  `films` is how many films
-    or completions it has, `prompt_tokens` and `new_tokens` how long the longest of them is.  `weights` says whose
-    they were.  Making the films' pixels is in no step but `rollout`.
+    log-probabilities of the old policy and the reference), `update` (of the policy), `see` (the vision encoder alone),
+    `read` (a prompt and one token) or `answer` (a prompt and `new_tokens` tokens). `films` is the number of films or
+    completions, `prompt_tokens` and `new_tokens` the length of the longest one. `weights` says whose weights they were.
+    Only `rollout` includes the processing of images.
     """
 
     model: str
@@ -47,9 +47,9 @@ a stand-in's show nothing about a model."""
 
 
 def steps(study: config.Study, model: config.Model) -> list[Step]:
-    """The measured steps of the architecture of a model in its dtype; empty if there are none.
+    """The measured steps for the architecture and dtype of a model; empty if there are none.
 
-    Raises ModelError where its architecture is not known.
+    Raises ModelError if its architecture is not known.
     """
     wanted = model_size.architecture(model.path)
     for file in (study.folder / FILE, Path(__file__).parent / FILE):
@@ -64,7 +64,7 @@ def steps(study: config.Study, model: config.Model) -> list[Step]:
 
 @cache
 def read(file: Path, changed: int) -> list[Step]:
-    """The steps in a file that was `changed` then."""
+    """The steps in a file with this modification time."""
     kinds = Step.__annotations__.values()
     with file.open(encoding="utf-8", newline="") as lines:
         return [
@@ -83,7 +83,7 @@ def _architecture(path: str) -> tuple:
 
 
 def sentence(steps: list[Step]) -> str:
-    """Where, when and with what steps were measured, in a sentence."""
+    """A sentence about where, when and with what the steps were measured."""
     first = steps[0]
     return (
         f"{first.model}: measured on {first.date} on one {first.device} with {first.weights} weights in {first.dtype}, "
@@ -92,7 +92,7 @@ def sentence(steps: list[Step]) -> str:
 
 
 def compared(steps: list[Step]) -> list[str]:
-    """What the steps of each model say of larger batches, of keeping the encoder's features, and of attention."""
+    """Sentences for each model about larger batches, stored vision features, and attention implementations."""
     told = []
     for model in dict.fromkeys(step.model for step in steps):
         own = [step for step in steps if step.model == model]

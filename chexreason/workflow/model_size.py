@@ -1,7 +1,6 @@
-"""The published models at their true shape but without weights, on torch's meta device, where nothing is computed.
+"""The published models with their true shape but without weights, on torch's meta device.
 
-The numbers are those of the models' own config.json.  The weights they add up to are the hub's own totals, which
-`tests/test_shapes.py` holds them against.
+The numbers are from the models' config.json. `tests/test_shapes.py` compares the total weights with those on the hub.
 """
 
 import warnings
@@ -82,7 +81,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 def model_config(path: str):
     """The configuration of a model: a published one, or one whose folder or cache is on this machine.
 
-    Raises ModelError when it is neither.
+    Raises ModelError otherwise.
     """
     from transformers import AutoConfig
 
@@ -97,7 +96,7 @@ def model_config(path: str):
 
 
 def empty(path: str):
-    """The model in bfloat16 on the meta device: every module and the shape of every weight, and no memory."""
+    """The model in bfloat16 on the meta device: all modules and shapes, no memory."""
     import torch
     from transformers import AutoModelForImageTextToText
 
@@ -106,7 +105,7 @@ def empty(path: str):
 
 
 def parts(model) -> dict[str, int]:
-    """How many weights the vision encoder with its projector has, and how many the language model with its head."""
+    """The number of weights of the vision encoder with its projector, and of the language model with its head."""
     count: Counter[str] = Counter()
     for name, weight in model.named_parameters():
         count["language" if "language_model" in name or "lm_head" in name else "vision"] += weight.numel()
@@ -114,7 +113,7 @@ def parts(model) -> dict[str, int]:
 
 
 def adapted(model, lora: config.Lora, settings: config.Model | None = None) -> dict[str, int]:
-    """The modules that LoRA adapts in a model from `empty`, and how many weights it trains in each; found by peft."""
+    """The modules that LoRA adapts in a model from `empty`, and the number of trained weights in each."""
     from peft import get_peft_model
 
     count: Counter[str] = Counter()
@@ -128,7 +127,7 @@ def adapted(model, lora: config.Lora, settings: config.Model | None = None) -> d
 
 
 def image_processor(model: config.Model):
-    """The image processor of a model; of a published one without asking the hub."""
+    """The image processor of a model; for a published one, without network access."""
     if model.path not in PUBLISHED:
         return models.load_processor(model).image_processor
     vision = PUBLISHED[model.path]["vision_config"]
@@ -146,18 +145,18 @@ def image_processor(model: config.Model):
 
 @cache
 def weights(path: str) -> int:
-    """How many weights a model has, without LoRA; those that two parts share are counted once."""
+    """The number of weights of a model without LoRA; shared weights count once."""
     return sum(parts(empty(path)).values())
 
 
 @cache
 def trainable(path: str, lora: config.Lora) -> int:
-    """How many weights LoRA adds to a model."""
+    """The number of weights that LoRA adds to a model."""
     return sum(adapted(empty(path), lora).values())
 
 
 def key_values(path: str) -> int:
-    """How many numbers a language model keeps of each token it has read."""
+    """The number of key and value entries that a language model keeps per token."""
     text = model_config(path).get_text_config()
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
@@ -165,7 +164,7 @@ def key_values(path: str) -> int:
 
 
 def architecture(path: str) -> tuple:
-    """What tells one architecture and size from another."""
+    """A text that identifies an architecture and its size."""
     settings = model_config(path)
     text, vision = settings.get_text_config(), getattr(settings, "vision_config", None)
     return settings.model_type, text.num_hidden_layers, text.hidden_size, getattr(vision, "hidden_size", 0)

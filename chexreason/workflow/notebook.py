@@ -1,4 +1,4 @@
-"""Run a notebook with parameters from a terminal, and tell which of the package's files its code reaches."""
+"""Run a notebook with parameters from a terminal."""
 
 import ast
 import difflib
@@ -27,21 +27,21 @@ ENVIRONMENT = {
     # What libraries tell each other of names to come, and peft of a base model that it cannot look up by its path.
     "PYTHONWARNINGS": "ignore::FutureWarning,ignore:Could not find a config file:UserWarning",
 }
-"""What every kernel starts with, unless the caller's environment says otherwise."""
+"""The environment of every kernel, unless the caller's environment has other values."""
 
 
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
-"""Environment variables of such a name hold what no notebook may show, if it is long enough to be a secret."""
+"""Environment variables whose name matches may have a secret, which no notebook may show."""
 
 NOBODY = {"", "root", "user", "localhost"}
-"""Names of users and hosts that tell nothing, and are words of their own."""
+"""Names of users and hosts that are also common words."""
 
 
 LESS_MEMORY = (
     "lower predict.batch, sft.per_device_train_batch_size (and raise sft.gradient_accumulation_steps as much) or "
     "grpo.films_per_step, or run --cores 1"
 )
-"""Which params to lower when memory runs out, said where the stage that needed it could not say so itself."""
+"""The params to lower if a kernel was killed for lack of memory."""
 
 
 class NotebookError(RuntimeError):
@@ -49,10 +49,9 @@ class NotebookError(RuntimeError):
 
 
 class Relay:
-    """A writable stream that shows a notebook's progress under its name, at most one redrawn bar every `every` seconds.
+    """A stream that prints a notebook's progress with its name, at most one update every `every` seconds.
 
-    A bar redraws itself with carriage returns; two notebooks at once would draw over each other, so each redrawing
-    becomes a line of its own.
+    Progress bars use carriage returns. Two notebooks at once would overwrite each other, so each update becomes a line.
     """
 
     def __init__(self, name: str, to: TextIO, every: float = 5.0):
@@ -60,7 +59,7 @@ class Relay:
         self._rest, self._shown = "", float("-inf")
 
     def write(self, text: str) -> None:
-        """Take `text` as it comes, and show the lines it completes."""
+        """Take `text` and print the lines that it completes."""
         *pieces, self._rest = re.split(r"(?<=[\r\n])", self._rest + text)
         for piece in filter(str.strip, pieces):
             if piece.endswith("\n") or time.monotonic() - self._shown >= self._every:
@@ -68,21 +67,20 @@ class Relay:
                 print(f"{self._name}: {piece.strip()}", file=self._to, flush=True)
 
     def flush(self) -> None:
-        """Part of being a stream; nothing to do."""
+        """Nothing to do; streams need it."""
 
 
 def execute(
     notebook: str | Path, output: str | Path, parameters: dict, expected: Collection[str] = (), gpu: bool = True
 ) -> None:
-    """Run `notebook` with `parameters` and put the executed copy at `output`.
+    """Run `notebook` with `parameters` and write the executed copy to `output`.
 
-    With `gpu`, its kernel has one of the machine's GPUs alone (`gpus.one_gpu`), and without it none.
+    With `gpu`, its kernel uses one of the machine's GPUs (`gpus.one_gpu`), otherwise none.
 
-    `output` appears only when every cell ran, and holds nothing of this run but its results: no times, no progress
-    bars, and of this machine no path, user, host name or key; the variable's name stands where one was printed.
-    Raises NotebookError before anything runs for a parameter the notebook does not have, and after a failed cell, with
-    the partly run notebook kept as `<output>.failed.ipynb`; the cell's traceback is printed, unless the error is one
-    of the classes named in `expected`, which tell all in their message.
+    `output` is written only if every cell ran. It contains results only: no times, no progress bars, and no path, user,
+    host name or key of this machine (the variable's name replaces it). Raises NotebookError before anything runs for an
+    unknown parameter, and after a failed cell; the partly run notebook is then `<output>.failed.ipynb`. The traceback
+    of the cell is printed, unless the error's class is in `expected`.
     """
     from chexreason import records
 
@@ -116,9 +114,9 @@ def execute(
 
 
 def defaults(notebook: str | Path, names: Iterable[str] = ()) -> dict:
-    """The parameters of a notebook with their defaults, None for what is no literal.
+    """The parameters of a notebook with their defaults, None for a value that is not a literal.
 
-    Raises NotebookError for a file that is not a notebook, and where one of `names` is not among the parameters.
+    Raises NotebookError for a file that is not a notebook, and if one of `names` is not a parameter.
     """
     import papermill
 
@@ -137,9 +135,9 @@ def defaults(notebook: str | Path, names: Iterable[str] = ()) -> dict:
 
 
 def _run_cells(notebook: Path, part: Path, parameters: dict, **options) -> None:
-    """Run the cells with papermill; a kernel that dies at its start is started once more.
+    """Run the cells with papermill; a kernel that dies while it starts is started once more.
 
-    Its ports are chosen before it opens them, so another program may take one in between.
+    (Its ports are chosen before it opens them, so another program may take one in between.)
     """
     import papermill
 
@@ -163,9 +161,9 @@ def _literal(code: str):
 
 @contextmanager
 def _output_lock(output: Path):
-    """Wait for any other run of the same notebook: one left over from a killed study may still be writing records.
+    """Wait for any other run of the same notebook, which may be left over from a killed study; yields the lock.
 
-    Yields the lock that is held, an open file; whoever inherits it holds it too.
+    The lock is an open file; a process that inherits it has the lock, too.
     """
     from chexreason import records
 
@@ -180,10 +178,10 @@ def _output_lock(output: Path):
 
 
 def _kernel_manager(device: str, locks: list[int]) -> type:
-    """Kernels of this very interpreter, whatever kernels the user has installed, over an encrypted connection.
+    """Kernels of this Python interpreter, with an encrypted connection.
 
-    They see the GPU `device` alone, since trl refuses to train when it sees two.  They inherit the files `locks`: if
-    this process is killed, its kernel may write, and use the GPU, for another second.
+    They see only the GPU `device`, because trl refuses to train with two. They inherit the files `locks`: if this
+    process is killed, its kernel may continue for a second.
     """
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client import AsyncKernelManager
@@ -212,7 +210,7 @@ def _error_text(error: Any) -> str:
 
 
 def _hide_private(parameters: dict) -> Callable[[str], str]:
-    """A function that puts names in place of this machine's paths, of its user and host, and of keys, in a text."""
+    """A function that replaces this machine's paths, user, host and keys in a text by names."""
     variables = dict(os.environ)
     private = {value: f"${name}" for name, value in variables.items() if value.startswith("/")}
     private |= {value: f"${name}" for name, value in variables.items() if SECRET.search(name) and len(value) >= 8}
@@ -226,8 +224,7 @@ def _hide_private(parameters: dict) -> Callable[[str], str]:
 
 
 def _scrub(path: Path, to: Path, hide: Callable[[str], str]) -> None:
-    """Write an executed notebook without what belongs to one run or one machine alone, so that the same study gives the
-    same file."""
+    """Write an executed notebook without anything that belongs to one run or one machine."""
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
@@ -249,12 +246,12 @@ def _scrub(path: Path, to: Path, hide: Callable[[str], str]) -> None:
 
 
 def _is_progress(output) -> bool:
-    """Whether an output is progress or chatter: standard error, or a widget's bar, which needs a live kernel."""
+    """Whether an output is progress: standard error, or a widget, which needs a live kernel."""
     return output.get("name") == "stderr" or "application/vnd.jupyter.widget-view+json" in output.get("data", {})
 
 
 def _join_streams(outputs: Iterable) -> list:
-    """The outputs, with neighboring texts of standard output as one: how often a kernel flushes depends on the load."""
+    """The outputs, with consecutive texts of standard output joined; how often a kernel flushes varies."""
     joined: list = []
     for output in outputs:
         if joined and output.output_type == joined[-1].output_type == "stream":
@@ -265,7 +262,7 @@ def _join_streams(outputs: Iterable) -> list:
 
 
 def _stable_output(output, hide: Callable[[str], str]):
-    """An output with nothing private in its text, and without the memory addresses that Python puts into names."""
+    """An output without private texts and without memory addresses."""
     if "text" in output:
         output.text = hide(output.text)
     data = output.get("data", {})

@@ -1,8 +1,8 @@
-"""What a study would run, what it lacks on this machine, and about what it would cost, before anything is spent.
+"""The plan of a study: its runs, what is missing on this machine, and approximate costs.
 
-Nothing is downloaded, loaded or asked here.  Hours and memory are those of measured steps (`measured`), as often as the
-study takes them: every epoch is run; an answer is as long as the model's own weights made it or, if these were not
-measured, as long as it may be.
+Nothing is downloaded, loaded or run. Hours and memory are those of measured steps (`measured`) times their number.
+Every epoch counts. An answer has the length that the model's own weights gave or, if these were not measured, the
+maximum length.
 """
 
 import json
@@ -31,7 +31,7 @@ ADAPTER_BYTES = 16
 
 
 class Cost(NamedTuple):
-    """Hours and peak memory (10^9 bytes) of a run, and how they were arrived at; NaN where nothing is known."""
+    """Hours and peak memory (10^9 bytes) of a run, and how they were computed; NaN if not known."""
 
     hours: float
     memory: float
@@ -39,7 +39,9 @@ class Cost(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One run of the grid: `run` is a prompt, the name of an SFT or GRPO run, or the checkpoint that is asked."""
+    """One run of the study: `run` is a prompt, the name of an SFT or GRPO run, or the checkpoint that makes
+    predictions.
+    """
 
     stage: str
     model: str
@@ -75,7 +77,7 @@ def plan(study: config.Study) -> dict:
 
 
 def runs(study: config.Study) -> list[Run]:
-    """Every run of the grid, stage by stage."""
+    """Every run of the study, stage by stage."""
     tried = study.prompts.variants if study.prompts else []
     trained = [(stage, each.run, each) for stage in ("sft", "grpo") for each in study.runs(stage)]
     asked = [("predict", each.name, each) for each in study.checkpoints()]
@@ -89,9 +91,9 @@ def runs(study: config.Study) -> list[Run]:
 
 
 def job(study: config.Study, stage: str, checkpoint: config.Checkpoint | None = None) -> tuple[float, float]:
-    """Hours of one job of the graph, NaN where nothing is known, and bytes of the weights of its model.
+    """Hours of one job of the graph (NaN if not known), and the bytes of its model's weights.
 
-    The prompts that are tried are one job, which has no checkpoint.
+    All tried prompts are one job, without a checkpoint.
     """
     model = checkpoint.model if checkpoint else study.trial.model
     hours = _cost(study, stage, model, checkpoint).hours * (1 if checkpoint else len(study.trial.variants))
@@ -105,7 +107,7 @@ def _stand_in(study: config.Study, model: str) -> bool:
 
 
 def _cost(study: config.Study, stage: str, model: str, checkpoint: config.Checkpoint | None) -> Cost:
-    """What one run costs; a prompt that is tried has no checkpoint."""
+    """The cost of one run; a tried prompt has no checkpoint."""
     asked = study.models[model]
     try:
         with models.one_line_errors(asked.path):
@@ -132,20 +134,20 @@ def _cost(study: config.Study, stage: str, model: str, checkpoint: config.Checkp
 
 
 def _trained(study: config.Study, settings: config.Sft) -> tuple[int, int]:
-    """How often SFT looks at a film to learn from it, and to watch the loss of the held-out films."""
+    """The number of training passes and validation passes of SFT over films."""
     held = round(study.curate.sft * study.curate.holdout)
     epochs = settings.num_train_epochs
     return epochs * (study.curate.sft - held), epochs * settings.evaluations_per_epoch * held
 
 
 def _completion_counts(study: config.Study, settings: config.Grpo) -> tuple[int, int]:
-    """How many completions GRPO samples and learns from, and how many answers choose the best checkpoint."""
+    """The number of completions that GRPO samples and trains on, and of answers that choose the best checkpoint."""
     validated = settings.max_steps // settings.save_steps * min(settings.validation_films, study.curate.validation)
     return settings.max_steps * settings.films_per_step * settings.num_generations, validated
 
 
 def _films_answered(study: config.Study, checkpoint: config.Checkpoint | None) -> int:
-    """How many films a checkpoint is asked about or, without one, a prompt is tried on."""
+    """The number of films that a checkpoint answers or, without one, a prompt is tried on."""
     if checkpoint is None:
         return min(study.trial.films, study.curate.validation)
     films = {study.validation: study.curate.validation} | {name: test.films for name, test in study.tests.items()}
@@ -196,22 +198,22 @@ def _predict(study: config.Study, steps: list[Step], key_values: int, films: int
 
 
 def _step(steps: list[Step], name: str) -> Step:
-    """The first of the measured steps of a kind."""
+    """The first measured step of a kind."""
     return next(step for step in steps if step.step == name)
 
 
 def _answer_seconds(study: config.Study, steps: list[Step], films: int) -> float:
-    """Seconds to answer `films` films, none ending before the limit."""
+    """Seconds to answer `films` films with answers of maximum length."""
     batches = math.ceil(films / study.predict.batch)
     return batches * _answer(study, steps, 0)[0] + _processor_seconds(steps[0], films)
 
 
 def _answer(study: config.Study, steps: list[Step], key_values: int) -> tuple[float, float]:
-    """Seconds of a batch of answers, and its peak memory (10^9 bytes) when they are as long as they may be.
+    """Seconds and peak memory (10^9 bytes) of a batch of answers of maximum length.
 
-    Uses the smallest measured batch that is as large, or else the largest.  Without the model's own weights, an answer
-    is taken to be as long as it may be, and the time grows with its tokens.  Keys and values (`key_values` numbers of
-    two bytes per token) are added to the memory.
+    It uses the smallest measured batch that is large enough, or else the largest. Without the model's own weights, an
+    answer has the maximum length, and the time is extrapolated by its tokens. The memory of keys and values
+    (`key_values` numbers of two bytes per token) is added.
     """
     batch, longest = study.predict.batch, study.predict.max_new_tokens
     usual = steps[0].attention
@@ -227,12 +229,12 @@ def _answer(study: config.Study, steps: list[Step], key_values: int) -> tuple[fl
 
 
 def _processor_seconds(step: Step, films: int) -> float:
-    """Seconds to make the pixels of films, which no measured step has in it; those of a stand-in are few."""
+    """Seconds to process images, which no measured step includes; small for stand-ins."""
     return 0.0 if step.model.startswith(models.STAND_IN) else films * FILM_SECONDS
 
 
 def _peak(weights: int, memory: float, times: float) -> float:
-    """Peak memory (10^9 bytes) of a step that is `times` as large as one that held `memory`, weights included."""
+    """Peak memory (10^9 bytes) of a step that is `times` as large as one with `memory`, weights included."""
     fixed = min(weights / 1e9, memory)
     return SLACK * (fixed + (memory - fixed) * max(1.0, times))
 
@@ -241,7 +243,7 @@ def _peak(weights: int, memory: float, times: float) -> float:
 
 
 def missing(study: config.Study, memory: float = 0.0) -> list[str]:
-    """What must be provided before the study can run here, a sentence each; `memory` is what the GPU needs (GB)."""
+    """What is missing before the study can run here, one sentence each; `memory` is what the GPU needs (GB)."""
     return [
         *_data(study),
         *_teacher(study),
@@ -266,7 +268,7 @@ def _data(study: config.Study) -> Iterator[str]:
 
 
 def _films(study: config.Study) -> tuple[dict[str, list[dict]], list[str]]:
-    """The films and images of each source whose folder is there, by split and view, and what is missing of them."""
+    """The films and images of each source whose folder exists, by split and view, and what is missing."""
     from chexreason.data import curate, film_table, sampling
 
     films, lacking = {}, []
@@ -297,7 +299,7 @@ def _teacher(study: config.Study) -> Iterator[str]:
 
 
 def _packages(study: config.Study) -> Iterator[str]:
-    """What `trl` passes through needs further packages for."""
+    """Packages that the arguments under `trl` need."""
     for section in (study.sft, study.grpo):
         passed = [section.trl, *(section.of(run).trl for run in section.runs)]
         needed = {name for values in passed for name in trl_arguments.reporters(values)} - {"none"}
@@ -324,7 +326,7 @@ def access(path: str, revision: str | None = None) -> str:
 
 
 def _cached(path: str, revision: str | None) -> bool:
-    """Whether all weights of a hub model are in the cache; the hub is not asked."""
+    """Whether all weights of a hub model are in the cache; without network access."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -361,7 +363,7 @@ def _disk(study: config.Study) -> Iterator[str]:
 
 
 def disk_needed(study: config.Study) -> float:
-    """Bytes of disk: images of a byte a pixel at most, the checkpoints of each run, models that are not here yet.
+    """Bytes of disk: images with one byte per pixel, the checkpoints of each run, models that are not here yet.
 
     SFT keeps two checkpoints and GRPO all of a run, with AdamW's moments; those of stand-ins are too small to count.
     """
@@ -384,7 +386,7 @@ def disk_needed(study: config.Study) -> float:
 
 
 def _measured_path(study: config.Study, model: str) -> str:
-    """The path of a model, or that of Gemma 3 in its place where its shape or its LoRA layers are not known."""
+    """The path of a model, or of Gemma 3 if the model's shape or LoRA layers are not known."""
     path = study.models[model].path
     try:
         with models.one_line_errors(path):
@@ -398,7 +400,7 @@ def _measured_path(study: config.Study, model: str) -> str:
 
 
 def assumptions(study: config.Study) -> list[str]:
-    """What the estimates rest on, a sentence each."""
+    """The assumptions of the estimates, one sentence each."""
     told = [
         "Every epoch is run: early stopping costs less.",
         "An answer is as long as the model's own weights made it when measured; without these, as long as it may be.",
@@ -422,7 +424,7 @@ def assumptions(study: config.Study) -> list[str]:
 
 
 def measured_models(study: config.Study) -> list[list[Step]]:
-    """The measured steps of each architecture among a study's models, as far as there are any."""
+    """The measured steps of each architecture of a study's models, if there are any."""
     found = {}
     for model in study.models.values():
         try:
@@ -436,7 +438,7 @@ def measured_models(study: config.Study) -> list[list[Step]]:
 
 
 def table(found: dict) -> str:
-    """A plan as a person reads it."""
+    """A plan as text."""
     import pandas as pd
 
     from chexreason.data import film_table
@@ -456,7 +458,7 @@ def table(found: dict) -> str:
 
 
 def page(found: dict) -> str:
-    """A plan as the book shows it, in Markdown: total, runs, measured steps and what the estimates rest on."""
+    """A plan as Markdown for the book: total, runs, measured steps and assumptions."""
     rows = [
         (
             *(markdown.escape(str(run[name])) for name in ("stage", "model", "run", "seed")),
@@ -490,7 +492,9 @@ def _steps_table(found: dict) -> str:
 
 
 def total(found: dict) -> str:
-    """How many runs a plan has and about how long they take, in all, by stage, and without those marked `full`."""
+    """A sentence about the number of runs and their approximate time, in total, by stage, and without those marked
+    `full`.
+    """
     hours = {run["stage"]: 0.0 for run in found["runs"]}
     for run in found["runs"]:
         hours[run["stage"]] += run["hours"] or 0.0

@@ -1,4 +1,4 @@
-"""What one job of the graph asks for: a GPU, memory and time, as measured on this machine or else as planned."""
+"""The resources that one job requests: a GPU, memory and time, as measured on this machine or else as planned."""
 
 import csv
 import math
@@ -9,25 +9,26 @@ from chexreason.display import markdown
 from chexreason.workflow import plan
 
 CPU_JOB = {"mem_mb": 4000, "runtime": 60}
-"""Megabytes and minutes for a stage without a model of its own, and for a stand-in: four times what the default study
-takes on two laptop cores."""
+"""Megabytes and minutes for a job without a published model: four times what the default study needs on two laptop
+cores.
+"""
 
 HOST_BYTES = 8e9
-"""Assumed: what a process with a published model takes on the host beside the weights, which pass through it."""
+"""Assumed: host memory of a process with a published model, in addition to the weights, which pass through it."""
 
 MARGIN = 2
-"""A job that takes longer than this many times what it was measured or planned to take is stopped by a cluster."""
+"""A cluster stops a job that takes this many times the measured or planned time."""
 
 
 UNKNOWN_HOURS = 24
-"""Assumed where nothing is known of a model, so that the job is not refused for want of a figure."""
+"""Assumed if nothing is known about a model."""
 
 
 def of_job(study: config.Study, stage: str, benchmark: Path, checkpoint: config.Checkpoint | None = None) -> dict:
-    """`gpu` (how many), `mem_mb` (of the host) and `runtime` (minutes) of a job that trains or asks a model.
+    """`gpu` (number), `mem_mb` (host) and `runtime` (minutes) of a job that trains or makes predictions.
 
-    Without a `checkpoint` it is the job that tries the prompts of Table 1.  What Snakemake measured in the file
-    `benchmark`, in an earlier run, counts where it is there.
+    Without a `checkpoint`, it is the job that tries the prompts of Table 1. Snakemake's measurements in the file
+    `benchmark` are used if it exists.
     """
     model = study.models[checkpoint.model if checkpoint else study.trial.model]
     gpu = {"gpu": int(not model.path.startswith(models.STAND_IN))}
@@ -41,12 +42,12 @@ def of_job(study: config.Study, stage: str, benchmark: Path, checkpoint: config.
 
 
 def plain(benchmark: Path) -> dict:
-    """The same of a job without a model."""
+    """The same for a job without a model."""
     return {"gpu": 0} | (measured(benchmark) or CPU_JOB)
 
 
 def measured(benchmark: Path) -> dict | None:
-    """`mem_mb` and `runtime` by the last run of a job, with a margin; None if it has not been measured."""
+    """`mem_mb` and `runtime` of the last run of a job, with a margin; None if it was not measured."""
     if not benchmark.is_file():
         return None
     seconds, megabytes = read_benchmark(benchmark)
@@ -55,14 +56,14 @@ def measured(benchmark: Path) -> dict | None:
 
 
 def read_benchmark(file: Path) -> tuple[float, float]:
-    """Seconds and most megabytes of a job, from the file that Snakemake writes; NaN for memory that it missed."""
+    """Seconds and peak megabytes of a job, from Snakemake's file; NaN for memory that was not measured."""
     with file.open(encoding="utf-8") as lines:
         *_, row = csv.DictReader(lines, delimiter="\t")
     return float(row["s"]), float(row["max_rss"]) if row["max_rss"] not in ("NA", "-") else math.nan
 
 
 def page(study: config.Study) -> str:
-    """What each job of a study took, as a Markdown table; a sentence where nothing was measured."""
+    """Seconds and memory of each job of a study, as a Markdown table; a sentence if nothing was measured."""
     files = sorted((study.folder / "benchmarks").glob("*.tsv"))
     if not files:
         return "Nothing was measured: the study was not run as a whole."

@@ -1,8 +1,8 @@
-"""Snakemake as `chexreason run` starts it: what is being done, how much time is left, and what was found.
+"""The output of `chexreason run`: Snakemake's jobs, the remaining time, and the findings at the end.
 
     python -m chexreason.workflow.terminal <params file> full|short findings|progress|plan <arguments of snakemake>
 
-Snakemake's own lines are left out but for errors; a dry run lists the jobs, what each needs, and why it would run.
+Of Snakemake's own lines, only errors are shown; a dry run lists the jobs, their resources, and why they would run.
 """
 
 import logging
@@ -34,14 +34,14 @@ WORDS = {
 }
 STAGES = {"sft_run": "sft", "grpo_run": "grpo", "predict_run": "predict", "predict_untuned": "predict"}
 KEPT = ("Nothing to be done", "This was a dry-run")
-"""How the lines of Snakemake begin that are shown."""
+"""The beginnings of Snakemake's lines that are shown."""
 
 OTHER_SECONDS = 30.0
-"""Assumed for a job that was not measured and has no model, or whose model's cost is not known."""
+"""Assumed for a job without a measurement and without a model, or with a model of unknown cost."""
 
 
 def job_name(rule: str, wildcards: dict) -> str:
-    """A job in words, such as `GRPO hard, seed 0`."""
+    """The name of a job, such as `GRPO hard, seed 0`."""
     what = wildcards.get("run") or wildcards.get("chapter") or ("untuned" if rule == "predict_untuned" else "")
     stage = f"{wildcards['stage'].upper()} " if "stage" in wildcards else ""
     seed = f", seed {wildcards['seed']}" if "seed" in wildcards else ""
@@ -58,7 +58,7 @@ def clock(seconds: float) -> str:
 
 
 def costs(study: config.Study) -> dict[str, float]:
-    """Seconds that a job of each rule takes on average: as measured in earlier runs, or else as planned."""
+    """The average seconds of each rule's jobs, as measured in earlier runs or else as planned."""
     found = {}
     for rule, number in NUMBERS.items():
         files = (study.folder / "benchmarks").glob(f"{number}*.tsv")
@@ -81,11 +81,11 @@ REASONS = {
     "Input files updated by another job": "what it reads is made again",
     "Forced execution": "forced",
 }
-"""Why a job would run, by how Snakemake says it."""
+"""Why a job would run, by Snakemake's reason."""
 
 
 class Progress:
-    """The jobs of a run, how far they are, and how much time is left."""
+    """The jobs of a run, their progress, and the remaining time."""
 
     def __init__(self, study: config.Study, cores: int):
         self.jobs: dict[int, tuple[str, str]] = {}  # rule and name
@@ -98,7 +98,7 @@ class Progress:
         self._looking.start()
 
     def plan(self, stats: dict[str, int]) -> None:
-        """Take the number of jobs of each rule, which grows when the graph is made anew."""
+        """Set the number of jobs of each rule; it grows when the graph is made again."""
         done = self.total - sum(self.left.values())
         self.left = {rule: count for rule, count in stats.items() if rule != "total"}
         self.total = done + sum(self.left.values())
@@ -120,7 +120,7 @@ class Progress:
         return f"{self.total} jobs, about {clock(self.seconds_left())}" if self.total else ""
 
     def seconds_left(self) -> float:
-        """Seconds until the end, if jobs take what they took before and share the cores, each no longer than itself."""
+        """The remaining seconds, if jobs take as long as before and share the cores."""
         each = {rule: self._costs.get(rule, OTHER_SECONDS) for rule in self.left}
         work = sum(count * each[rule] for rule, count in self.left.items())
         now = time.monotonic()
@@ -162,7 +162,7 @@ class LogHandler(LogHandlerBase):
 
 
 def dry_line(name: str, about: dict) -> str:
-    """A job that would run: what it needs and why."""
+    """A job that would run: its resources and the reason."""
     given = about["resources"] or {}
     gpu, memory, minutes = (given.get(key, 0) for key in ("gpu", "mem_mb", "runtime"))
     needs = f"threads {about['threads']}, gpu {gpu}, mem_mb {memory}, runtime {minutes} min"
@@ -171,7 +171,7 @@ def dry_line(name: str, about: dict) -> str:
 
 
 def closing_lines(study: config.Study) -> str:
-    """What a finished study found, in three lines chosen by its intervals, and where to read it."""
+    """The findings of a finished study in three lines, and the page to open."""
     from chexreason import records
     from chexreason.evaluation import report
 
@@ -190,10 +190,10 @@ def closing_lines(study: config.Study) -> str:
 
 
 def main(file: str, scope: str, shown: str, *arguments: str) -> None:
-    """Run Snakemake with our lines for a params file, and end this process with its status.
+    """Run Snakemake with our output for a params file, and end this process with its status.
 
-    `scope` is full or short.  With `shown` findings, a run without an error ends with what the study found, and with
-    plan, a dry run ends with how long it would take.
+    `scope` is full or short. With `shown` findings, a run without errors ends with the findings; with plan, a dry run
+    ends with the approximate time.
     """
     study = config.load(file, full=scope == "full")
     cores = int(arguments[arguments.index("--cores") + 1]) if "--cores" in arguments else 1
