@@ -99,7 +99,7 @@ def test_a_word_typed_into_the_search_box_finds_its_page(browser, site):
     page = browser.new_page()
     page.goto(f"{site}/index.html", wait_until="networkidle")
     page.click("button.search-button-field")
-    page.fill("dialog input[type=search], .search-button__search-container input[type=search]", "equalised")
+    page.fill("dialog input[type=search], .search-button__search-container input[type=search]", "equalized")
     page.keyboard.press("Enter")
     page.wait_for_selector("#search-results li a", timeout=10_000)
     found = page.eval_on_selector_all("#search-results li a", "links => links.map(one => one.href)")

@@ -185,7 +185,7 @@ def test_what_was_written_beside_a_film_is_escaped(tmp_path):
     film = {"film": "a-p1", "image": str(tmp_path / "film.png"), "labels": ["Edema"], "text": "<think>x</think>"}
     html = figures.film_beside_text(pd.DataFrame([film]), phantom=True)
     assert "&lt;think&gt;x" in html and "<think>" not in html
-    assert "data:image/png;base64,cGl4ZWxz" in html and 'alt="Phantom film a-p1, labelled Edema"' in html
+    assert "data:image/png;base64,cGl4ZWxz" in html and 'alt="Phantom film a-p1, labeled Edema"' in html
 
 
 def test_a_value_and_its_interval_are_read_from_one_cell():

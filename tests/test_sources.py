@@ -114,10 +114,10 @@ def test_every_film_table_has_the_same_columns(nih_folder, mimic_folder, chexper
 
 
 def test_films_without_any_label_are_counted(mimic_folder, nih_folder, capsys):
-    assert found(capsys, "nih", nih_folder)["unlabelled"] == 0
+    assert found(capsys, "nih", nih_folder)["unlabeled"] == 0
     table = mimic.read(mimic_folder).table
     expected = int(table[list(CHEXPERT14)].isna().all(axis=1).sum())
-    assert found(capsys, "mimic", mimic_folder)["unlabelled"] == expected > 0
+    assert found(capsys, "mimic", mimic_folder)["unlabeled"] == expected > 0
 
 
 def test_the_images_of_each_split_and_view_are_counted(mimic_folder, capsys):

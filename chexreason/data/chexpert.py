@@ -2,7 +2,7 @@
 
 Documentation: https://stanfordmlgroup.github.io/competitions/chexpert/ and, for the test set,
 https://github.com/rajpurkarlab/cheXpert-test-set-labels and https://github.com/rajpurkarlab/cheXlocalize
-Licence: Stanford University Dataset Research Use Agreement; no redistribution.
+License: Stanford University Dataset Research Use Agreement; no redistribution.
 Citation: Irvin J, Rajpurkar P, Ko M, et al. CheXpert: a large chest radiograph dataset with uncertainty labels and
 expert comparison. AAAI (2019), arXiv:1901.07031; the test films: Saporta A, Gui X, Agrawal A, et al. Benchmarking
 saliency methods for chest X-ray interpretation. Nature Machine Intelligence 4 (2022).

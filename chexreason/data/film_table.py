@@ -350,7 +350,7 @@ def images_on_disk(table: pd.DataFrame, root: Path) -> list[dict]:
 def overview(films: Films, root: Path) -> dict:
     """A summary for JSON: counts of films, patients, studies, views, splits, labels and images.
 
-    The count of a label is None if the source does not have it; `unlabelled` films have no label.  `native` counts the
+    The count of a label is None if the source does not have it; `unlabeled` films have no label.  `native` counts the
     source's labels with other names.  `excluded` has the number of films and the first names for each reason.
     `on_disk` counts the films and images of each split and view.
     """
@@ -363,7 +363,7 @@ def overview(films: Films, root: Path) -> dict:
         "studies": table["study"].nunique(),
         "views": table["view"].value_counts().to_dict(),
         "splits": table["split"].replace("", "unknown").value_counts().to_dict(),
-        "unlabelled": int(table[LABELS].isna().all(axis=1).sum()),
+        "unlabeled": int(table[LABELS].isna().all(axis=1).sum()),
         "images": images,
         "on_disk": there,
         "note": "" if images else "no image of these films is in this folder: only the tables were read",
@@ -376,7 +376,7 @@ def overview(films: Films, root: Path) -> dict:
 
 def overview_text(found: dict) -> str:
     """An `overview` as text tables."""
-    lines = [f"{name:11} {found[name]:>9,}" for name in ("films", "patients", "studies", "unlabelled", "images")]
+    lines = [f"{name:11} {found[name]:>9,}" for name in ("films", "patients", "studies", "unlabeled", "images")]
     for name in ("views", "splits"):
         lines += ["", name, *(f"  {key:20} {count:>9,}" for key, count in found[name].items())]
     lines += ["", *disk_lines(found["on_disk"])]

@@ -12,11 +12,11 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 MAX_PIXELS = 40_000_000  # twice a 43 x 43 cm film at 0.1 mm; more is a mistake or an attack and is never decoded
-MAX_BYTES = 6 * MAX_PIXELS + 10_000_000  # three 16-bit colours a pixel, and a header; a larger file is never read
+MAX_BYTES = 6 * MAX_PIXELS + 10_000_000  # three 16-bit colors a pixel, and a header; a larger file is never read
 MIN_SIDE = 96  # pixels; below it no finding can be seen
 MAX_ASPECT = 2.0  # long side over short side
-MIN_CONTRAST = 16  # grey levels between the 5th and the 95th percentile; the faintest of 271 real films has 41
-BLACK = 8  # grey level at or below which a pixel may be collimated border, and says nothing about the chest
+MIN_CONTRAST = 16  # gray levels between the 5th and the 95th percentile; the faintest of 271 real films has 41
+BLACK = 8  # gray level at or below which a pixel may be collimated border, and says nothing about the chest
 MARGIN = 0.15  # by how much another pose must fit better than the upright one
 
 TAIL = 0.02  # of the pixels at either end may be no film: a marker, a strip of text, a frame
@@ -259,5 +259,5 @@ def _pose(glance: np.ndarray) -> str:
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
-    centred = values - values.mean()
-    return centred / (np.linalg.norm(centred) or 1.0)
+    centered = values - values.mean()
+    return centered / (np.linalg.norm(centered) or 1.0)

@@ -1,7 +1,7 @@
 """MIMIC-CXR-JPG 2.0.0 and 2.1.0: 377,110 films of 65,379 patients of an emergency department, credentialed.
 
 Documentation: https://physionet.org/content/mimic-cxr-jpg/2.1.0/
-Licence: PhysioNet Credentialed Health Data License 1.5.0, with its data use agreement; films stay where you keep them.
+License: PhysioNet Credentialed Health Data License 1.5.0, with its data use agreement; films stay where you keep them.
 Citation: Johnson AEW, Pollard TJ, Greenbaum NR, et al. MIMIC-CXR-JPG, a large publicly available database of labeled
 chest radiographs. arXiv:1901.07042 (2019); the data set: Johnson A, Lungren M, Peng Y, et al. PhysioNet (2024),
 doi:10.13026/jsn5-t979 (2.1.0), doi:10.13026/8360-t248 (2.0.0); PhysioNet: Goldberger AL, et al. Circulation 101 (2000).

@@ -1,7 +1,7 @@
 """NIH ChestX-ray14: 112,120 frontal films of 30,805 patients of the NIH Clinical Center, free of credentials.
 
 Documentation: https://nihcc.app.box.com/v/ChestXray-NIHCC
-Licence: no restriction on use; link to the address above, cite the paper, name the NIH Clinical Center as the source.
+License: no restriction on use; link to the address above, cite the paper, name the NIH Clinical Center as the source.
 Citation: Wang X, Peng Y, Lu L, Lu Z, Bagheri M, Summers RM. ChestX-ray8: hospital-scale chest X-ray database and
 benchmarks on weakly-supervised classification and localization of common thorax diseases. CVPR (2017),
 arXiv:1705.02315.
@@ -40,7 +40,7 @@ COUNTERPARTS = {
     "Pleural_Thickening": "Pleural Other",
 }
 WITHOUT = ("Infiltration", "Emphysema", "Hernia", "Fibrosis")
-"""Words without a counterpart; Fibrosis has one when the study says so, as it is a matter of judgement."""
+"""Words without a counterpart; Fibrosis has one when the study says so, as it is a matter of judgment."""
 VIEWS = {"PA": "PA", "AP": "AP"}
 BEFORE_AND_AFTER = r"^.*[/\\]|\.\w+$"
 DISTRIBUTED = re.compile(r"((images(_\d+)?|sample)/)+[^/]+", re.IGNORECASE)

@@ -1,6 +1,6 @@
 """Your own films: a CSV and what its columns mean, or a function of yours that makes the film table.
 
-Documentation: the book's page "Your own films".  Licence and citation: those of your films.
+Documentation: the book's page "Your own films".  License and citation: those of your films.
 """
 
 import os

@@ -42,15 +42,15 @@ def dots(table: pd.DataFrame, ax, *, y: str, hue: str, value: str, low: str, hig
     import seaborn as sns
 
     places, series = list(dict.fromkeys(table[y])), list(dict.fromkeys(table[hue]))
-    colours = sns.color_palette("colorblind", skip + len(series))
+    colors = sns.color_palette("colorblind", skip + len(series))
     width = 0.7 / len(series) if table.duplicated(y).any() else 0.0
     for number, name in enumerate(series):
-        colour, marker = colours[skip + number], MARKERS[(skip + number) % len(MARKERS)]
+        color, marker = colors[skip + number], MARKERS[(skip + number) % len(MARKERS)]
         rows = table[table[hue] == name].dropna(subset=[value])
         lane = (number - (len(series) - 1) / 2) * width
         heights = np.array([places.index(place) for place in rows[y]]) + lane
-        ax.hlines(heights, rows[low], rows[high], color=colour, linewidth=2)
-        ax.plot(rows[value], heights, marker, color=colour, label=name, markeredgecolor="white")
+        ax.hlines(heights, rows[low], rows[high], color=color, linewidth=2)
+        ax.plot(rows[value], heights, marker, color=color, label=name, markeredgecolor="white")
     ax.set_yticks(range(len(places)), places)
     ax.set_ylim(max(len(places), 1) - 0.5, -0.5)
     ax.grid(visible=False, axis="y")
@@ -100,17 +100,17 @@ def transfer_gaps(transfer: pd.DataFrame, ax, *, phantom: bool):
     """
     import seaborn as sns
 
-    colours = sns.color_palette("colorblind", len(transfer))
-    for number, (row, colour) in enumerate(zip(transfer.itertuples(), colours, strict=True)):
+    colors = sns.color_palette("colorblind", len(transfer))
+    for number, (row, color) in enumerate(zip(transfer.itertuples(), colors, strict=True)):
         places = np.array([0, 1]) + (number - (len(transfer) - 1) / 2) * 0.03  # no bar hides another
         lows, highs = (
             [row.in_domain_macro_f1_low, row.out_of_domain_macro_f1_low],
             [row.in_domain_macro_f1_high, row.out_of_domain_macro_f1_high],
         )
-        ax.vlines(places, lows, highs, color=colour, linewidth=2)
+        ax.vlines(places, lows, highs, color=color, linewidth=2)
         marker = MARKERS[number % len(MARKERS)]
         ends = [row.in_domain_macro_f1, row.out_of_domain_macro_f1]
-        ax.plot(places, ends, marker=marker, color=colour, label=row.model, markeredgecolor="white")
+        ax.plot(places, ends, marker=marker, color=color, label=row.model, markeredgecolor="white")
     ends = [*transfer["in_domain"].unique(), *transfer["out_of_domain"].unique()]
     ax.set(xlim=(-0.3, 1.3), ylim=(-0.02, None), ylabel="macro-F1, 95 % interval")
     ax.set_xticks(range(len(ends)), ends)
@@ -292,14 +292,14 @@ def boxed(findings: pd.DataFrame, axes: Iterable, *, phantom: bool):
     from matplotlib.patches import Rectangle
     from PIL import Image
 
-    colour = sns.color_palette("colorblind")[1]
+    color = sns.color_palette("colorblind")[1]
     axes = list(axes)
     for ax, (finding, image, box) in zip(axes, findings[["image", "box"]].itertuples(), strict=False):
         ax.imshow(np.asarray(Image.open(image).convert("L")), cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0))
         ax.set_title(finding, fontsize="small")
         if box is not None:
             corner, width, height = (box.x0, box.y0), box.x1 - box.x0, box.y1 - box.y0
-            ax.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=1.8))
+            ax.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=color, linewidth=1.8))
     if findings.empty:
         axes[0].text(0, 0.5, WITHHELD)
     for ax in axes:
@@ -317,7 +317,7 @@ def film_beside_text(films: pd.DataFrame, *, phantom: bool) -> str:
     rows = []
     for film in films.itertuples():
         pixels = base64.b64encode(Path(film.image).read_bytes()).decode()
-        named = f"{film.film}, labelled {', '.join(film.labels) or 'nothing'}"
+        named = f"{film.film}, labeled {', '.join(film.labels) or 'nothing'}"
         about = escape(f"Phantom film {named}" if phantom else f"Film {named}")
         rows.append(
             f'<tr><td><img style="width:160px;max-width:none" src="data:image/png;base64,{pixels}" alt="{about}"></td>'

@@ -158,18 +158,18 @@ def _films_answered(study: config.Study, checkpoint: config.Checkpoint | None) -
 
 
 def _sft(study: config.Study, steps: list[Step], weights: int, settings: config.Sft) -> Cost:
-    learnt, watched = _trained(study, settings)
+    training, validation = _trained(study, settings)
     step, watch = _step(steps, "sft"), _step(steps, "watch")
     seconds = (
-        learnt * step.seconds / step.films
-        + watched * watch.seconds / watch.films
-        + _processor_seconds(step, learnt + watched)
+        training * step.seconds / step.films
+        + validation * watch.seconds / watch.films
+        + _processor_seconds(step, training + validation)
     )
     batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps / step.films
     return Cost(
         seconds / 3600,
         _peak(weights, step.memory, batch),
-        f"{learnt:,} films learned from, {step.seconds / step.films:.2f} s each, and {watched:,} watched",
+        f"{training:,} training passes of {step.seconds / step.films:.2f} s, {validation:,} validation passes",
     )
 
 
