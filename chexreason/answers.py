@@ -59,7 +59,7 @@ RULES = fingerprint.code((Path(__file__),))[:12]
 """Which rules these are: twelve hexadecimal digits that change with the code of this module."""
 
 ONLY_LABEL = "only_label"
-"""The one form without a thought.  Every other form, whatever its name, is the published one."""
+"""The format without reasoning. All other formats have the form of the paper."""
 
 THOUGHTS = ("think", "thinking", "thought", "reasoning", "analysis")
 LABELS = ("solution", "answer", "conclusion")
@@ -80,7 +80,7 @@ SYNONYMS = MappingProxyType(
         "Support Device": "Support Devices",
     }
 )
-"""Other names of just the same label.  The name of a kind is none: Nodule and Pleural Thickening are unknown."""
+"""Other names of the same label. A subtype is not a synonym: Nodule and Pleural Thickening are unknown names."""
 
 _UNABLE = ("cannot", "can't", "can not", "unable to", "not able to", "won't", "decline to")
 _DECLINED = ("analyse", "analyze", "assist", "comply", "diagnose", "help", "interpret", "offer", "process", "provide")
@@ -93,10 +93,10 @@ REFUSALS = (
     "not appear to be a chest",
     "please provide a frontal chest",  # NV-Reason-CXR-3B: issue 2 of github.com/NVIDIA-Medtech/NV-Reason-CXR
 )
-"""What replies say that decline to answer.  "I cannot see the left base" is how a film is read, and none of these."""
+"""Phrases of replies that decline to answer. ("I cannot see the left base" describes a film and is not one.)"""
 
 OPENING = 300
-"""Characters within which a refusal says so; a disclaimer further down is none."""
+"""A refusal has such a phrase within this many characters; later ones do not count."""
 
 _TAGS = ("<think>", "</think>", "<solution>", "</solution>")
 _LABELS_OPENED = re.compile(f"<(?:{'|'.join(LABELS)})>")
@@ -112,7 +112,7 @@ _UNPRINTED = r"\x00-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\u
 
 
 class Answer(NamedTuple):
-    """A reasoning text and the labels it ends in, in CheXpert's order."""
+    """A reasoning text and its labels, in CheXpert's order."""
 
     reasoning: str
     labels: tuple[str, ...]
@@ -121,8 +121,8 @@ class Answer(NamedTuple):
 class Reading(NamedTuple):
     """What evaluation reads from a reply, by the rules above.
 
-    `labels` are of the fourteen, each once, in CheXpert's order; `duplicates` counts names given again and `unknown`
-    names outside the fourteen.  Whatever is `refused` is also `failed`.
+    `labels` are among the fourteen, each once, in CheXpert's order. `duplicates` counts repeated names and `unknown`
+    names outside the fourteen. A reply that is `refused` has also `failed`.
     """
 
     labels: tuple[str, ...]
@@ -134,11 +134,11 @@ class Reading(NamedTuple):
 
 
 def write(answer: Answer, form: str = "free_reasoning") -> str:
-    """The answer in the published form, or as its `<solution>` block alone where `form` is `ONLY_LABEL`.
+    """The answer as text in the form of the paper, or only its `<solution>` block if `form` is `ONLY_LABEL`.
 
-    `form` is the name of an SFT format, which is that of its prompt.
-    Raises ValueError for an answer that would not read back as itself: a tag inside the reasoning, a reasoning where
-    there is no place for it, a label outside the fourteen or given twice, or labels out of CheXpert's order.
+    `form` is the name of an SFT format, which is also that of its prompt. Raises ValueError for an answer that could
+    not be read back: a tag in the reasoning, a reasoning for `ONLY_LABEL`, a label outside the fourteen or repeated, or
+    labels in another order.
     """
     thought = "" if form == ONLY_LABEL else f"<think>{answer.reasoning}</think>\n"
     text = f"{thought}<solution>{', '.join(answer.labels)}</solution>"
@@ -151,11 +151,11 @@ def write(answer: Answer, form: str = "free_reasoning") -> str:
 
 
 def read_strict(text: str, form: str = "free_reasoning") -> Answer | None:
-    """The answer in a reply of exactly the form that `write` gives it, or None.
+    """The answer in a reply that has exactly the form of `write`, or None.
 
-    White space around the blocks is allowed.  Names outside the fourteen are dropped, as the paper filters them before
-    it scores.  None also for a solution that is unreadable by rule 8 or has a tag of a thought, so that a denied label
-    earns nothing.
+    White space around the blocks is allowed. Names outside the fourteen are dropped, because the paper filters them
+    before it scores. Also None if the solution is unreadable by rule 8 or has a tag of a thought, so that a denied
+    label earns nothing.
     """
     thoughts = 0 if form == ONLY_LABEL else 1
     if [text.count(tag) for tag in _TAGS] != [thoughts, thoughts, 1, 1]:

@@ -1,6 +1,6 @@
-"""Check what a params file passes through to trl: `sft.trl` against SFTConfig, `grpo.trl` against GRPOConfig.
+"""Check the arguments that a params file passes to trl: `sft.trl` against SFTConfig, `grpo.trl` against GRPOConfig.
 
-trl is imported when there is something to check, since that takes seconds.
+trl is imported only if there is something to check, because that takes seconds.
 """
 
 import difflib
@@ -39,7 +39,7 @@ OWNED = {
     "the batch size, and so the result, would depend on the machine": "auto_find_batch_size",
     "a params file holds no secret; run `hf auth login`": "hub_token",
 }
-"""Why the study sets an argument itself, and the arguments that are refused for that reason."""
+"""Arguments that the study sets itself, by reason; they are refused in a params file."""
 
 INSTEAD = {
     "sft": {
@@ -57,7 +57,7 @@ INSTEAD = {
         "generation_kwargs": "grpo.temperature, top_p or max_completion_length, or trl's top_k or min_p",
     },
 }
-"""Arguments that a section has under another name, and that name."""
+"""Arguments that have another key in a section, and that key."""
 
 CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
     "sft": {"loss_type": ("nll", "dft")},
@@ -68,7 +68,7 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
         "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
     },
 }
-"""Values of text arguments that trl itself would refuse only when it trains."""
+"""Allowed values of text arguments that trl would check only during training."""
 
 
 def config_class(stage: str) -> type:
@@ -79,9 +79,9 @@ def config_class(stage: str) -> type:
 
 
 def check(stage: str, values: dict[str, Any], section: Collection[str]) -> None:
-    """Raise ValueError unless trl's config class for `stage` takes `values` and the study does not set them itself.
+    """Raise ValueError unless trl's config class for `stage` accepts `values` and the study does not set them itself.
 
-    `section` has the keys of the params file's section, which are not given a second time.
+    `section` has the keys of the params file's section, which must not be given again.
     """
     known = {field.name: field.type for field in fields(config_class(stage))}
     for key, value in values.items():
@@ -101,7 +101,7 @@ def check(stage: str, values: dict[str, Any], section: Collection[str]) -> None:
 
 
 def _check_value(key: str, value: Any, annotation: Any, choices: tuple[str, ...] | None) -> None:
-    """Raise ValueError unless a value has the type of trl's field and, of an enumeration, is one of its values."""
+    """Raise ValueError unless a value has the type of trl's field and is one of its allowed values."""
     try:
         TypeAdapter(annotation, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
     except ValidationError as error:
@@ -116,7 +116,7 @@ def _check_value(key: str, value: Any, annotation: Any, choices: tuple[str, ...]
 
 
 def _check_together(stage: str, values: dict[str, Any]) -> None:
-    """Raise ValueError for arguments that trl, or the study, cannot use as they stand together."""
+    """Raise ValueError for combinations of arguments that trl or the study cannot use."""
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     for service in reporters(values):
@@ -137,7 +137,7 @@ def _check_together(stage: str, values: dict[str, Any]) -> None:
 
 
 def _check_schedule(stage: str, values: dict[str, Any]) -> None:
-    """Raise ValueError for a learning rate schedule that cannot be made, by making it for one weight."""
+    """Raise ValueError for an invalid learning rate schedule, by making it for one weight."""
     name, settings = values.get("lr_scheduler_type", "cosine"), values.get("lr_scheduler_kwargs") or {}
     if name in ("reduce_lr_on_plateau", "greedy"):
         if stage == "grpo":
@@ -162,7 +162,7 @@ def reporters(values: dict[str, Any]) -> list[str]:
 
 
 def services(values: dict[str, Any]) -> Iterator[str]:
-    """What in `values` sends films, answers or weights to another machine, as `key: value`."""
+    """The entries of `values` that send films, answers or weights to another machine, as `key: value`."""
     for name in reporters(values):
         if name != "none" and not (name == "mlflow" and _is_local(os.environ.get("MLFLOW_TRACKING_URI", ""))):
             yield f"report_to: {name}"
@@ -183,9 +183,9 @@ def _is_local(address: str) -> bool:
 
 
 def refuse_sending(stage: str, source: str, values: dict[str, Any], agreement: str | None) -> None:
-    """Raise ValueError where `values` would show credentialed films of `source` to others, or print answers about them.
+    """Raise ValueError if `values` would send credentialed films of `source` elsewhere, or print answers about them.
 
-    `agreement` is the user's statement which agreement covers sending them there.
+    `agreement` is the user's statement which agreement allows sending them.
     """
     if not agreement and (sent := ", ".join(services(values))):
         raise ValueError(

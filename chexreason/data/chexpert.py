@@ -30,15 +30,14 @@ OWN_NAMES = {label: label for label in LABELS}
 
 
 def read(root: Path) -> Films:
-    """The films of train.csv, valid.csv and the test set, of those that are there.
+    """The films of train.csv, valid.csv and the test set, if they exist.
 
-    `root` is the folder that has train.csv, or the one above (with CheXpert-v1.0/, CheXpert-v1.0-small/ or the four
-    batches in it).  The test set is test_labels.csv or, study by study, groundtruth.csv; either is in one of the two,
-    in a folder CheXpert/ or in test/.  With groundtruth.csv the films are those in test/.  CheXlocalize's
-    val_labels.csv is read where there is no valid.csv.
-    Images may lie in another of these folders than their table, and have another ending: that of the first image.
-    Raises SourceError for a folder without any of these, two copies to choose from, a missing column, a path that is
-    not a CheXpert path of this split, a film with two rows, a label other than 1, 0, -1, and a patient in two splits.
+    `root` is the folder with train.csv, or the folder above it (with CheXpert-v1.0/, CheXpert-v1.0-small/ or the four
+    batches). The test set is test_labels.csv or, per study, groundtruth.csv, in one of these folders, in a folder
+    CheXpert/ or in test/. With groundtruth.csv, the films are those in test/. CheXlocalize's val_labels.csv is read if
+    there is no valid.csv. Images may be in another of these folders than their table, and have another suffix. Raises
+    SourceError for a folder without any of these, two copies, a missing column, a path that does not belong to the
+    split, a film with two rows, a label other than 1, 0, -1, and a patient in two splits.
     """
     root = Path(root)
     home = _table_folder(root)
@@ -59,7 +58,7 @@ def read(root: Path) -> Films:
 
 
 def _table_folder(root: Path) -> Path:
-    """The folder with train.csv or valid.csv: `root`, or one right below it; `root` when there is none."""
+    """The folder with train.csv or valid.csv: `root`, or a folder in it; `root` if there is none."""
     if not root.is_dir():
         raise SourceError(f"{root}: no such folder")
     if film_table.find_file(root, "train.csv", "valid.csv"):
@@ -87,7 +86,7 @@ def _table_films(file: Path, split: str, home: Path, root: Path) -> pd.DataFrame
 
 
 def _films(paths: pd.Series, file: Path, split: str, home: Path, root: Path) -> pd.DataFrame:
-    """What the paths say, one row per film; the films are below `home`, or in the batches."""
+    """The film table from the paths in a table; the films are below `home`, or in the batches."""
     parts = paths.str.extract(FILM)
     strange = ~parts["split"].isin(FOLDERS[split])
     if strange.any():
@@ -104,7 +103,7 @@ def _films(paths: pd.Series, file: Path, split: str, home: Path, root: Path) -> 
 
 
 def _paths(parts: pd.DataFrame, split: str, home: Path, root: Path) -> pd.Series:
-    """Where the images are, relative to `root`: in a folder of the split or, of train.csv, in the batches."""
+    """The paths of the images relative to `root`: in a folder of the split or, for train.csv, in the batches."""
     places = [place / name for place in dict.fromkeys([home, root]) for name in FOLDERS[split]]
     folder = next(filter(Path.is_dir, places), places[0])
     batches = sorted(root.glob(BATCHES)) if split == "train" and not folder.is_dir() else []
@@ -122,7 +121,7 @@ def _paths(parts: pd.DataFrame, split: str, home: Path, root: Path) -> pd.Series
 
 
 def _test_films(root: Path, home: Path) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:
-    """The films of the test set, and what of it is excluded; two empty lists when there is no test set."""
+    """The films of the test set and the excluded ones; two empty lists if there is no test set."""
     places = list(dict.fromkeys([home, root, *sorted(root.glob("CheXpert*/"))]))
     found = [
         (place, file, name)
@@ -141,7 +140,7 @@ def _test_films(root: Path, home: Path) -> tuple[list[pd.DataFrame], list[pd.Dat
 
 
 def _by_study(file: Path, place: Path, root: Path) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:
-    """The films in test/, each with the labels of its study."""
+    """The films in test/, with the labels of their study."""
     rows = film_table.read_csv(file, ["Study"], LABELS)
     parts = rows["Study"].str.extract(STUDY)
     rows["study"] = parts["patient"] + "_" + parts["study"]

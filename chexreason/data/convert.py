@@ -1,4 +1,4 @@
-"""From a chosen film to its image in the study's folder: phantoms are drawn, other films converted, both only once."""
+"""The images of chosen films in the study's folder: phantoms are drawn, other films converted, each only once."""
 
 import hashlib
 import os
@@ -25,10 +25,10 @@ def file_name(film: str) -> str:
 def images(chosen: pd.DataFrame, study) -> pd.DataFrame:
     """Make the image of every film in `chosen` (from `curate.choose`) and add `sha256`, `fault` and `notes`.
 
-    An image is an 8-bit gray PNG.  A phantom is drawn from its recipe, and `sha256` is that of its pixels; any other
-    film is read from its source's folder and made no longer than the source's `size`, and `sha256` is that of the file
-    it came from.  `fault` is "", or why there is no image.  `notes` is "", or what `images.read` noted of the header.
-    An image already made from the same film by the same code is kept, so an interrupted run resumes where it stopped.
+    An image is an 8-bit gray PNG. A phantom is drawn from its recipe, and `sha256` is that of its pixels. Any other
+    film is read from its source's folder, with at most `size` pixels per side, and `sha256` is that of its file.
+    `fault` is the reason if there is no image, or "". `notes` has the remarks of `images.read` on the header. An
+    existing image of the same film, made by the same code, is kept, so an interrupted run resumes.
     """
     from tqdm.std import tqdm
 
@@ -39,7 +39,7 @@ def images(chosen: pd.DataFrame, study) -> pd.DataFrame:
 
 
 def _draw_phantom(film, study) -> tuple[str, str, str]:
-    """Draw a phantom, unless its image is there already."""
+    """Draw a phantom, unless its image exists."""
     from PIL import Image
 
     from chexreason.data.phantom import hospitals
@@ -53,7 +53,7 @@ def _draw_phantom(film, study) -> tuple[str, str, str]:
 
 
 def _convert_film(film, study) -> tuple[str, str, str]:
-    """Read a film and write its image, unless that is there already; a film that cannot be used has a fault instead."""
+    """Read a film and write its image, unless it exists; a film that cannot be used has a fault."""
     from chexreason.data import images
 
     section = study.sources[film.source]
@@ -84,7 +84,7 @@ def _write(image, path: Path, about: dict[str, str]) -> None:
 
 
 def _about(path: Path) -> dict:
-    """What this module wrote into an image beside its pixels; nothing where there is no image, or a cut one."""
+    """The metadata that this module wrote into an image; empty if there is no complete image."""
     from PIL import Image
 
     try:

@@ -1,9 +1,8 @@
-"""The gray values of a DICOM image as its header wants them shown (DICOM PS3.3: C.7.6.3 and C.11).
+"""The gray values of a DICOM image as its header defines them (DICOM PS3.3: C.7.6.3 and C.11).
 
-The decoders are pydicom's.  What follows is in order: the stored value is taken out of its bits, then come the modality
-transformation (C.11.1), the VOI transformation (C.11.2) and the polarity.  Each acts on one value at a time, so it is
-worked out once for every value that a pixel can have, in 64-bit floats, and the pixels look theirs up.
-An element that is empty or malformed counts as absent, and a note says so.
+The decoders are pydicom's. Then, in this order: stored bits, modality transformation (C.11.1), VOI transformation
+(C.11.2), polarity. Each step acts on single values. It is computed once for every possible value of a pixel, in 64-bit
+floats, and the pixels are looked up. An empty or malformed element counts as absent, with a note.
 """
 
 import math
@@ -24,10 +23,10 @@ THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")  # "2,048" may be 2048 or 
 
 
 def read(path: Path, notes: list[str]) -> np.ndarray:
-    """The image of a DICOM file as uint8 (height, width), air dark; what its header lacks is added to `notes`.
+    """The image of a DICOM file as uint8 (height, width), with dark air; problems in its header are added to `notes`.
 
-    Gray and palette images, and color of more than 8 bits, are stretched from their lowest to their highest value;
-    color becomes luma.  Padding is black.  Raises FilmError for what is no image, has several frames, or is too large.
+    Gray and palette images, and color with more than 8 bits, are scaled to their own range; color becomes luma. Padding
+    is black. Raises FilmError if the file is not an image, has several frames, or is too large.
     """
     from pydicom.uid import JPEGTransferSyntaxes, RLELossless
 
@@ -56,7 +55,7 @@ def read(path: Path, notes: list[str]) -> np.ndarray:
 
 
 def _dataset(path: Path):
-    """The data set of a file, which may lack its preamble, its file meta information or its transfer syntax."""
+    """The data set of a file; preamble, file meta information and transfer syntax may be missing."""
     from pydicom import dcmread
     from pydicom.filereader import read_dataset
     from pydicom.pixels import get_decoder
@@ -112,7 +111,7 @@ def _refuse_oblong(data) -> None:
 
 
 def _complete(data, notes: list[str]) -> str:
-    """Give the elements that say how pixels are stored a usable value (C.7.6.3.1); return the photometric one."""
+    """Complete the elements about the storage of pixels (C.7.6.3.1); returns the photometric interpretation."""
     from pydicom.datadict import dictionary_VR
 
     def whole(keyword: str, usable: range, default: int | None = None) -> int:
@@ -176,7 +175,7 @@ def _color(samples: np.ndarray, photometric: str, bits: int) -> np.ndarray:
 
 
 def _look_up(cells: np.ndarray, pixels: np.ndarray, data, notes: list[str], precision: float) -> np.ndarray:
-    """The image whose `pixels` are positions among `cells`, the values as they lie in the file."""
+    """The image whose `pixels` are positions in `cells`, the values in the file."""
     counts = np.bincount(pixels.ravel(), minlength=len(cells))
     stored = cells if cells.dtype.kind == "f" else _stored(cells, data, precision)
     if (

@@ -42,14 +42,13 @@ class FilmError(ValueError):
 
 
 def read(path: Path | str, notes: list[str] | None = None) -> np.ndarray:
-    """The film of a file as uint8 (height, width), air dark.
+    """The film of a file as uint8 (height, width), with dark air.
 
-    8-bit pictures keep their gray values; PNG of 16 bits and DICOM are stretched from their own lowest to their own
-    highest value; a few outliers do not count (see `stretch`).  Color becomes luma, what is transparent is
-    black, and an EXIF orientation is carried out.  Of several pictures in a JPEG, the first is read.
-    What a header should say and does not, so that it was read without, is added to `notes`, one sentence each.
-    Raises FilmError, and nothing else, for whatever cannot be read.  What its header says to hold more than MAX_PIXELS
-    pixels is never decoded.
+    8-bit pictures keep their gray values. PNG with 16 bits and DICOM are scaled to their own range; a few outliers do
+    not count (see `stretch`). Color becomes luma, transparent pixels become black, and an EXIF orientation is applied.
+    Of several pictures in a JPEG, the first is read. Problems in a header are added to `notes`, one sentence each.
+    Raises FilmError, and no other error, if the file cannot be read. An image with more than MAX_PIXELS pixels by its
+    header is not decoded.
     """
     from chexreason.data import dicom
 
@@ -98,10 +97,10 @@ def pose_fault(pixels: np.ndarray) -> str:
 
 
 def prepare(path: Path | str, size: int) -> Image.Image:
-    """The film of a file in mode "L", shrunk so that no side is above `size` pixels, never enlarged.
+    """The film of a file in mode "L", shrunk to at most `size` pixels per side, never enlarged.
 
-    Its `info["notes"]` is what `read` noted about the file.
-    Raises FilmError where it cannot be read or shows no upright frontal chest.
+    Its `info["notes"]` has the remarks of `read`. Raises FilmError if it cannot be read or is not an upright frontal
+    chest film.
     """
     notes: list[str] = []
     pixels = read(path, notes)
@@ -114,7 +113,7 @@ def prepare(path: Path | str, size: int) -> Image.Image:
 
 
 def _kind(path: Path) -> str:
-    """JPEG, PNG or DICOM, by the first bytes of the file: names lie."""
+    """JPEG, PNG or DICOM, by the first bytes of the file (suffixes may be wrong)."""
     try:
         about = path.stat()
         if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):  # to open a pipe would wait for ever
@@ -136,7 +135,7 @@ def _kind(path: Path) -> str:
 
 
 def refuse_large(width: int, height: int, frames: int) -> None:
-    """Raise FilmError for what the header says is too large or has several frames, before any pixel is decoded."""
+    """Raise FilmError, before any pixel is decoded, if the image is too large or has several frames by its header."""
     if width * height > MAX_PIXELS:
         raise FilmError(f"more than {MAX_PIXELS:,} pixels")
     if frames > 1:
@@ -144,7 +143,7 @@ def refuse_large(width: int, height: int, frames: int) -> None:
 
 
 def cut_off(error: Exception) -> bool:
-    """Whether a decoder says that a file ends too early."""
+    """Whether a decoder's message says that a file ends too early."""
     return any(words in str(error).lower() for words in CUT_OFF)
 
 
@@ -237,7 +236,7 @@ def stretch(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def _chest(size: int = 32) -> np.ndarray:
-    """A frontal chest seen from afar: two dark lungs, a bright midline, a belly brighter than the shoulders."""
+    """A schematic frontal chest: two dark lungs, a bright midline, a belly that is brighter than the shoulders."""
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     lungs = np.exp(-(((abs(x) - 0.42) / 0.25) ** 2) - ((y + 0.25) / 0.6) ** 2)
     return 0.6 * y + 0.6 * np.exp(-((x / 0.2) ** 2)) - lungs
@@ -247,7 +246,7 @@ CHEST = _chest()
 
 
 def _pose(glance: np.ndarray) -> str:
-    """How a small film (uint8, 32 x 32) lies, "" for upright: correlation of its ranks with the chest in every pose."""
+    """The pose of a small film (uint8, 32 x 32), "" for upright: rank correlation with the chest in every pose."""
     from scipy.stats import rankdata
 
     seen = glance > BLACK

@@ -26,16 +26,15 @@ TABLES = {
 }
 IDS = {"dicom_id": r"[0-9a-f-]{44}", "study_id": r"\d{8}", "subject_id": r"\d{8}"}
 VIEWS = {"AP": "AP", "PA": "PA", "LATERAL": "lateral", "LL": "lateral"}
-"""ViewPosition as the DICOM header has it; LL is the left lateral.  Oblique, decubitus and blank are unknown."""
+"""ViewPosition in the DICOM header; LL is the left lateral. Oblique, decubitus and blank are unknown."""
 
 
 def read(root: Path, labels: str = "chexpert") -> Films:
-    """The films of the folder that holds the tables, with the labels of `chexpert`, `negbio` or `radiologists`.
+    """The films of the folder with the tables, with the labels of `chexpert`, `negbio` or `radiologists`.
 
-    A study that its label table does not have, or has without any label, keeps its films, with all labels NaN.
-    The radiologists read a part of the test split only; the films of other studies are left out.
-    Images that were converted keep their place; their ending is that of the first image in files/.
-    Raises SourceError for a missing table or column, an identifier that is not one of MIMIC's, a film without a row in
+    If a study is not in its label table, or has no label, its films have only NaN. The radiologists labeled a part of
+    the test split only; other studies are left out. Converted images keep their place and have the suffix of the first
+    image in files/. Raises SourceError for a missing table or column, an invalid identifier, a film without a row in
     both tables, a film or study with two rows, a label other than 1, 0, -1, and a patient in two splits.
     """
     root = Path(root)
@@ -57,7 +56,7 @@ def read(root: Path, labels: str = "chexpert") -> Films:
 
 
 def _table(file: Path, text: list[str], labels: Collection[str] = ()) -> pd.DataFrame:
-    """The columns of a table; raises SourceError, naming row, column and value, for an identifier of another shape."""
+    """The columns of a table; raises SourceError with row, column and value for an invalid identifier."""
     rows = film_table.read_csv(file, text, labels)
     for column in IDS.keys() & rows:
         wrong = ~rows[column].str.fullmatch(IDS[column], na=True)

@@ -40,7 +40,7 @@ COUNTERPARTS = {
     "Pleural_Thickening": "Pleural Other",
 }
 WITHOUT = ("Infiltration", "Emphysema", "Hernia", "Fibrosis")
-"""Words without a counterpart; Fibrosis has one when the study says so, as it is a matter of judgment."""
+"""Findings without a counterpart. Fibrosis has one if the study says so, which is a matter of judgment."""
 VIEWS = {"PA": "PA", "AP": "AP"}
 BEFORE_AND_AFTER = r"^.*[/\\]|\.\w+$"
 DISTRIBUTED = re.compile(r"((images(_\d+)?|sample)/)+[^/]+", re.IGNORECASE)
@@ -48,14 +48,13 @@ DISTRIBUTED = re.compile(r"((images(_\d+)?|sample)/)+[^/]+", re.IGNORECASE)
 
 
 def read(root: Path, fibrosis: bool = False) -> Films:
-    """The films of the folder that holds the table; `fibrosis` counts Fibrosis as Pleural Other.
+    """The films of the folder with the table; `fibrosis` counts Fibrosis as Pleural Other.
 
-    Images are found by name, in whatever folder below `root` they lie and with whatever ending; where any lie as they
-    are distributed, only those count, as masks may have the names of films.  The splits are those of the two official
-    lists; without the lists there are none.  Excluded: films in neither list, and entries of a
-    list and images that have no row in the table.
-    Raises SourceError for a missing table, list or column, a finding it does not know, a film with two rows or two
-    images or in both lists, and a patient in two splits.
+    Images are found by name in any folder below `root`, with any suffix. If some are in the distributed folders, only
+    those count, because masks may have the names of films. The splits are those of the two official lists, or none
+    without the lists. Excluded are films in neither list, and images or entries of a list without a row in the table.
+    Raises SourceError for a missing table, list or column, an unknown finding, a film with two rows or two images or in
+    both lists, and a patient in two splits.
     """
     root = Path(root)
     file = film_table.find_file(root, *TABLES, SAMPLE) or film_table.require_file(root, *TABLES)
@@ -87,7 +86,7 @@ def _stem(names: pd.Series) -> pd.Series:
 
 
 def _labels(native: pd.Series, fibrosis: bool, file: Path) -> pd.DataFrame:
-    """The 14 labels (films x 14; 1, 0, or NaN where NIH has no word) of `|`-joined findings."""
+    """The 14 labels (films x 14; 1, 0, or NaN if NIH does not have the label) of findings joined by `|`."""
     codes, texts = pd.factorize(native.fillna(""))
     said = pd.Series(texts).str.get_dummies("|")
     known = [*COUNTERPARTS, *WITHOUT]
@@ -104,7 +103,7 @@ def _labels(native: pd.Series, fibrosis: bool, file: Path) -> pd.DataFrame:
 
 
 def _splits(root: Path, films: pd.Series, file: Path) -> tuple[pd.Series, pd.DataFrame]:
-    """The split of each film, missing where neither list has it, and the list entries that have no row."""
+    """The split of each film (missing if neither list has it), and the list entries without a row."""
     looked = {split: film_table.find_file(root, *names) for split, names in LISTS.items()}
     files = {split: found for split, found in looked.items() if found}
     if not files:
@@ -122,7 +121,7 @@ def _splits(root: Path, films: pd.Series, file: Path) -> tuple[pd.Series, pd.Dat
 
 
 def _list_films(file: Path) -> pd.Index:
-    """The films of a list, a name a line."""
+    """The films of a list, one name per line."""
     try:
         with film_table.open_text(file) as stream:
             lines = film_table.trim(pd.Series(stream.read().splitlines(), dtype=str))
@@ -132,7 +131,7 @@ def _list_films(file: Path) -> pd.Index:
 
 
 def _images(root: Path, films: pd.Series, file: Path) -> tuple[pd.Series, pd.DataFrame]:
-    """Where the image of each film lies, relative to `root`, and the images named like a film that have no row."""
+    """The path of each film's image, relative to `root`, and the images with the name of a film but without a row."""
     found = sorted(film_table.image_paths(root))
     paths = pd.Series(list(filter(DISTRIBUTED.fullmatch, found)) or found, dtype=str)
     paths = paths.set_axis(_stem(paths))

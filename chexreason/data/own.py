@@ -1,6 +1,6 @@
-"""Your own films: a CSV and what its columns mean, or a function of yours that makes the film table.
+"""Your own films: a CSV with a mapping of its columns, or a function that returns the film table.
 
-Documentation: the book's page "Your own films".  License and citation: those of your films.
+Documentation: the book's page "Your own films". License and citation: those of your films.
 """
 
 import os
@@ -20,14 +20,13 @@ ENDING = r"(?i)\.(png|jpe?g|dcm|dicom)$"
 
 
 def read(root: Path, section, beside: Path) -> Films:
-    """The films of `root` as `section` (`config.Own`) says: by its `table`, or by its function in a file `beside`.
+    """The films of `root` by `section` (`config.Own`): from its `table`, or its function in a file in `beside`.
 
-    Of film, path, patient, study, view and split, path and patient are needed; film is the file's name without its
-    ending where not given, and the whole path without its ending where two files have one name.  Study is the film,
-    view unknown and split "" where not given.  Labels not given are unknown.  Rows that are equal count once.
-    Raises SourceError for a file, column or function that is not there, a column, label or view it does not know, a
-    label other than 1, 0, -1, a blank path or patient, a path outside `root`, a film or path with two different rows,
-    and a patient in two splits.
+    Only path and patient are required. By default, film is the file's name without its suffix, or the whole path if two
+    files have the same name; study is the film, view is unknown and split "". Missing labels are unknown. Equal rows
+    count once. Raises SourceError for a missing file, column or function, an unknown column, label or view, a label
+    other than 1, 0, -1, a blank path or patient, a path outside `root`, a film or path with two different rows, and a
+    patient in two splits.
     """
     if section.read:
         file, rows = section.read, _call_function(section.read, Path(root), Path(beside))
@@ -52,7 +51,7 @@ def read(root: Path, section, beside: Path) -> Films:
 
 
 def _call_function(name: str, root: Path, beside: Path) -> pd.DataFrame:
-    """What the function `name`, as `my_hospital.py:read`, makes of `root`."""
+    """The result of the function `name`, such as `my_hospital.py:read`, for `root`."""
     file, _, function = name.partition(":")
     if not function or not (beside / file).is_file():
         raise SourceError(f"read: {name}: give file.py:function, the file beside the params file, in {beside}")
@@ -74,7 +73,7 @@ def _call_function(name: str, root: Path, beside: Path) -> pd.DataFrame:
 
 
 def _paths(paths: pd.Series, root: Path, file: Path | str) -> pd.Series:
-    """Paths relative to `root`, in one spelling: with / for \\, and without ./ and ../ on the way."""
+    """Paths relative to `root` in one spelling: with / for \\, and without ./ and ../."""
     parents = [os.path.join(each, "") for each in (os.path.abspath(root), os.path.realpath(root))]
     known = {}
     for path in paths.unique():
@@ -91,7 +90,7 @@ def _paths(paths: pd.Series, root: Path, file: Path | str) -> pd.Series:
 
 
 def _fill_columns(table: pd.DataFrame, file: Path | str) -> pd.DataFrame:
-    """The columns that tell about films, those not given made from the others."""
+    """The columns about films; missing ones are derived from the others."""
     blank = pd.Series("", table.index)
     whole = table["path"].str.replace(ENDING, "", regex=True)
     short = whole.str.rpartition("/")[2] if len(table) else whole

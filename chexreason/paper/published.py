@@ -10,8 +10,6 @@ from importlib.resources import files
 
 import pandas as pd
 
-from chexreason.labels import NIH9
-
 SOURCE = "Berger et al., arXiv 2512.23090v2"
 TABLES = {"CheXpert": "table5_chexpert_f1.csv", "NIH": "table6_nih_f1.csv"}
 """The data set of each table; the models are its columns."""
@@ -71,13 +69,3 @@ def printed_macro(dataset: str) -> pd.Series:
 def macro(dataset: str, labels: Collection[str]) -> pd.Series:
     """The mean of the printed F1 over `labels` for each model. Raises KeyError if the table does not have a label."""
     return f1(dataset).loc[list(labels)].mean().rename("macro_f1")
-
-
-def overview() -> pd.DataFrame:
-    """Published macro-F1 by model: as printed, and on CheXpert over the nine labels of NIH."""
-    columns = {
-        "CheXpert, 14 labels, as printed": printed_macro("CheXpert"),
-        "CheXpert, the nine of NIH": macro("CheXpert", NIH9),
-        "NIH, nine labels, as printed": printed_macro("NIH"),
-    }
-    return pd.DataFrame(columns).rename_axis("model").reset_index()
