@@ -17,8 +17,12 @@ import socket
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chexreason import __version__
+
+if TYPE_CHECKING:
+    from chexreason.config import Study
 
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout, with the Snakefile, notebooks/ and book/."""
@@ -185,7 +189,7 @@ def _snakemake_options(words: list[str]) -> argparse.Namespace:
     return options
 
 
-def _refuse_unknown_targets(targets: list[str], study) -> None:
+def _refuse_unknown_targets(targets: list[str], study: "Study") -> None:
     """Raise RunError for a target that is neither a rule of the Snakefile nor a file (with a slash)."""
     rules = re.findall(r"^(?:rule|checkpoint) (\w+):", (ROOT / "Snakefile").read_text(encoding="utf-8"), re.MULTILINE)
     stages = [name for name in rules if not name.endswith("_run")]
@@ -471,7 +475,7 @@ def _study(path: str | Path | None, full: bool = True):
     return load(path, full=full)
 
 
-def _hold(study) -> None:
+def _hold(study: "Study") -> None:
     """Keep a lock on the study until this process ends; raises RunError if another process has it.
 
     It replaces Snakemake's own lock, which a killed run leaves behind. The information about its holder counts only

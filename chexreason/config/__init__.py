@@ -6,6 +6,7 @@ from chexreason.config.schema import (
     OWNER,
     Asked,
     Count,
+    Curate,
     Endpoint,
     Folder,
     Gemini,
@@ -15,9 +16,11 @@ from chexreason.config.schema import (
     Nih,
     Own,
     ParamsError,
+    Phantom,
     Predict,
     Section,
     Teacher,
+    Test,
 )
 from chexreason.config.study import Study
 from chexreason.config.training import BEST, Collapse, Grpo, GrpoRun, Lora, Nuanced, Reward, Sft, SftRun
@@ -30,6 +33,7 @@ __all__ = [
     "Checkpoint",
     "Collapse",
     "Count",
+    "Curate",
     "Endpoint",
     "Folder",
     "Gemini",
@@ -44,6 +48,7 @@ __all__ = [
     "Own",
     "ParamsError",
     "Paths",
+    "Phantom",
     "Predict",
     "Reward",
     "Section",
@@ -51,6 +56,7 @@ __all__ = [
     "SftRun",
     "Study",
     "Teacher",
+    "Test",
     "find",
     "layers",
     "load",

@@ -8,11 +8,14 @@ import os
 import shutil
 from pathlib import Path
 
+from chexreason.config.checkpoint import Checkpoint
+from chexreason.config.study import Study
+
 CURATION = ("sources", "curate", "tests", "teacher", "formats", "rl_sources", "relabelings")
 """The values that curation depends on."""
 
 
-def copy_finished(study, changed) -> None:
+def copy_finished(study: Study, changed: Study) -> None:
     """Copy the finished records of `study` that `changed` shares into the folder of `changed`.
 
     Films are linked, not copied, because a film is only replaced as a whole. A copy that is older than the study's
@@ -29,11 +32,11 @@ def copy_finished(study, changed) -> None:
                 _copy_folder(study, changed, study.paths.asked(checkpoint))
 
 
-def _differ(study, changed, *names: str) -> bool:
+def _differ(study: Study, changed: Study, *names: str) -> bool:
     return any(getattr(study, name) != getattr(changed, name) for name in names)
 
 
-def _same_run(study, changed, checkpoint) -> bool:
+def _same_run(study: Study, changed: Study, checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint, and everything that it starts from, is trained in the same way in both studies."""
     stage, name = checkpoint.stage, checkpoint.run
     if study.models.get(checkpoint.model) != changed.models[checkpoint.model]:
@@ -48,7 +51,7 @@ def _same_run(study, changed, checkpoint) -> bool:
     return alike and _same_run(study, changed, changed.start(checkpoint))
 
 
-def _copy_folder(study, changed, folder: Path) -> None:
+def _copy_folder(study: Study, changed: Study, folder: Path) -> None:
     if folder.is_dir():
         shutil.copytree(
             folder,

@@ -4,10 +4,12 @@ import hashlib
 import os
 import re
 from pathlib import Path
+from typing import cast
 
 import pandas as pd
 
 from chexreason import fingerprint, records
+from chexreason.config import Folder, Study
 
 
 def file_name(film: str) -> str:
@@ -22,7 +24,7 @@ def file_name(film: str) -> str:
     return f"{readable}~{hashlib.blake2b(film.encode(), digest_size=8).hexdigest()}.png"
 
 
-def images(chosen: pd.DataFrame, study) -> pd.DataFrame:
+def images(chosen: pd.DataFrame, study: Study) -> pd.DataFrame:
     """Make the image of every film in `chosen` (from `curate.choose`) and add `sha256`, `fault` and `notes`.
 
     An image is an 8-bit gray PNG. A phantom is drawn from its recipe, and `sha256` is that of its pixels. Any other
@@ -38,7 +40,7 @@ def images(chosen: pd.DataFrame, study) -> pd.DataFrame:
     return chosen.join(pd.DataFrame(made, columns=["sha256", "fault", "notes"], index=chosen.index, dtype="str"))
 
 
-def _draw_phantom(film, study) -> tuple[str, str, str]:
+def _draw_phantom(film, study: Study) -> tuple[str, str, str]:
     """Draw a phantom, unless its image exists."""
     from PIL import Image
 
@@ -52,11 +54,11 @@ def _draw_phantom(film, study) -> tuple[str, str, str]:
     return fingerprint.pixels(path), "", ""
 
 
-def _convert_film(film, study) -> tuple[str, str, str]:
+def _convert_film(film, study: Study) -> tuple[str, str, str]:
     """Read a film and write its image, unless it exists; a film that cannot be used has a fault."""
     from chexreason.data import images
 
-    section = study.sources[film.source]
+    section = cast(Folder, study.sources[film.source])
     original, path = section.folder / film.original, study.folder / film.path
     if not film.original or not os.path.isfile(original):  # Path.is_file raises for a name that is too long
         return "", "its image is not there", ""

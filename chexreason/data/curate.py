@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from chexreason import records
+from chexreason.config import Curate, Folder, Study, Test
 from chexreason.data import convert, film_table, sampling
 from chexreason.data.phantom import hospitals
 from chexreason.labels import positives
@@ -29,7 +30,7 @@ class Candidates(NamedTuple):
     excluded: pd.DataFrame
 
 
-def candidates(study, source: str) -> Candidates:
+def candidates(study: Study, source: str) -> Candidates:
     """The films of `source` with its views and splits; those without any label are excluded.
 
     One row per film: film, source (the key in the params file), patient, study, view, original (path in the source's
@@ -49,7 +50,7 @@ def candidates(study, source: str) -> Candidates:
     return Candidates(films, pd.concat(excluded, ignore_index=True).assign(source=source))
 
 
-def source_films(study, source: str) -> film_table.Films:
+def source_films(study: Study, source: str) -> film_table.Films:
     """The films of `source` with the views and splits that the study uses.
 
     Raises CurateError for a split that the source does not have.
@@ -62,18 +63,19 @@ def source_films(study, source: str) -> film_table.Films:
     return read._replace(table=films)
 
 
-def _refuse_unknown(section, source: str, table: pd.DataFrame) -> None:
+def _refuse_unknown(section: Folder, source: str, table: pd.DataFrame) -> None:
     """Raise CurateError if the table has none of the source's splits or, for own films, not all of them."""
     there = list(table["split"].unique())
-    missing = [split for split in section.splits if split not in there]
-    if missing and (section.kind == "own" or len(missing) == len(section.splits)):
+    named = section.splits or []
+    missing = [split for split in named if split not in there]
+    if missing and (section.kind == "own" or len(missing) == len(named)):
         known = ", ".join(map(repr, filter(None, there))) or "none"
         raise sampling.CurateError(
             f"sources.{source}.splits: no film is in split {missing[0]!r}; the splits are {known}"
         )
 
 
-def _read(study, source: str, key: str | None = None) -> film_table.Films:
+def _read(study: Study, source: str, key: str | None = None) -> film_table.Films:
     """All films of the folder or the phantom hospital of `source`; names begin with the data set's name or the key.
 
     With the `key` of another source, own films and phantoms have the names that they have in that source.
@@ -90,7 +92,7 @@ def _read(study, source: str, key: str | None = None) -> film_table.Films:
     )
 
 
-def _read_folder(section, beside: Path) -> film_table.Films:
+def _read_folder(section: Folder, beside: Path) -> film_table.Films:
     """The films of a source on disk, read by `chexreason.data.<kind>.read`.
 
     Its arguments may be `root` (the folder), any key of the source's section, the whole `section`, and `beside` (the
@@ -101,14 +103,14 @@ def _read_folder(section, beside: Path) -> film_table.Films:
     return read(**{name: given[name] for name in signature(read).parameters})
 
 
-def _hospital(study, source: str) -> str:
-    """What the names of the patients of `source`, which is one's own, begin with.
+def _hospital(study: Study, source: str) -> str:
+    """The prefix of patients' names of `source`, which has own films.
 
-    Sources in one folder, or in a folder around it, have the same patients: a data set where one of them is, or else
-    the study's first source of its own there.
+    Sources in the same folder, or in a folder above it, have the same patients.  The prefix is the data set's name if
+    one of them is a data set, or else the key of the first own source there.
     """
-    sections = study.sources
-    places = {name: _place(sections[name].root) for name in _sources(study) if sections[name].kind != "phantom"}
+    sections = {name: section for name, section in study.sources.items() if isinstance(section, Folder)}
+    places = {name: _place(sections[name].root) for name in _sources(study) if name in sections}
     around = [name for name in places if _place(sections[source].root).is_relative_to(places[name])]
     first = min(around, key=lambda name: (sections[name].kind == "own", len(places[name].parts)), default=source)
     return first if sections[first].kind == "own" else sections[first].kind
@@ -119,7 +121,7 @@ def _place(root: str) -> Path:
     return Path(os.path.expandvars(root)).expanduser().resolve()
 
 
-def training_splits(study, pool: pd.DataFrame) -> pd.DataFrame:
+def training_splits(study: Study, pool: pd.DataFrame) -> pd.DataFrame:
     """The SFT, hold-out, RL and validation films, from the `pool` of films of the training source.
 
     No patient is in two of the three shares.
@@ -136,7 +138,7 @@ def training_splits(study, pool: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([sft, rl, _validation(pool[share == "validation"], section)])
 
 
-def _other_rl_films(study, pools: dict[str, pd.DataFrame]) -> list[pd.DataFrame]:
+def _other_rl_films(study: Study, pools: dict[str, pd.DataFrame]) -> list[pd.DataFrame]:
     """The GRPO films of the sources other than the training source."""
     return [
         sampling.sample(pools[source], study.rl_split(source), study.curate.rl, study.curate)
@@ -144,7 +146,7 @@ def _other_rl_films(study, pools: dict[str, pd.DataFrame]) -> list[pd.DataFrame]
     ]
 
 
-def tests(study, pools: dict[str, pd.DataFrame]) -> pd.DataFrame:
+def tests(study: Study, pools: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """The films of every test set, from the films of each source; two sets of one source have no patient in common.
 
     Raises CurateError if a source has too few films, or is used for training.
@@ -159,7 +161,7 @@ def tests(study, pools: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(drawn)
 
 
-def choose(study, pools: dict[str, pd.DataFrame]) -> pd.DataFrame:
+def choose(study: Study, pools: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """The chosen films with their split and the reason, one row per film, from the films of each source.
 
     Columns: film, source, patient, study, view, split, why, path (of its image, relative to the study's folder), the 14
@@ -178,7 +180,7 @@ def choose(study, pools: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return chosen[[*COLUMNS, "boxes", "original", "recipe"]]
 
 
-def manifest(study) -> Candidates:
+def manifest(study: Study) -> Candidates:
     """Choose the study's films and make their images; returns the manifest and the excluded films.
 
     The manifest has the columns of `choose` and `sha256`, of the film's file (for a phantom, of its pixels).  If a file
@@ -208,7 +210,7 @@ def manifest(study) -> Candidates:
     )
 
 
-def relabeled(study, manifest: pd.DataFrame) -> pd.DataFrame:
+def relabeled(study: Study, manifest: pd.DataFrame) -> pd.DataFrame:
     """Films of GRPO runs with labels of another source: one row per film and source of labels.
 
     Columns: film, labels (the source of the labels), the 14 labels as stated, never_stated.  Raises CurateError for a
@@ -229,7 +231,7 @@ def relabeled(study, manifest: pd.DataFrame) -> pd.DataFrame:
     return table.astype(dict.fromkeys(["film", "labels"], "str") | dict.fromkeys(sampling.LABELS, float))
 
 
-def _with_labels(films: pd.DataFrame, study, labels: str) -> pd.DataFrame:
+def _with_labels(films: pd.DataFrame, study: Study, labels: str) -> pd.DataFrame:
     """The films with the labels of the source `labels` instead of their own."""
     table = records.load(study.folder / RELABELED)
     table = table[table["labels"] == labels].drop(columns="labels")
@@ -237,7 +239,7 @@ def _with_labels(films: pd.DataFrame, study, labels: str) -> pd.DataFrame:
     return films.drop(columns=columns).merge(table, on="film", validate="one_to_one")
 
 
-def dataset(study, split: str, labels: str | None = None) -> pd.DataFrame:
+def dataset(study: Study, split: str, labels: str | None = None) -> pd.DataFrame:
     """The films of one split for training or prediction, with the study's uncertainty policy applied.
 
     With `labels`, they have the labels of that source (`relabeled`).
@@ -265,7 +267,7 @@ def dataset(study, split: str, labels: str | None = None) -> pd.DataFrame:
     )
 
 
-def _validation(films: pd.DataFrame, section) -> pd.DataFrame:
+def _validation(films: pd.DataFrame, section: Curate) -> pd.DataFrame:
     if len(films) < section.validation:
         raise sampling.CurateError(
             f"curate.validation: {section.validation} films are asked for, but the patients of this share have only "
@@ -276,7 +278,7 @@ def _validation(films: pd.DataFrame, section) -> pd.DataFrame:
     return films.iloc[order].assign(split=split, why="validation: random film of the validation share")
 
 
-def _test(films: pd.DataFrame, name: str, test, study) -> pd.DataFrame:
+def _test(films: pd.DataFrame, name: str, test: Test, study: Study) -> pd.DataFrame:
     """Random films, or all films of random patients (and some films of one more patient to reach the number)."""
     if test.source in study.rl_sources:
         raise sampling.CurateError(
@@ -295,7 +297,7 @@ def _test(films: pd.DataFrame, name: str, test, study) -> pd.DataFrame:
     return drawn.assign(split=name, why=f"{name}: patient drawn at random from source {test.source}")
 
 
-def _too_few(name: str, test, there: int) -> sampling.CurateError:
+def _too_few(name: str, test: Test, there: int) -> sampling.CurateError:
     return sampling.CurateError(
         f"tests.{name}.films: {test.films} films are asked for, but source {test.source} has only {there} left of "
         f"patients in no other test; raise sources.{test.source}.films, or ask for fewer"
@@ -307,12 +309,12 @@ def _boxes(recipe: str) -> list[dict]:
     return [box._asdict() for box in hospitals.boxes(recipe)] if recipe else []
 
 
-def _sources(study) -> list[str]:
+def _sources(study: Study) -> list[str]:
     """The sources of this study, the training source first."""
     return list(dict.fromkeys([*study.rl_sources, *(test.source for test in study.tests.values())]))
 
 
-def _refuse_shared(chosen: pd.DataFrame, study) -> None:
+def _refuse_shared(chosen: pd.DataFrame, study: Study) -> None:
     """Raise CurateError for a patient in two splits, such as a patient of two sources."""
     places = chosen[["patient", "split"]].drop_duplicates()
     plain = places["patient"].str.replace("mimic-p", "mimic-", regex=False)  # a folder p10000032, a subject 10000032
@@ -325,7 +327,7 @@ def _refuse_shared(chosen: pd.DataFrame, study) -> None:
         )
 
 
-def _refuse_bad(bad: pd.DataFrame, looked: int, study) -> None:
+def _refuse_bad(bad: pd.DataFrame, looked: int, study: Study) -> None:
     if len(bad) > study.curate.bad_share * looked:
         told = "; ".join(f"{film.film}: {film.reason}" for film in bad.head(3).itertuples())
         raise sampling.CurateError(
@@ -334,9 +336,9 @@ def _refuse_bad(bad: pd.DataFrame, looked: int, study) -> None:
         )
 
 
-def _frozen(study) -> pd.DataFrame:
+def _frozen(study: Study) -> pd.DataFrame:
     """The manifest named by `curate.frozen`; raises CurateError if the record is not a manifest."""
-    manifest = records.load(study.file.parent / study.curate.frozen)
+    manifest = records.load(study.file.parent / str(study.curate.frozen))
     if missing := {"film", "split", "why", "sha256", *sampling.LABELS} - set(manifest):
         raise sampling.CurateError(
             f"curate.frozen: {study.curate.frozen} is not a manifest: it has no column {', '.join(sorted(missing))}; "
@@ -345,7 +347,7 @@ def _frozen(study) -> pd.DataFrame:
     return manifest
 
 
-def _frozen_films(study, films: pd.DataFrame) -> pd.DataFrame:
+def _frozen_films(study: Study, films: pd.DataFrame) -> pd.DataFrame:
     """The films of a frozen manifest, with the labels they have in the sources on this machine."""
     frozen = _frozen(study)[["film", "split", "why"]]
     missing = frozen.loc[~frozen["film"].isin(films["film"]), "film"]
@@ -357,7 +359,7 @@ def _frozen_films(study, films: pd.DataFrame) -> pd.DataFrame:
     return frozen.merge(films, on="film", validate="one_to_one")
 
 
-def _refuse_other(chosen: pd.DataFrame, study) -> None:
+def _refuse_other(chosen: pd.DataFrame, study: Study) -> None:
     """Raise CurateError if a film of a frozen manifest has another file or other labels on this machine."""
     if study.curate.frozen:
         columns = ["sha256", *sampling.LABELS]

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
+from chexreason.config import Study
 from chexreason.data import curate, sampling
 
 
@@ -15,7 +16,7 @@ def digest(manifest: pd.DataFrame) -> str:
     return hashlib.sha256(told.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
 
 
-def prevalence(manifest: pd.DataFrame, study) -> pd.DataFrame:
+def prevalence(manifest: pd.DataFrame, study: Study) -> pd.DataFrame:
     """The share of films with each label, in the pool (the candidates of the training source) and in every split.
 
     label, stage ("pool", "sft" with its hold-out, "rl" and the data sets), share (NaN where never stated), n (films).
@@ -68,7 +69,7 @@ def clearest_films(films: pd.DataFrame) -> pd.DataFrame:
     return first.set_index("finding").reindex(sampling.LABELS).dropna(subset="image")[["image", "box"]]
 
 
-def gallery(study, splits: Iterable[str], each: int) -> pd.DataFrame:
+def gallery(study: Study, splits: Iterable[str], each: int) -> pd.DataFrame:
     """`each` random films of every split, always the same ones: image, caption (split, view, labels).
 
     Films of credentialed sources are left out.

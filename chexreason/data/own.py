@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from chexreason import runtime
+from chexreason.config import Own
 from chexreason.data import film_table
 from chexreason.data.film_table import COLUMNS, HEADING, LABELS, Films, SourceError
 
@@ -19,7 +20,7 @@ VIEWS = {view.lower(): view for view in film_table.VIEWS} | {"ll": "lateral"}
 ENDING = r"(?i)\.(png|jpe?g|dcm|dicom)$"
 
 
-def read(root: Path, section, beside: Path) -> Films:
+def read(root: Path, section: Own, beside: Path) -> Films:
     """The films of `root` by `section` (`config.Own`): from its `table`, or its function in a file in `beside`.
 
     Only path and patient are required. By default, film is the file's name without its suffix, or the whole path if two
@@ -28,15 +29,17 @@ def read(root: Path, section, beside: Path) -> Films:
     other than 1, 0, -1, a blank path or patient, a path outside `root`, a film or path with two different rows, and a
     patient in two splits.
     """
+    file: Path | str
     if section.read:
         file, rows = section.read, _call_function(section.read, Path(root), Path(beside))
         columns, labels = ({name: name for name in names if name in rows} for names in (ABOUT, LABELS))
     else:
-        file, columns, labels = Path(root) / section.table, section.columns, section.labels
-        _refuse_others(columns, ABOUT, f"columns of {section.table}")
-        _refuse_others(labels, LABELS, f"labels of {section.table}")
+        name, columns, labels = str(section.table), section.columns, section.labels
+        file = Path(root) / name
+        _refuse_others(columns, ABOUT, f"columns of {name}")
+        _refuse_others(labels, LABELS, f"labels of {name}")
         rows = film_table.read_csv(
-            film_table.require_file(Path(root), section.table), list(columns.values()), list(labels.values())
+            film_table.require_file(Path(root), name), list(columns.values()), list(labels.values())
         )
     table = pd.DataFrame({name: rows[column] for name, column in columns.items()})
     for name in ("path", "patient"):

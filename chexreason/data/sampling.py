@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from chexreason import labels
+from chexreason.config import Curate
 from chexreason.labels import CHEXPERT14
 
 LABELS = list(CHEXPERT14)
@@ -79,7 +80,7 @@ def greedy(
     return pd.DataFrame({"pick": range(1, count + 1), "lacking": lacking}, index=present.index[list(rows)])
 
 
-def sample(films: pd.DataFrame, split: str, count: int, section) -> pd.DataFrame:
+def sample(films: pd.DataFrame, split: str, count: int, section: Curate) -> pd.DataFrame:
     """`count` films chosen by `greedy`; every label of the source is on at least `section.floor` of them.
 
     `section` is `study.curate`.  Films without a positive label are not used.  Adds the columns `split` and `why`.

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from chexreason import records
-from chexreason.config import Checkpoint
+from chexreason.config import Checkpoint, Study
 from chexreason.data import curate, sampling
 from chexreason.evaluation import metrics
 from chexreason.labels import CHEXPERT14, CLOSURES, NIH9, POLICIES, add_parent_labels
@@ -54,17 +54,17 @@ class Aligned(NamedTuple):
     protocol: str
 
 
-def datasets(study) -> dict[str, list[str]]:
+def datasets(study: Study) -> dict[str, list[str]]:
     """Every data set of the study, with the label sets on which it is scored."""
     return {study.validation: study.curate.label_sets} | {name: test.label_sets for name, test in study.tests.items()}
 
 
-def generator(study, dataset: str) -> np.random.Generator:
+def generator(study: Study, dataset: str) -> np.random.Generator:
     """The bootstrap's random stream for a data set: the same for every model and label set."""
     return np.random.default_rng([study.compare.seed, zlib.crc32(dataset.encode())])
 
 
-def labeled_films(study, policy: str | None = None) -> pd.DataFrame:
+def labeled_films(study: Study, policy: str | None = None) -> pd.DataFrame:
     """The manifest's films by id: `dataset`, `patient` and the fourteen labels under an uncertainty policy.
 
     `policy` is one of `labels.POLICIES`; by default that of the study.
@@ -74,7 +74,7 @@ def labeled_films(study, policy: str | None = None) -> pd.DataFrame:
     return manifest[["split", "patient"]].rename(columns={"split": "dataset"}).join(settled)
 
 
-def align_predictions(study, films: pd.DataFrame, answers: pd.DataFrame, dataset: str) -> Aligned:
+def align_predictions(study: Study, films: pd.DataFrame, answers: pd.DataFrame, dataset: str) -> Aligned:
     """Align one checkpoint's record of answers on a data set with the truth.
 
     `films` comes from `labeled_films`.  Parent labels are added to the answers if the test set requires it.
@@ -106,12 +106,14 @@ def with_parent_labels(judged: Aligned) -> Aligned:
     return judged._replace(truth=add_parent_labels(judged.truth), given=add_parent_labels(judged.given))
 
 
-def score_answers(study, films: pd.DataFrame, answers: pd.DataFrame, dataset: str, label_set: str) -> metrics.Scores:
+def score_answers(
+    study: Study, films: pd.DataFrame, answers: pd.DataFrame, dataset: str, label_set: str
+) -> metrics.Scores:
     """Score one checkpoint's answers on one data set and label set; arguments and errors as in `align_predictions`."""
     return score_aligned(study, align_predictions(study, films, answers, dataset), dataset, label_set)
 
 
-def score_aligned(study, judged: Aligned, dataset: str, label_set: str) -> metrics.Scores:
+def score_aligned(study: Study, judged: Aligned, dataset: str, label_set: str) -> metrics.Scores:
     """Score aligned answers on one label set.
 
     A failed reply counts as an empty answer.  `overall` also has `n_answered`, `micro_f1_answered` and
@@ -130,7 +132,7 @@ def score_aligned(study, judged: Aligned, dataset: str, label_set: str) -> metri
     return scored._replace(overall=scored.overall | answered)
 
 
-def prompts(study, answers: pd.DataFrame) -> pd.DataFrame:
+def prompts(study: Study, answers: pd.DataFrame) -> pd.DataFrame:
     """The scores of `predict.try_prompts` over all labels of validation: one row per prompt, as in Table 1."""
     label_set = study.curate.label_sets[0]
     films = labeled_films(study)
@@ -149,14 +151,14 @@ def _replies(answers: pd.DataFrame) -> list[set[str]]:
     return [set() if failed else set(labels) for labels, failed in given]
 
 
-def training_steps(study) -> list[tuple[Checkpoint, Checkpoint]]:
+def training_steps(study: Study) -> list[tuple[Checkpoint, Checkpoint]]:
     """The steps of training as pairs of checkpoints: untuned to SFT, and SFT to GRPO."""
     fine_tuned = [(study.start(each), each) for each in study.runs("sft")]
     rewarded = [(study.start(last), each) for last in study.runs("grpo") for each in (last, last.best)]
     return fine_tuned + rewarded
 
 
-def compare(study) -> dict[str, pd.DataFrame]:
+def compare(study: Study) -> dict[str, pd.DataFrame]:
     """The records of `compare/`, for every checkpoint and every data set that it was asked about.
 
     - `scores`: one row per label, see `metrics.Scores.labels`
@@ -197,22 +199,22 @@ def compare(study) -> dict[str, pd.DataFrame]:
     }
 
 
-def model_name(study, checkpoint: Checkpoint) -> str:
+def model_name(study: Study, checkpoint: Checkpoint) -> str:
     """The name of a checkpoint in tables, such as `stand-in-medgemma/sft/free_reasoning`."""
     return f"{study.models[checkpoint.model].name}/{checkpoint.name}"
 
 
-def _named(study, key: tuple, rows: pd.DataFrame, judged: dict[tuple, Aligned]) -> pd.DataFrame:
+def _named(study: Study, key: tuple, rows: pd.DataFrame, judged: dict[tuple, Aligned]) -> pd.DataFrame:
     one, dataset, label_set = key
     names = _model(study, one) | {"dataset": dataset, "label_set": label_set}
     return pd.DataFrame(names, index=rows.index).join(rows).assign(protocol=judged[one, dataset].protocol)
 
 
-def _model(study, one: Checkpoint) -> dict:
+def _model(study: Study, one: Checkpoint) -> dict:
     return {"model": model_name(study, one), "seed": one.seed}
 
 
-def _step(study, pair: tuple[Checkpoint, Checkpoint]) -> dict:
+def _step(study: Study, pair: tuple[Checkpoint, Checkpoint]) -> dict:
     first, second = (model_name(study, one) for one in pair)
     return {"seed": pair[1].seed, "first": first, "second": second}
 
@@ -223,20 +225,20 @@ def _record(name: str, tables: list[pd.DataFrame]) -> pd.DataFrame:
     return rows.reindex(columns=list(COLUMNS[name])).astype(COLUMNS[name])
 
 
-def _paired(study, pair: tuple, where: tuple, scored: dict) -> pd.DataFrame:
+def _paired(study: Study, pair: tuple, where: tuple, scored: dict) -> pd.DataFrame:
     reported = metrics.PAIRED if where[1] == "chexpert14" else metrics.PAIRED[:-1]
     first, second = (scored[one, *where] for one in pair)
     rows = metrics.difference(first, second, reported)
     return rows.assign(dataset=where[0], label_set=where[1], **_step(study, pair))
 
 
-def _mcnemar(study, pair: tuple, where: tuple, judged: dict) -> pd.DataFrame:
+def _mcnemar(study: Study, pair: tuple, where: tuple, judged: dict) -> pd.DataFrame:
     names, (first, second) = list(study.labels(where[1])), (judged[one, where[0]] for one in pair)
     rows = metrics.mcnemar(first.truth[names], first.given[names], second.given[names])
     return rows.assign(dataset=where[0], label_set=where[1], **_step(study, pair))
 
 
-def transfer_pairs(study) -> list[tuple[tuple[str, str], tuple[str, str]]]:
+def transfer_pairs(study: Study) -> list[tuple[tuple[str, str], tuple[str, str]]]:
     """Pairs of test sets of two sources that are scored on the same labels, each as (data set, label set).
 
     The first of a pair is in-domain: its source is scored on more labels or, if both have the same number, comes first
@@ -256,7 +258,7 @@ def transfer_pairs(study) -> list[tuple[tuple[str, str], tuple[str, str]]]:
     return pairs
 
 
-def _pairs_between(study, in_domain: list[tuple[str, str]], out_of_domain: list[tuple[str, str]]) -> list[tuple]:
+def _pairs_between(study: Study, in_domain: list[tuple[str, str]], out_of_domain: list[tuple[str, str]]) -> list[tuple]:
     """The pairs of `transfer_pairs` between two sources, each given as its (data set, label set)."""
     pairs: dict[tuple[str, str], tuple] = {}
     nine = frozenset(NIH9)
@@ -273,7 +275,7 @@ def _pairs_between(study, in_domain: list[tuple[str, str]], out_of_domain: list[
     return list(pairs.values())
 
 
-def _transfer(study, scored: dict) -> dict[str, pd.DataFrame]:
+def _transfer(study: Study, scored: dict) -> dict[str, pd.DataFrame]:
     """The records `transfer` and `transfer_paired`."""
     gaps = {
         (one, in_domain, out_of_domain): metrics.transfer_gap(scored[one, *in_domain], scored[one, *out_of_domain])
@@ -302,7 +304,7 @@ def _transfer(study, scored: dict) -> dict[str, pd.DataFrame]:
     return {"transfer": _record("transfer", rows), "transfer_paired": _record("transfer_paired", paired)}
 
 
-def sensitivity(study) -> pd.DataFrame:
+def sensitivity(study: Study) -> pd.DataFrame:
     """Macro-F1 of every checkpoint on the test sets, under each uncertainty policy, with and without parent labels.
 
     One row per checkpoint, test set, `policy` (`labels.POLICIES`) and `closed` (whether parent labels were added to
@@ -324,7 +326,7 @@ def sensitivity(study) -> pd.DataFrame:
     return _record("sensitivity", [pd.DataFrame(rows)])
 
 
-def _macro(study, judged: Aligned, dataset: str, label_set: str) -> dict[str, float]:
+def _macro(study: Study, judged: Aligned, dataset: str, label_set: str) -> dict[str, float]:
     overall = score_aligned(study, judged, dataset, label_set).overall
     return {name: overall[name] for name in ("macro_f1", "macro_f1_low", "macro_f1_high")}
 
@@ -336,7 +338,7 @@ RESULT = (
 SPECIFIC = tuple(name + end for name in ("macro_specificity", "false_alarm_rate") for end in ("", "_low", "_high"))
 
 
-def results(study) -> list[dict]:
+def results(study: Study) -> list[dict]:
     """One JSON-able object per model, seed, data set and label set, read from `compare/overall.parquet`.
 
     An undefined score is None.  Raises RecordError if the study has not been compared.
@@ -352,7 +354,7 @@ def _bounds(low: float, high: float, form: str, name: str = "") -> str:
     return "no interval: too few patients" if np.isnan(low) else f"{name}{low:{form}} to {high:{form}}"
 
 
-def save(study, tables: dict[str, pd.DataFrame]) -> None:
+def save(study: Study, tables: dict[str, pd.DataFrame]) -> None:
     """Write the tables of `compare` as `compare/<name>.parquet`."""
     inputs = [study.folder / curate.MANIFEST]
     inputs += [study.paths.answers(checkpoint) for checkpoint in study.checkpoints()]

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from chexreason.config import Study
 from chexreason.display.markdown import escape
 from chexreason.evaluation import compare, metrics
 from chexreason.labels import LABEL_SETS, NIH9
@@ -42,7 +43,7 @@ def best_of(table: pd.DataFrame, kind: str) -> str:
     return f"{told}; its interval is {clear} the next, {second['model']} at {second['macro_f1']:.3f}."
 
 
-def in_domain(study, overall: pd.DataFrame, stage: str) -> pd.DataFrame:
+def in_domain(study: Study, overall: pd.DataFrame, stage: str) -> pd.DataFrame:
     """The rows of the `overall` record for validation films and all labels, of one stage ("sft" or "grpo")."""
     rows = overall[(overall["dataset"] == study.validation) & (overall["label_set"] == study.curate.label_sets[0])]
     rows = rows[rows["model"].str.contains(f"/{stage}/")]
@@ -137,7 +138,7 @@ def seed_summary(table: pd.DataFrame) -> str:
     )
 
 
-def f1_table(study, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+def f1_table(study: Study, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """F1 by label on every test set, one column per model, like Tables 5 and 6; the last row of each set is macro-F1.
 
     It uses the first label set of each test set and the study's first seed.  `tables` has the records `overall` and
@@ -152,7 +153,7 @@ def f1_table(study, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return f1.rename_axis(columns=None).reset_index()
 
 
-def notes(study) -> list[str]:
+def notes(study: Study) -> list[str]:
     """Remarks about models: one line of Markdown for each model whose entry has a `note`."""
     return [f"{escape(model.name)}: {escape(model.note)}" for model in study.models.values() if model.note]
 

@@ -42,7 +42,7 @@ def paper() -> dict[int, str]:
     }
 
 
-def comparisons(study, paired: pd.DataFrame) -> pd.DataFrame:
+def comparisons(study: config.Study, paired: pd.DataFrame) -> pd.DataFrame:
     """All comparisons of the study for the findings; empty if nothing was trained.
 
     `paired` is the record of that name, with the steps of training. Formats and rewards are compared here on validation
@@ -65,14 +65,14 @@ def comparisons(study, paired: pd.DataFrame) -> pd.DataFrame:
     return table.assign(result=pd.Series(result, dtype="str"), verdict=pd.Series(told, dtype="str"))
 
 
-def _formats(study) -> list[pd.DataFrame]:
+def _formats(study: config.Study) -> list[pd.DataFrame]:
     """Reasoning A compared with Free Reasoning, for each model and seed that has both."""
     return [
         _between(study, *pair).assign(finding=3, expected=_SCAFFOLD[pair[0].model]) for pair in _format_pairs(study)
     ]
 
 
-def _format_pairs(study) -> list[tuple[Checkpoint, Checkpoint]]:
+def _format_pairs(study: config.Study) -> list[tuple[Checkpoint, Checkpoint]]:
     """The first run of each format with the settings of the section, for each model of the paper and each seed."""
     trained: dict[tuple, Checkpoint] = {}
     for each in study.runs("sft"):
@@ -85,7 +85,7 @@ def _format_pairs(study) -> list[tuple[Checkpoint, Checkpoint]]:
     ]
 
 
-def _rewards(study) -> list[pd.DataFrame]:
+def _rewards(study: config.Study) -> list[pd.DataFrame]:
     """The hard compared with the nuanced reward, at the last and the best checkpoint."""
     return [
         _between(study, *ends).assign(finding=4, expected="level")
@@ -94,7 +94,7 @@ def _rewards(study) -> list[pd.DataFrame]:
     ]
 
 
-def _reward_pairs(study) -> list[tuple[Checkpoint, Checkpoint]]:
+def _reward_pairs(study: config.Study) -> list[tuple[Checkpoint, Checkpoint]]:
     """The GRPO runs of the nuanced and of the hard reward that differ only in the reward."""
     runs = study.grpo.runs
 
@@ -109,13 +109,13 @@ def _reward_pairs(study) -> list[tuple[Checkpoint, Checkpoint]]:
     return [(first, second) for second in both["hard"] for first in both["nuanced"] if rest(first) == rest(second)]
 
 
-def _has_comparison(study) -> dict[int, bool]:
+def _has_comparison(study: config.Study) -> dict[int, bool]:
     """Whether the runs of a study have a comparison for each finding."""
     pairs = {1: study.grpo.runs, 2: study.sft.runs, 3: _format_pairs(study), 4: _reward_pairs(study)}
     return {finding: bool(found) for finding, found in pairs.items()}
 
 
-def _between(study, first: Checkpoint, second: Checkpoint) -> pd.DataFrame:
+def _between(study: config.Study, first: Checkpoint, second: Checkpoint) -> pd.DataFrame:
     """A row like those of the `paired` record: two checkpoints on validation films, over all labels."""
     films, label_set = compare.labeled_films(study), study.curate.label_sets[0]
     before, after = (
@@ -143,7 +143,7 @@ def comparison_table(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**columns)[["finding", "dataset", "step", "seed", "expected", "change", "verdict"]]
 
 
-def summary(study, table: pd.DataFrame) -> pd.DataFrame:
+def summary(study: config.Study, table: pd.DataFrame) -> pd.DataFrame:
     """One row per finding: the paper's words, the result of this study and how sure it is."""
     run, full = title_text("this run", study.phantom), _has_comparison(config.load(study.file))
     rows = [
@@ -178,7 +178,7 @@ def _certainty(rows: pd.DataFrame) -> str:
     return f"intervals of ±{half:.3f} (median); {seeds_told}"
 
 
-def conclusions(study, table: pd.DataFrame) -> list[str]:
+def conclusions(study: config.Study, table: pd.DataFrame) -> list[str]:
     """One sentence per finding: whether it appears in this study."""
     kind = "this phantom run" if study.phantom else "this run"
     return [f"Finding {number} {_conclusion(table[table['finding'] == number], kind)}" for number in paper()]

@@ -25,7 +25,7 @@ class BookError(RuntimeError):
     """The book did not build without warnings."""
 
 
-def build(study, source: Path, chapters: list[Path]) -> Path:
+def build(study: config.Study, source: Path, chapters: list[Path]) -> Path:
     """Build the book of `study` from the pages in `source` and the executed notebooks `chapters`, in reading order.
 
     Returns the front page in `<study>/book`, which is replaced when the new book is complete. Raises BookError with
@@ -46,7 +46,7 @@ def build(study, source: Path, chapters: list[Path]) -> Path:
     return place / "_build" / "html" / "index.html"
 
 
-def assemble(study, source: Path, chapters: list[Path], folder: Path) -> Path:
+def assemble(study: config.Study, source: Path, chapters: list[Path], folder: Path) -> Path:
     """Write pages, executed notebooks, params file, table of contents and settings to `folder`; returns it."""
     shutil.copytree(source, folder)
     labels: set[str] = set()
