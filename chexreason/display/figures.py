@@ -68,7 +68,7 @@ def intervals(overall: pd.DataFrame, ax, *, phantom: bool, metric: str = "macro_
 
 def step_gains(gains: pd.DataFrame, ax, *, phantom: bool):
     """The change in each step of training on each data set, with 95 % intervals, from `report.gains`."""
-    steps = gains.assign(step=gains["step"].str.replace("/", "\n", n=1))
+    steps = gains.assign(step=gains["step"].str.replace(" → ", "\n→ "))
     ax.set_xlabel("← loss      macro-F1, 95 % paired interval      gain →")
     ax.set_title(tables.title_text("What each step gained or lost at each hospital", phantom))
     return _about_zero(steps, ax, y="step", hue="dataset", empty="no step of training")

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+NAMING = ("model", "seed", "label_set", "metric")
 SHORT = 12  # letters; a cell of so many is not broken over lines
 
 
@@ -32,8 +33,13 @@ def styled_table(table: pd.DataFrame, caption: str, *, phantom: bool):
 
 
 def compact(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` with each `x`, `x_low` and `x_high` as one column of text, as in 0.80 (0.72 to 0.85)."""
+    """`table` for readers: each `x`, `x_low` and `x_high` is one column of text, as in 0.80 (0.72 to 0.85).
+
+    A column of `NAMING` with one value only is left out.
+    """
     table = table.rename(columns={"low": "difference_low", "high": "difference_high"})
+    constant = [name for name in NAMING if name in table and len(table) > 1 and table[name].nunique() == 1]
+    table = table.drop(columns=constant)
     for name in [column for column in table if f"{column}_low" in table]:
         bounds = table[[name, f"{name}_low", f"{name}_high"]]
         sign = "+" if (bounds < 0).any(axis=None) else ""

@@ -1,12 +1,45 @@
 """Tables and sentences about the records of a comparison."""
 
+import re
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
-from chexreason.config import Study
+from chexreason.config import UNTUNED, Study
 from chexreason.display.markdown import escape
 from chexreason.evaluation import compare, metrics
 from chexreason.labels import LABEL_SETS, NIH9
+
+
+def checkpoint_labels(study: Study) -> dict[str, str]:
+    """The name of each checkpoint for readers, by its name in records: "SFT", "GRPO (best)".
+
+    A run has its own name in the label if the stage has several, and so has a model.
+    """
+    checkpoints = study.checkpoints()
+    runs = {stage: {each.run for each in checkpoints if each.stage == stage} for stage in ("sft", "grpo")}
+    labels = {}
+    for each in checkpoints:
+        words = ["untuned" if each.stage == UNTUNED else each.stage.upper()]
+        words += [each.run] if len(runs.get(each.stage, ())) > 1 else []
+        words += [f"({each.which})"] if each.stage == "grpo" else []
+        model = f"{study.models[each.model].name}: " if len({each.model for each in checkpoints}) > 1 else ""
+        labels[compare.model_name(study, each)] = model + " ".join(words)
+    return labels
+
+
+def with_labels(study: Study, shown: Any) -> Any:
+    """A table or a list of sentences with `checkpoint_labels` instead of the names in records."""
+    labels = checkpoint_labels(study)
+    names = re.compile(rf"(?:{'|'.join(map(re.escape, sorted(labels, key=len, reverse=True)))})(?![\w-])")
+
+    def rename(value):
+        return names.sub(lambda match: labels[match[0]], value) if isinstance(value, str) else value
+
+    if isinstance(shown, pd.DataFrame):
+        return shown.map(rename).rename(columns=rename)
+    return [rename(each) for each in shown]
 
 
 def on_shared_labels(table: pd.DataFrame) -> pd.DataFrame:
@@ -58,7 +91,7 @@ UNTRAINED = "This study trains no model, so there is no step to compare."
 def gains(paired: pd.DataFrame) -> pd.DataFrame:
     """The change of macro-F1 on the nine shared labels in each step: rows of `paired`, with the step in words."""
     rows = on_shared_labels(paired[paired["metric"] == "macro_f1"])
-    return rows.assign(step=rows["first"] + " → " + rows["second"].str.split("/", n=1).str[1])
+    return rows.assign(step=rows["first"] + " → " + rows["second"])
 
 
 def gain_table(gains: pd.DataFrame) -> pd.DataFrame:

@@ -185,7 +185,7 @@ def closing_lines(study: config.Study) -> str:
     nature = "phantom films" if study.phantom else "real films"
     page = os.path.relpath(study.folder / "book" / "_build" / "html" / "index.html")
     scores = f"chexreason results {os.path.relpath(study.file)}"
-    told = [f"- {line}" for line in lines]
+    told = [f"- {line}" for line in report.with_labels(study, lines)]
     return "\n".join(["", f"{study.title}, {nature}:", *told, f"Scores: {scores}", f"Book: {page}"])
 
 
