@@ -229,15 +229,34 @@ def test_paired_rows_are_the_steps_of_training(compared):
     assert set(rewards["label_set"]) == {"chexpert14"} and set(rewards["difference"]) == {1.0, -0.5}
     gains = report.gains(paired)
     assert set(gains["dataset"]) == set(compare.datasets(study)) and set(gains["metric"]) == {"macro_f1"}
-    assert set(gains["step"]) == {
-        "stand-in-medgemma/untuned → sft/free_reasoning",
-        "stand-in-medgemma/sft/free_reasoning → grpo/hard",
-        "stand-in-medgemma/sft/free_reasoning → grpo/hard-best",
-    }
+    steps = {"untuned → SFT", "SFT → GRPO (last)", "SFT → GRPO (best)"}
+    assert set(report.with_labels(study, gains)["step"]) == steps
     assert all(
         ("gains" in text) == ("/sft/free_reasoning gains" in text) and "no clear" not in text
         for text in report.step_lines(gains)
     )
+
+
+def test_readers_see_the_run_and_the_model_where_there_are_several(compared):
+    study, _ = compared
+    full = config.load("params/mini.yaml")
+    assert list(report.checkpoint_labels(study).values()) == ["untuned", "SFT", "GRPO (last)", "GRPO (best)"]
+    labels = report.checkpoint_labels(full)
+    assert labels["stand-in-qwen/untuned"] == "stand-in-qwen: untuned"
+    assert labels["stand-in-medgemma/grpo/nuanced-best"] == "stand-in-medgemma: GRPO nuanced (best)"
+    sentence, other = (
+        "x stand-in-medgemma/grpo/hard-best y stand-in-medgemma/grpo/hard.",
+        "stand-in-medgemma/grpo/hardest",
+    )
+    assert report.with_labels(study, [sentence, other]) == ["x GRPO (best) y GRPO (last).", other]
+    scores = report.with_labels(study, pd.DataFrame({"label": ["Edema"], "stand-in-medgemma/untuned": [0.5]}))
+    assert list(scores) == ["label", "untuned"]
+
+
+def test_a_naming_column_with_one_value_is_not_shown():
+    rows = pd.DataFrame({"seed": [0, 0], "dataset": ["b", "c"], "f1": [0.1, 0.2]})
+    assert list(tables.compact(rows)) == ["dataset", "f1"]
+    assert list(tables.compact(rows.assign(seed=[0, 1]))) == ["seed", "dataset", "f1"]
 
 
 def test_paired_differences_are_those_of_the_overall_scores(compared):
