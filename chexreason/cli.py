@@ -330,7 +330,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(command=lambda given: parser.print_help())
     commands = parser.add_subparsers(metavar="command")
 
-    command = commands.add_parser("plan", help="print a study's runs, what is missing here, and about what they cost")
+    command = commands.add_parser("plan", help="print a study's runs, what is missing here, and approximate costs")
     command.add_argument("params", nargs="?", help=f"the study's params file, such as params/paper.yaml ({DEFAULT})")
     command.add_argument("--json", action="store_true", help="one JSON object")
     command.add_argument("--measure", action="store_true", help="first run a few steps of each kind on this machine")
@@ -338,7 +338,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser(
         "run",
-        help="run what is missing or stale of a study, and build its book",
+        help="run the missing or outdated parts of a study, and build its book",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="chexreason run [--full] [-n] [--cores N] params [target ...] [Snakemake's options]",
         epilog=RUN_HELP,
@@ -363,8 +363,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--pred", required=True, help="a CSV file of the same films; 1, 0, blank, or probabilities")
     command.add_argument("--label-set", metavar="SET", help="such as chexpert14, nih9 or competition5")
     command.add_argument("--labels", metavar="A,B", help="the label columns (all columns that both files have)")
-    command.add_argument("--threshold", type=float, metavar="P", help="F1 too: a probability of at least P is present")
-    command.add_argument("--patient", metavar="COLUMN", help="whose film it is, in the truth: patients are resampled")
+    command.add_argument(
+        "--threshold", type=float, metavar="P", help="also F1: a probability of at least P counts as present"
+    )
+    command.add_argument(
+        "--patient", metavar="COLUMN", help="the column of the truth with the patient; patients are then resampled"
+    )
     command.add_argument(
         "--resamples",
         dest="n_resamples",
@@ -376,7 +380,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="one JSON object")
     command.set_defaults(command=score)
 
-    command = commands.add_parser("predict", help="ask a checkpoint of a study about your own films")
+    command = commands.add_parser("predict", help="predict the labels of your own films with a checkpoint of a study")
     command.add_argument("--params", help=f"the study's params file ({DEFAULT})")
     command.add_argument("--model", help="a model of the params file (its first)")
     command.add_argument("--checkpoint", help="untuned, sft/RUN, grpo/RUN or grpo/RUN-best (the last that `run` makes)")
@@ -398,10 +402,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="one JSON object")
     command.set_defaults(command=reward)
 
-    command = commands.add_parser("films", help="read a folder of films as it lies on disk, and tell what it holds")
+    command = commands.add_parser("films", help="print a summary of a folder of films")
     kinds = command.add_subparsers(required=True, dest="source", metavar="{nih,mimic,chexpert}")
     for name, files in COLLECTIONS.items():
-        kind = kinds.add_parser(name, help=files, description=f"The folder holds {files}.  Images may be missing.")
+        kind = kinds.add_parser(name, help=files, description=f"The folder has {files}.  Images may be missing.")
         kind.add_argument("folder", help="the folder with the tables")
         kind.add_argument("--json", action="store_true", help="one JSON object")
         if name == "mimic":
@@ -411,14 +415,14 @@ def _parser() -> argparse.ArgumentParser:
             kind.add_argument("--fibrosis", action="store_true", help="count Fibrosis as Pleural Other")
     command.set_defaults(command=films)
 
-    command = commands.add_parser("review", help="draw a sheet of traces for a radiologist, or read the verdicts back")
+    command = commands.add_parser("review", help="make a review page of traces for a radiologist, or read the verdicts")
     command.add_argument("params", help="the study's params file")
     command.add_argument("--verdicts", metavar="FILE", help="the sheet's verdicts.csv, filled in")
     command.set_defaults(command=review)
 
-    command = commands.add_parser("notebook", help="run one notebook, its parameters checked first")
+    command = commands.add_parser("notebook", help="check the parameters of one notebook and run it")
     command.add_argument("notebook", help="such as notebooks/3_sft.ipynb")
-    command.add_argument("output", help="where the executed notebook goes")
+    command.add_argument("output", help="the path of the executed notebook")
     command.add_argument(
         "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter"
     )
