@@ -330,7 +330,7 @@ def test_a_log_without_kl_has_every_step_and_its_collapse(study):
     table = grpo.log([calm | {"step": step} for step in (1, 2)] + [{"train_runtime": 1.0, "step": 2}], limits)
     assert list(table["step"]) == [1, 2] and table["kl"].isna().all()
     assert list(table["collapse"]) == ["cut off", "cut off"]
-    assert "not measured, as beta is 0" in grpo.summary(table.assign(validation_f1=0.5))
+    assert "not measured, because beta is 0" in grpo.summary(table.assign(validation_f1=0.5))
 
 
 def test_patience_is_restored_with_a_checkpoint(tmp_path):

@@ -284,7 +284,7 @@ def test_answers_under_two_protocols_are_refused(study):
     records.save(answers, path, records.provenance(study))
     with pytest.raises(
         ValueError,
-        match="a-validation: answers under the protocols another, untuned on a-validation; run 5_predict again",
+        match="a-validation: these predictions have several protocols, another, untuned on a-validation; run 5_predict again",
     ):
         compare.compare(study)
 
@@ -441,7 +441,7 @@ def test_discordant_counts_the_labels_on_either_side():
     tests = pd.DataFrame({"first_only": [9, 0, 3], "second_only": [0, 9, 3], "p_holm": [0.01, 0.02, 0.9]})
     said = report.mcnemar_summary(tests)
     assert (
-        "Of 3 tests, 2 stay below 0.05 after Holm's adjustment: 1 in favour of the later checkpoint, 1 of the" in said
+        "Of 3 tests, 2 have p below 0.05 after Holm's adjustment: 1 in favor of the later checkpoint, 1 of the" in said
     )
     assert "films as independent" in said
     assert report.mcnemar_summary(tests.head(0)) == report.UNTRAINED
@@ -513,12 +513,12 @@ def test_the_spread_over_seeds_stands_beside_the_interval_over_patients():
     assert table.loc[0, ["macro_f1", "lowest", "highest", "sd"]].tolist() == pytest.approx([0.2, 0.2, 0.5, 0.15])
     assert table.loc[1, ["lowest", "highest"]].tolist() == [0.1, 0.1] and np.isnan(table.loc[1, "sd"])
     assert "m/sft/x on b: 0.200 to 0.500 with 3 seeds" in report.seed_summary(table)
-    assert report.seed_summary(report.seeds(overall[overall["seed"] == 0])).startswith("Every run was made with one")
+    assert report.seed_summary(report.seeds(overall[overall["seed"] == 0])).startswith("Every run has one")
 
 
 def test_a_label_without_a_positive_film_is_named():
     scores = pd.DataFrame({"dataset": ["b", "b", "c"], "label": ["Edema", "Fracture", "Edema"], "support": [3, 0, 0]})
-    assert report.without_positive(scores).endswith("in no macro mean: Fracture on b, Edema on c.")
+    assert report.without_positive(scores).endswith("left out of the macro mean: Fracture on b, Edema on c.")
     assert report.without_positive(scores.head(1)).startswith("Every label that is scored has a positive film")
 
 
@@ -565,7 +565,7 @@ def test_films_without_a_single_positive_are_compared_without_a_score(study):
 def test_answers_about_other_films_are_refused(study):
     path = study.paths.answers(at("untuned"))
     records.save(records.load(path).iloc[1:], path, records.provenance(study))
-    with pytest.raises(ValueError, match="a-validation: 59 films are answered and the manifest has 60"):
+    with pytest.raises(ValueError, match="a-validation: predictions cover 59 films, the manifest lists 60"):
         compare.compare(study)
 
 

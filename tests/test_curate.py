@@ -203,7 +203,7 @@ def test_too_few_films_are_refused_by_key(tmp_path):
         ("curate.sft", 2900, r"curate\.sft: 2900 films.*sources\.a\.films"),
         ("curate.validation", 2900, r"curate\.validation: 2900 films.*sources\.a\.films"),
         ("tests.b-large.films", 110, r"tests\.b-large\.films: 110 films.*sources\.b\.films"),
-        ("tests.b-test.source", "a", r"tests\.b-test\.source.*trains"),
+        ("tests.b-test.source", "a", r"tests\.b-test\.source.*used for training"),
     ):
         with pytest.raises(sampling.CurateError, match=words):
             curate.manifest(tiny(tmp_path, **{key: value, "curate.floor": 0.0}))

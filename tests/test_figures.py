@@ -75,7 +75,7 @@ def test_tension_shows_gains_and_losses_about_zero(axes):
     ax = figures.step_gains(gains, axes[0], phantom=True)
     assert drawn(ax) == {"b": [0.1], "c": [-0.1]}
     assert "loss" in ax.get_xlabel() and "gain" in ax.get_xlabel() and "phantom" in ax.get_title(loc="left")
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["m\nsft → grpo"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["m/sft\n→ grpo"]
 
 
 def test_journeys_are_a_line_a_model_with_a_bar_at_either_end(axes):

@@ -76,7 +76,7 @@ def rename(where: str, new: str):
         (put("prompts.model", "gemma"), ["prompts.model", "'gemma'", "medgemma"]),
         (
             put("sft.runs.free_reasoning.full", True),
-            ["grpo.runs.hard is not marked full", "(sft.runs.free_reasoning)", "mark both or neither"],
+            ["grpo.runs.hard is not marked full", "its start sft.runs.free_reasoning is", "mark both or neither"],
         ),
         (put("models.medgemma.full", True), ["sft.runs.free_reasoning", "models.medgemma", "mark both"]),
         (put("models.qwen.visual_tokens", [512, 256]), ["models.qwen", "[fewest, most]"]),

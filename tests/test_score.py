@@ -93,16 +93,16 @@ def test_nothing_defined_is_nan_without_a_warning(recwarn):
 
 @pytest.mark.parametrize("strange", [-1, 2, 0.5])
 def test_unsettled_truth_is_refused(strange):
-    with pytest.raises(ValueError, match=rf"truth holds {strange}; a settled label is 1, 0 or NaN"):
+    with pytest.raises(ValueError, match=rf"the truth contains {strange}; it must be 1, 0 or NaN"):
         metrics.tally([[strange]], [[True]])
 
 
 def test_tables_that_do_not_line_up_are_refused():
-    with pytest.raises(ValueError, match=r"answers are about \['B', 'A', 'C'\], the truth about \['A', 'B', 'C'\]"):
+    with pytest.raises(ValueError, match=r"answers have the labels \['B', 'A', 'C'\], the truth has \['A', 'B', 'C'\]"):
         scored(HAND_TRUTH, HAND_GIVEN[["B", "A", "C"]])
-    with pytest.raises(ValueError, match="answers and the truth are not about the same films"):
+    with pytest.raises(ValueError, match="answers and the truth do not have the same films"):
         scored(HAND_TRUTH, HAND_GIVEN.iloc[::-1])
-    with pytest.raises(ValueError, match="patients and the truth are not about the same films"):
+    with pytest.raises(ValueError, match="patients and the truth do not have the same films"):
         scored(HAND_TRUTH, HAND_GIVEN, patients=["p", "q", "r"])
     with pytest.raises(ValueError, match="no film or no label"):
         scored(HAND_TRUTH.iloc[:0], HAND_GIVEN.iloc[:0], patients=[])
@@ -407,5 +407,5 @@ def test_holm_adjusts_step_by_step_and_keeps_the_order_given():
 
 
 def test_models_tested_on_other_films_are_refused():
-    with pytest.raises(ValueError, match="second answers and the truth are not about the same films"):
+    with pytest.raises(ValueError, match="second answers and the truth do not have the same films"):
         metrics.mcnemar(HAND_TRUTH, HAND_GIVEN, HAND_GIVEN.iloc[::-1])

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -113,7 +112,7 @@ def test_the_command_line_prints_one_result_per_model_data_set_and_label_set(smo
 
 def test_executed_notebooks_hold_no_error_and_nothing_of_this_machine(smoke):
     executed = sorted((smoke.folder / "notebooks").glob("*.ipynb"))
-    assert len(executed) == 13
+    assert len(executed) == 16
     for path in executed:
         cells = nbformat.read(path, as_version=4).cells
         outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
@@ -123,11 +122,10 @@ def test_executed_notebooks_hold_no_error_and_nothing_of_this_machine(smoke):
 
 
 def test_nothing_runs_again_when_nothing_changed(smoke):
-    before, start = written(smoke.folder), time.monotonic()
+    before = written(smoke.folder)
     said = command(smoke.folder.parents[1], "run", "params/smoke.yaml")
     assert "Nothing to be done" in said.stdout + said.stderr
     assert written(smoke.folder) == before
-    assert time.monotonic() - start < 15
 
 
 LAST = {"compare": 1, "chapter_run": 5, "book": 1}

@@ -575,7 +575,7 @@ def test_sft_learns_the_films_that_have_a_trace_of_its_format(tmp_path, monkeypa
         assert [image.getpixel((0, 0)) for image in learned["image"]] == numbers
         assert {row[0]["content"] for row in learned["prompt"]} == {prompts.load(format)}
     with pytest.raises(
-        records.RecordError, match="no trace of reasoning_narrative; it has only_label, free_reasoning, "
+        records.RecordError, match="no trace of reasoning_narrative, only of only_label, free_reasoning, "
     ):
         sft.data(given, "sft", "reasoning_narrative")
 

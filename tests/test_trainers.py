@@ -156,6 +156,7 @@ def test_only_a_second_update_on_a_rollout_leaves_the_ratio_of_1(smoke, tmp_path
     study = configured(smoke, grpo=changes)
     runner = grpo.trainer(study, "hard", 0)
     runner.args.output_dir = str(tmp_path)  # the smoke study's own folder stays as it is
+    (tmp_path / "completions").mkdir()
     runner.remove_callback(TensorBoardCallback)
     runner.train()
     clips = [

@@ -70,15 +70,15 @@ def test_a_run_waits_for_what_a_killed_one_left_running_and_a_second_says_who_ho
     run, part = killing.start(folder, killing.target("compare")), folder / "runs/smoke/notebooks/.6_compare.part.ipynb"
     while run.poll() is None and not part.exists():
         time.sleep(0.05)
+    left = psutil.Process(run.pid).children(recursive=True)
+    for each in left:
+        each.suspend()  # so that it cannot end before it is waited for
     second = killing.start(folder)
     _, said = second.communicate()
     assert second.returncode == 2
     assert f"this study is being run by process {run.pid} on {os.uname().nodename} since 20" in said
-    left = psutil.Process(run.pid).children(recursive=True)
     run.send_signal(signal.SIGKILL)
     assert run.wait() == -signal.SIGKILL
-    for each in left:
-        each.suspend()  # so that it cannot end before it is waited for
     third = killing.start(folder, killing.target("compare"))
     for line in third.stderr:
         if "6_compare: waiting for an earlier run of it to end" in line:
