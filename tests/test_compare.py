@@ -284,7 +284,7 @@ def test_answers_under_two_protocols_are_refused(study):
     records.save(answers, path, records.provenance(study))
     with pytest.raises(
         ValueError,
-        match="a-validation: these predictions have several protocols, another, untuned on a-validation; run 5_predict again",
+        match="a-validation: these predictions have several protocols, another, untuned on a-validation; run 5_predict",
     ):
         compare.compare(study)
 

@@ -51,7 +51,7 @@ def read(root: Path) -> Films:
     if not parts:
         plus = "; CheXpert Plus has no table of labels: give the folder of CheXpert itself" * any(root.glob(PLUS))
         raise SourceError(
-            f"{root}: has no train.csv, valid.csv, test_labels.csv or groundtruth.csv, and its CheXpert folders have none"
+            f"{root}: has no train.csv, valid.csv, test_labels.csv or groundtruth.csv, nor have its CheXpert folders"
             + plus
         )
     return film_table.checked_films(pd.concat(parts, ignore_index=True), root, excluded)

@@ -36,7 +36,7 @@ study = config.load("params/smoke.yaml")
 films = sorted(Path(sys.argv[1]).glob("*.png"))
 reader = predict.load(study.models["medgemma"], None, len(films))
 protocol = Protocol.of(study, "free_reasoning", "b-test")
-predict.answer_films(reader, films[:1], protocol, Path(sys.argv[1]) / "one")  # what a single film takes is there from now on
+predict.answer_films(reader, films[:1], protocol, Path(sys.argv[1]) / "one")  # its memory is taken from now on
 limit(int(sys.argv[2]) * 2**20)
 with redirect_stderr(io.StringIO()) as said:
     scarce = predict.answer_films(reader, films, protocol, Path(sys.argv[1]) / "scarce")
