@@ -393,12 +393,13 @@ def logs(study: config.Study) -> pd.DataFrame:
 
 def summary(table: pd.DataFrame) -> str:
     """A summary of a log: first and last tenth of the steps, KL, best checkpoint, collapse; one sentence per line."""
-    tenth = max(1, len(table) // 10)
-    first, last = (part.mean(numeric_only=True) for part in (table.head(tenth), table.tail(tenth)))
+    rollouts = table.dropna(subset=["reward"])
+    tenth = max(1, len(rollouts) // 10)
+    first, last = (part.mean(numeric_only=True) for part in (rollouts.head(tenth), rollouts.tail(tenth)))
     f1 = table.set_index("step")["validation_f1"].dropna()
     fallen = table[table["collapse"] != ""]
     lines = [
-        f"From the first {tenth} to the last {tenth} of {len(table)} steps, the mean reward of sampled answers went "
+        f"From the first {tenth} to the last {tenth} of {len(rollouts)} rollouts, the mean reward of answers went "
         f"from {first.reward:.3f} to {last.reward:.3f}, malformed answers from {first.format_failures:.1%} to "
         f"{last.format_failures:.1%}, answers cut off at the token limit from {first.cut_off:.1%} to "
         f"{last.cut_off:.1%}, length from {first.completion_length:.0f} to "
