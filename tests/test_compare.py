@@ -441,7 +441,7 @@ def test_discordant_counts_the_labels_on_either_side():
     tests = pd.DataFrame({"first_only": [9, 0, 3], "second_only": [0, 9, 3], "p_holm": [0.01, 0.02, 0.9]})
     said = report.mcnemar_summary(tests)
     assert (
-        "Of 3 tests, 2 have p below 0.05 after Holm's adjustment: 1 in favor of the later checkpoint, 1 of the" in said
+        "Of 3 tests, 2 have p below 0.05 after Holm's adjustment: 1 in favor of the later checkpoint, 1 in favor of the" in said
     )
     assert "films as independent" in said
     assert report.mcnemar_summary(tests.head(0)) == report.UNTRAINED
@@ -519,7 +519,7 @@ def test_the_spread_over_seeds_stands_beside_the_interval_over_patients():
 def test_a_label_without_a_positive_film_is_named():
     scores = pd.DataFrame({"dataset": ["b", "b", "c"], "label": ["Edema", "Fracture", "Edema"], "support": [3, 0, 0]})
     assert report.without_positive(scores).endswith("left out of the macro mean: Fracture on b, Edema on c.")
-    assert report.without_positive(scores.head(1)).startswith("Every label that is scored has a positive film")
+    assert report.without_positive(scores.head(1)).startswith("Every label has a positive film")
 
 
 def test_a_note_stands_beside_its_models_name_and_is_no_markup(study):
