@@ -440,9 +440,7 @@ def test_each_step_is_tested_label_by_label_and_adjusted_within_its_data_set(com
 def test_discordant_counts_the_labels_on_either_side():
     tests = pd.DataFrame({"first_only": [9, 0, 3], "second_only": [0, 9, 3], "p_holm": [0.01, 0.02, 0.9]})
     said = report.mcnemar_summary(tests)
-    assert (
-        "Of 3 tests, 2 have p below 0.05 after Holm's adjustment: 1 in favor of the later checkpoint, 1 in favor of the" in said
-    )
+    assert "Of 3 tests, 2 have p below 0.05 after Holm's adjustment: 1 in favor of the later checkpoint, 1 in" in said
     assert "films as independent" in said
     assert report.mcnemar_summary(tests.head(0)) == report.UNTRAINED
 
