@@ -51,7 +51,7 @@ def test_any_text_can_be_read_and_what_is_strict_is_not_failed_unless_empty(text
 
 
 @given(label_sets, pieces.map("".join))
-def test_whatever_is_said_before_a_closed_block_at_the_end_the_block_is_read(labels, before):
+def test_a_closed_block_at_the_end_is_read_whatever_precedes_it(labels, before):
     if max(before.rfind("<think>"), before.rfind("<thinking>")) > max(map(before.rfind, ("</think>", "</thinking>"))):
         before += "</think>"  # a block in an open thought is no answer
     assert read(f"{before}<solution>{', '.join(labels)}</solution>").labels == labels

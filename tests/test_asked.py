@@ -92,7 +92,7 @@ def test_gemini_is_given_the_time_it_asks_for(gemini, film, monkeypatch):
         (Sent(b'{"candidates": [{"finishReason": "STOP"}]}'), "an empty reply"),
     ],
 )
-def test_what_is_wrong_with_a_reply_of_geminis_is_told(gemini, film, sent, fault):
+def test_what_is_wrong_with_a_reply_of_geminis_is_reported(gemini, film, sent, fault):
     assert gemini(film, sent)[0].fault == fault
 
 
@@ -143,7 +143,7 @@ def test_a_local_model_looks_at_films_in_batches_and_says_the_same_again(tmp_pat
     assert [reply.tokens_in for reply in first] == sorted({reply.tokens_in for reply in first})
 
 
-def test_a_local_models_tokens_are_counted_up_to_its_end_and_a_missing_end_is_told(tmp_path):
+def test_a_local_models_tokens_are_counted_up_to_its_end_and_a_missing_end_is_reported(tmp_path):
     settings = local(model="stand-in:medgemma", temperature=0.0)
     films = [each._replace(text=prompts.load("free_reasoning")) for each in questions(tmp_path, 2)]
     whole = clients.client(settings).ask(films)

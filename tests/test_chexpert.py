@@ -205,7 +205,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("change, message", WRONG.values(), ids=WRONG.keys())
-def test_a_wrong_table_is_told_by_file_row_and_value(root, change, message):
+def test_a_wrong_table_is_reported_by_file_row_and_value(root, change, message):
     name, new, old = change
     text = (root / f"{name}.csv").read_text()
     assert old in text
@@ -214,7 +214,7 @@ def test_a_wrong_table_is_told_by_file_row_and_value(root, change, message):
         chexpert.read(root)
 
 
-def test_a_study_labelled_twice_is_told(tmp_path):
+def test_a_study_labelled_twice_is_reported(tmp_path):
     write(tmp_path, groundtruth=TEST_STUDIES.replace("patient64742", "patient64741"))
     with pytest.raises(SourceError, match="study patient64741_study1 is in row 2 and again in row 3"):
         chexpert.read(tmp_path)

@@ -108,7 +108,7 @@ def test_what_the_paper_leaves_open_is_marked_as_ours_with_a_reason(key):
     assert mark(key).whose == "ours" and mark(key).words
 
 
-def test_a_mark_holds_for_all_under_its_key_and_an_unmarked_key_is_told(tmp_path):
+def test_a_mark_holds_for_all_under_its_key_and_an_unmarked_key_is_reported(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("a: {b: 1, c: [2]}  # ours: because\nd:\n  e: 3  # paper: SFT\n  f: 4\n", encoding="utf-8")
     assert choices.read(file) == [
@@ -140,7 +140,7 @@ def test_a_value_is_shown_with_the_mark_of_the_file_that_states_it(tmp_path):
     assert choices.unmarked(file) == ["a.b"]
 
 
-def test_the_paper_is_not_said_to_state_a_value_that_a_file_changes_without_a_mark(tmp_path):
+def test_a_changed_value_without_a_mark_is_not_attributed_to_the_paper(tmp_path):
     file = extended(tmp_path, "beta: 0.15  # paper: GRPO\nsteps: 9  # paper: GRPO\n", "study: x\nbeta: 0.1\n")
     tables = choices.tables(file)
     assert cells(tables["paper"])[1:] == [["steps", "9", "GRPO"]]

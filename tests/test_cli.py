@@ -79,14 +79,14 @@ def test_results_before_the_study_ran_say_what_to_do(tmp_path, monkeypatch, caps
 
 
 @pytest.mark.parametrize("name", ["run", "results"])
-def test_wrong_params_are_told_without_a_traceback(tmp_path, name):
+def test_wrong_params_are_reported_without_a_traceback(tmp_path, name):
     said = command(study_folder(tmp_path, **{"num_train_epocs:": "num_train_epochs:"}), name, "params/smoke.yaml")
     assert said.returncode == 2
     assert "params/smoke.yaml: unknown key 'sft.num_train_epocs'; did you mean 'num_train_epochs'?" in said.stderr
     assert "Traceback" not in said.stderr
 
 
-def test_a_misspelt_notebook_parameter_is_told(tmp_path, capsys):
+def test_a_misspelt_notebook_parameter_is_reported(tmp_path, capsys):
     notebook = str(ROOT / "notebooks" / "3_sft.ipynb")
     assert main(["notebook", notebook, str(tmp_path / "out.ipynb"), "-p", "sead", "1"]) == 2
     said = capsys.readouterr().err
@@ -156,7 +156,7 @@ def test_options_of_run_count_before_and_after_the_file(tmp_path, monkeypatch, w
         (["--cores", "many"], "`chexreason run --help` lists the options"),
     ],
 )
-def test_a_wrong_target_or_option_of_run_is_told_in_a_line(tmp_path, monkeypatch, capsys, words, told):
+def test_a_wrong_target_or_option_of_run_is_reported_in_a_line(tmp_path, monkeypatch, capsys, words, told):
     monkeypatch.chdir(study_folder(tmp_path))
     assert main(["run", "params/smoke.yaml", *words]) == 2
     said = capsys.readouterr().err
@@ -186,7 +186,7 @@ def test_a_dry_run_writes_nothing(tmp_path):
     assert sorted(each.name for each in tmp_path.rglob("*")) == ["mini.yaml", "params", "smoke.yaml"]
 
 
-def test_an_option_of_snakemake_before_the_file_is_told_where_it_goes(capsys):
+def test_an_option_of_snakemake_before_the_file_is_reported_where_it_goes(capsys):
     with pytest.raises(SystemExit):
         main(["run", "--forceall", "params/smoke.yaml"])
     assert "unknown arguments: --forceall; put Snakemake's options after the params file" in capsys.readouterr().err
@@ -218,7 +218,7 @@ def test_a_copied_params_file_is_refused_by_every_command(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK], ids=errno.errorcode.get)
-def test_a_file_system_without_locks_is_told_in_a_sentence_and_the_run_goes_on(tmp_path, monkeypatch, capsys, number):
+def test_a_file_system_without_locks_is_reported_and_the_run_continues(tmp_path, monkeypatch, capsys, number):
     def flock(file, how):
         raise OSError(number, os.strerror(number))
 

@@ -200,7 +200,7 @@ def test_the_records_hold_specificity_and_false_alarms_with_intervals(compared):
     )
 
 
-def test_a_difference_without_an_interval_is_told_as_such():
+def test_a_difference_without_an_interval_is_reported_as_such():
     row = {"dataset": "b", "label_set": "shared9", "seed": 0, "first": "m/untuned", "second": "m/sft/x"}
     row |= {"metric": "macro_f1", "difference": 0.1, "low": np.nan, "high": np.nan, "step": "untuned → sft/x"}
     rows = pd.DataFrame([row])
@@ -445,7 +445,7 @@ def test_discordant_counts_the_labels_on_either_side():
     assert report.mcnemar_summary(tests.head(0)) == report.UNTRAINED
 
 
-def test_labels_told_apart_stand_on_the_side_they_are_better_on():
+def test_clearly_different_labels_are_listed_on_the_side_they_are_better_on():
     names = {"dataset": "b", "seed": 0, "first": "m/sft/x", "second": "m/grpo/hard"}
     rows = [("Edema", 1, 9, 0.01), ("Fracture", 9, 1, 0.02), ("Pneumonia", 2, 8, 0.04), ("Atelectasis", 1, 9, 0.2)]
     tests = pd.DataFrame(rows, columns=["label", "first_only", "second_only", "p_holm"]).assign(**names)

@@ -126,7 +126,7 @@ def test_a_kernel_whose_port_was_taken_meanwhile_is_started_once_more(tmp_path, 
     assert nbformat.read(tmp_path / "output.ipynb", as_version=4).cells[-1].outputs[0].text.startswith("b 2 1")
 
 
-def test_an_error_that_tells_all_is_told_without_a_traceback(tmp_path, monkeypatch, capsys):
+def test_a_self_explanatory_error_is_shown_without_a_traceback(tmp_path, monkeypatch, capsys):
     class Stopped(Exception):
         ename, evalue, exec_count, traceback = (
             "ParamsError",

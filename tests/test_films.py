@@ -520,7 +520,7 @@ def test_every_phantom_is_taken_as_it_lies(drawn, turns):
     assert share(drawn, turns, TURNS[turns]) == 1.0
 
 
-def test_a_phantom_shown_as_a_negative_is_told(drawn):
+def test_a_phantom_shown_as_a_negative_is_reported(drawn):
     assert {images.pose_fault(255 - film) for film in drawn} == {"negative: air is bright"}
 
 
@@ -561,7 +561,7 @@ def test_a_mirrored_film_passes(drawn):
         (np.zeros((401, 200), dtype=np.uint8), "not the shape of a chest film: 200 x 401 pixels"),
     ],
 )
-def test_what_cannot_be_a_chest_film_is_told_by_its_reason(pixels, reason):
+def test_what_cannot_be_a_chest_film_is_reported_by_its_reason(pixels, reason):
     assert images.pose_fault(pixels) == reason
 
 
@@ -572,7 +572,7 @@ def test_a_picture_of_two_grey_values_makes_no_trouble():
     images.pose_fault(square)
 
 
-def test_size_does_not_change_what_is_told(drawn):
+def test_size_does_not_change_what_is_reported(drawn):
     for width, height in [(96, 96), (700, 500), (1500, 2900)]:
         resized = [np.asarray(Image.fromarray(film).resize((width, height))) for film in drawn[::10]]
         assert {images.pose_fault(film) for film in resized} == {""}

@@ -81,7 +81,7 @@ def test_verdicts_follow_what_was_made_up(whole):
     assert set(table.loc[table["finding"] == 4, "verdict"]) == {"inconclusive"}  # equal answers: level is never shown
 
 
-def test_a_comparison_is_told_with_its_step_and_interval(whole):
+def test_a_comparison_is_reported_with_its_step_and_interval(whole):
     _, table = whole
     row = findings.comparison_table(table).set_index("finding").loc[2].iloc[0]
     assert row["step"] == "stand-in-medgemma/untuned → sft/free_reasoning" and row["verdict"] == "agrees"
@@ -110,7 +110,7 @@ def test_the_summary_keeps_published_and_phantom_under_headers_of_their_own(whol
     assert "one training seed" in summary["how sure"][0]
 
 
-def test_a_finding_without_a_comparison_is_said_to_be_one(tmp_path):
+def test_a_finding_without_a_comparison_is_marked(tmp_path):
     study = study_of(tmp_path, [("medgemma", "free_reasoning")], [])
     table = findings.comparisons(study, compare.compare(study)["paired"])
     assert set(table["finding"]) == {2}
@@ -129,7 +129,7 @@ def test_what_make_full_would_add_is_read_from_the_params_file(name, left_to_ful
     assert [text.endswith("left to a full run") for text in shown] == left_to_full
 
 
-def test_a_study_that_trains_nothing_is_told_and_drawn(tmp_path):
+def test_a_study_that_trains_nothing_is_reported_and_drawn(tmp_path):
     from matplotlib import pyplot as plt
 
     study = study_of(tmp_path, [], [])

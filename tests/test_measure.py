@@ -88,7 +88,7 @@ def test_a_model_without_weights_gets_random_ones_of_its_own_shape(tmp_path):
     assert models.load_processor(model.model_copy(update={"path": str(place)})).image_seq_length == 16
 
 
-def test_without_a_gpu_a_stand_in_is_measured_and_said_to_be_one(tmp_path, monkeypatch):
+def test_without_a_gpu_a_stand_in_is_measured_and_named(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     for path, stand_in in (("google/medgemma-4b-it", "medgemma"), ("Qwen/Qwen2.5-VL-3B-Instruct", "qwen")):
         model = config.Model(name="x", path=path, dtype="bfloat16")

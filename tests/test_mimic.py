@@ -118,7 +118,7 @@ def test_a_labelled_study_without_a_film_is_excluded(root):
     assert row["reason"] == "study of mimic-cxr-2.0.0-chexpert.csv without a film in mimic-cxr-2.0.0-split.csv.gz"
 
 
-def test_which_images_are_there_is_told(root):
+def test_which_images_are_there_is_reported(root):
     films = mimic.read(root)
     assert film_table.present(films, root).tolist() == [True, False, False, False, False]
     assert film_table.present(films.table.iloc[3:], root).index.tolist() == [3, 4]
@@ -176,13 +176,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize("change, message", WRONG.values(), ids=WRONG.keys())
-def test_a_wrong_table_is_told_by_file_row_and_value(root, change, message):
+def test_a_wrong_table_is_reported_by_file_row_and_value(root, change, message):
     rewrite(root, *change)
     with pytest.raises(SourceError, match=message):
         mimic.read(root)
 
 
-def test_a_table_cut_off_in_the_middle_is_told(root):
+def test_a_table_cut_off_in_the_middle_is_reported(root):
     packed = root / "mimic-cxr-2.0.0-metadata.csv.gz"
     packed.write_bytes(packed.read_bytes()[:-40])
     with pytest.raises(SourceError, match=r"mimic-cxr-2.0.0-metadata.csv.gz: cannot be read as a table"):

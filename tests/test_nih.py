@@ -207,7 +207,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("change, message", WRONG.values(), ids=WRONG.keys())
-def test_a_wrong_table_is_told_by_file_row_and_value(root, change, message):
+def test_a_wrong_table_is_reported_by_file_row_and_value(root, change, message):
     name, new, old = change
     rewrite(root / name, new, old)
     with pytest.raises(SourceError, match=message):

@@ -88,7 +88,7 @@ VALUES = {
 
 
 @pytest.mark.parametrize("content, told", PARAMS.values(), ids=PARAMS)
-def test_a_params_file_that_is_none_is_told(tmp_path, content, told):
+def test_a_params_file_of_the_wrong_kind_is_refused(tmp_path, content, told):
     (tmp_path / "mine.yaml").write_bytes(content)
     with pytest.raises(config.ParamsError) as refused:
         config.load(tmp_path / "mine.yaml")
@@ -96,7 +96,7 @@ def test_a_params_file_that_is_none_is_told(tmp_path, content, told):
 
 
 @pytest.mark.parametrize("key, value, told", VALUES.values(), ids=VALUES)
-def test_a_number_or_name_of_no_use_is_told_by_key_and_value(tmp_path, key, value, told):
+def test_a_number_or_name_of_no_use_is_reported_by_key_and_value(tmp_path, key, value, told):
     values = yaml.safe_load(MINI)
     *sections, last = key.split(".")
     section = values
@@ -141,7 +141,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize("content, told", TABLES.values(), ids=TABLES)
-def test_a_table_that_is_none_is_told(tmp_path, content, told):
+def test_a_table_of_the_wrong_kind_is_refused(tmp_path, content, told):
     (tmp_path / "films.csv").write_bytes(content)
     with pytest.raises(SourceError) as refused:
         own.read(tmp_path, SECTION, tmp_path)
@@ -149,7 +149,7 @@ def test_a_table_that_is_none_is_told(tmp_path, content, told):
     assert len(str(refused.value)) < 1000
 
 
-def test_a_folder_or_an_endless_link_for_a_table_is_told(tmp_path):
+def test_a_folder_or_an_endless_link_for_a_table_is_reported(tmp_path):
     for _ in in_its_place(tmp_path / "films.csv"):
         with pytest.raises(SourceError, match=r"has no films\.csv"):
             own.read(tmp_path, SECTION, tmp_path)
@@ -237,7 +237,7 @@ def test_a_file_larger_than_any_film_a_pipe_and_a_device_are_never_read(tmp_path
             images.read(path)
 
 
-def test_a_folder_an_endless_link_and_a_name_beyond_any_are_told(tmp_path):
+def test_a_folder_an_endless_link_and_a_name_beyond_any_are_reported(tmp_path):
     for _ in in_its_place(tmp_path / "film"):
         with pytest.raises(FilmError, match=r"cannot be opened: (Is a directory|Too many levels)"):
             images.read(tmp_path / "film")
@@ -272,13 +272,13 @@ def test_no_byte_of_a_record_can_change_unseen(record):
 
 @pytest.mark.parametrize("load", [records.load, records.load_json])
 @pytest.mark.parametrize("content", [b"", GARBAGE, bytes(100), b"PAR1" + b"\xff" * 8 + b"PAR1", b"[" * 100_000])
-def test_a_file_that_is_no_record_is_told(tmp_path, load, content):
+def test_a_file_that_is_no_record_is_reported(tmp_path, load, content):
     (tmp_path / "theirs").write_bytes(content)
     with pytest.raises(records.RecordError, match=r"theirs: not a (parquet|JSON) file"):
         load(tmp_path / "theirs")
 
 
-def test_a_record_cut_short_a_folder_and_an_origin_that_is_none_are_told(record):
+def test_a_record_cut_short_a_folder_and_an_invalid_provenance_are_refused(record):
     whole = record.read_bytes()
     for size in range(0, len(whole), 50):
         record.write_bytes(whole[:size])
@@ -309,14 +309,14 @@ def test_a_record_of_another_kind_is_no_manifest_to_follow(record, tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", GARBAGE, b'film,verdict\n"a,b\n', "film,verdict\n".encode("utf-16"), b"a,b\n"]
 )
-def test_a_file_that_holds_no_verdicts_is_told(tmp_path, content):
+def test_a_file_that_holds_no_verdicts_is_reported(tmp_path, content):
     (tmp_path / "verdicts.csv").write_bytes(content)
     with pytest.raises(review.ReviewError, match=r"verdicts\.csv: (cannot be read as CSV in UTF-8|no column)"):
         review.read(config.load(ROOT / "params" / "smoke.yaml"), tmp_path / "verdicts.csv")
 
 
 @pytest.mark.parametrize("content", [GARBAGE, "{labels}".encode("utf-16")])
-def test_a_prompt_that_is_no_text_is_told(tmp_path, content):
+def test_a_prompt_that_is_no_text_is_reported(tmp_path, content):
     values = config.read(ROOT / "params" / "smoke.yaml")
     values["teacher"] = {"kind": "gemini", "model": "m", "seed": 0, "prompts": {"free_reasoning": "mine.txt"}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
@@ -414,13 +414,13 @@ ADAPTERS = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("change, told", ADAPTERS.values(), ids=ADAPTERS)
-def test_an_adapter_that_is_none_is_told(adapter, change, told):
+def test_an_adapter_of_the_wrong_kind_is_refused(adapter, change, told):
     change(adapter)
     with pytest.raises(models.ModelError, match=f"adapter: {told}"):
         models.load_trained(MEDGEMMA, adapter)
 
 
-def test_an_adapter_of_another_model_is_told_though_its_weights_would_fit(adapter):
+def test_an_adapter_of_another_model_is_reported_though_its_weights_would_fit(adapter):
     with pytest.raises(models.ModelError, match=r"belongs to .*medgemma, not .*qwen"):
         models.load_trained(QWEN, adapter)
 
@@ -521,7 +521,7 @@ def test_the_command_line_tells_a_wrong_file_in_a_line_or_two(tmp_path, monkeypa
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="the superuser may open every file")
-def test_a_file_that_may_not_be_opened_is_told(tmp_path):
+def test_a_file_that_may_not_be_opened_is_reported(tmp_path):
     (study_folder(tmp_path) / "params" / "smoke.yaml").chmod(0)
     call = [sys.executable, "-c", "import sys; from chexreason.cli import main; sys.exit(main(sys.argv[1:]))"]
     as_nobody = ["setpriv", "--reuid=65534", "--clear-groups"] if os.geteuid() == 0 else []
@@ -532,7 +532,7 @@ def test_a_file_that_may_not_be_opened_is_told(tmp_path):
     assert (said.returncode, said.stderr) == (2, "chexreason: params/smoke.yaml: cannot be read: Permission denied\n")
 
 
-def test_ones_film_that_is_a_bomb_is_told_before_the_model_is_loaded(tmp_path):
+def test_ones_film_that_is_a_bomb_is_reported_before_the_model_is_loaded(tmp_path):
     (study_folder(tmp_path) / "film.dcm").write_bytes(holding(JPEGBaseline8Bit, huge_jpeg()))
     asked = ["--params", "params/smoke.yaml", "--model", "medgemma", "--checkpoint", "untuned"]
     said = command(tmp_path, "predict", *asked, "film.dcm")

@@ -90,7 +90,7 @@ WRONG_PARAMS = {
 
 
 @pytest.mark.parametrize("changes, message", WRONG_PARAMS.values(), ids=WRONG_PARAMS.keys())
-def test_a_wrong_mapping_is_told_by_key_and_name(root, changes, message):
+def test_a_wrong_mapping_is_reported_by_key_and_name(root, changes, message):
     with pytest.raises(SourceError, match=message):
         films(root, **changes)
 
@@ -112,14 +112,14 @@ WRONG_ROWS = {
 
 
 @pytest.mark.parametrize("new, old, message", WRONG_ROWS.values(), ids=WRONG_ROWS.keys())
-def test_a_wrong_row_is_told_by_row_and_value(root, new, old, message):
+def test_a_wrong_row_is_reported_by_row_and_value(root, new, old, message):
     assert old in TABLE
     (root / "films" / "exams.csv").write_text(TABLE.replace(old, new))
     with pytest.raises(SourceError, match=message):
         films(root)
 
 
-def test_a_patient_in_two_splits_is_told(root):
+def test_a_patient_in_two_splits_is_reported(root):
     with pytest.raises(SourceError, match="patient p1 is in two splits, e1 and e2"):
         films(root, columns=COLUMNS | {"split": "exam"})
 
@@ -152,7 +152,7 @@ WRONG_FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name, text, message", WRONG_FUNCTIONS.values(), ids=WRONG_FUNCTIONS.keys())
-def test_a_wrong_function_is_told(root, name, text, message):
+def test_a_wrong_function_is_reported(root, name, text, message):
     (root / "my_hospital.py").write_text(text)
     with pytest.raises(SourceError, match=message):
         films(root, CALLED, read=name)

@@ -113,7 +113,7 @@ def test_a_wrong_key_or_value_is_refused_with_its_name_and_the_right_one(tmp_pat
         assert words in said, said
 
 
-def test_every_mistake_is_told_at_once(tmp_path):
+def test_every_mistake_is_reported_at_once(tmp_path):
     said = refusal(tmp_path, mini(rename("sft.num_train_epochs", "epocs")))
     assert "unknown key 'sft.epocs'" in said
     assert "the key 'sft.num_train_epochs' is missing" in said

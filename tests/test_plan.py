@@ -79,7 +79,7 @@ def test_a_stand_in_that_is_not_forged_has_no_estimate(tmp_path):
 # What is missing.
 
 
-def test_everything_missing_is_told_with_what_to_do(paper):
+def test_everything_missing_is_reported_with_what_to_do(paper):
     told = "\n".join(paper["missing"])
     assert "sources.mimic.root: $MIMIC_CXR_JPG: set this environment variable" in told
     assert "sources.nih.root: $NIH_CXR14: set this environment variable" in told
@@ -129,7 +129,7 @@ def test_a_teachers_key_that_is_not_set_is_missing(monkeypatch):
     assert not [told for told in plan.missing(study) if "teacher" in told]
 
 
-def test_a_small_gpu_is_told_with_what_is_needed(monkeypatch):
+def test_a_small_gpu_is_reported_with_what_is_needed(monkeypatch):
     from types import SimpleNamespace
 
     small = SimpleNamespace(name="Small 8", total_memory=8e9)
@@ -140,7 +140,7 @@ def test_a_small_gpu_is_told_with_what_is_needed(monkeypatch):
     assert not [told for told in plan.missing(study, 7.0) if "GPU" in told]
 
 
-def test_a_full_disk_is_told_with_what_is_needed(monkeypatch):
+def test_a_full_disk_is_reported_with_what_is_needed(monkeypatch):
     from types import SimpleNamespace
 
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1e9))

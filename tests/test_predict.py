@@ -117,7 +117,7 @@ def test_ones_own_films_are_answered_as_the_studys_are(smoke, asked, tmp_path, c
     assert caution == "This model was trained on phantoms (drawings), so its answer says nothing about a real film.\n"
 
 
-def test_an_answer_is_told_as_reasoning_and_labels():
+def test_an_answer_is_reported_as_reasoning_and_labels():
     assert predict.format_reply("<think>Wide heart.</think><solution>Cardiomegaly, Edema</solution>") == (
         "Wide heart.\n\nLabels: Cardiomegaly, Edema"
     )
@@ -139,7 +139,7 @@ def test_an_answer_is_told_as_reasoning_and_labels():
         ),
     ],
 )
-def test_a_checkpoint_that_is_not_there_is_told_with_what_makes_it(unmade, capsys, wrong, told):
+def test_a_checkpoint_that_is_not_there_is_reported_with_what_makes_it(unmade, capsys, wrong, told):
     assert ask(unmade, "film.png", **wrong) == 2
     assert told in capsys.readouterr().err
 
@@ -190,7 +190,7 @@ FOUND = [f"my films/{name}" for name in ("a.png", "empty.png", "gone.dcm", "more
 FAULTS = ["chexreason: my films/empty.png: empty file", "chexreason: my films/gone.dcm: no such file"]
 
 
-def test_a_folder_of_films_is_answered_and_its_bad_films_are_told_in_json(unmade, answering, capsys):
+def test_a_folder_of_films_is_answered_and_its_bad_films_are_reported_in_json(unmade, answering, capsys):
     assert main(["predict", "--json", "--checkpoint", "untuned", "--params", str(unmade.file), "my films"]) == 1
     told = capsys.readouterr()
     about = json.loads(told.out)
@@ -215,7 +215,7 @@ def test_a_folder_of_films_is_answered_and_its_bad_films_are_told_in_json(unmade
     ]
 
 
-def test_a_folder_of_films_is_answered_and_its_bad_films_are_told_in_csv(unmade, answering, capsys):
+def test_a_folder_of_films_is_answered_and_its_bad_films_are_reported_in_csv(unmade, answering, capsys):
     assert main(["predict", "--csv", "--checkpoint", "untuned", "--params", str(unmade.file), "my films"]) == 1
     table = pd.read_csv(io.StringIO(capsys.readouterr().out), keep_default_na=False)
     assert list(table["id"]) == FOUND
@@ -238,7 +238,7 @@ def test_csv_of_predictions_can_be_scored(unmade, answering, capsys):
     assert {label for label, share in recall.items() if share == 1} == {"Cardiomegaly", "Edema"}
 
 
-def test_a_folder_of_films_is_answered_and_its_bad_films_are_told_as_text(unmade, answering, capsys):
+def test_a_folder_of_films_is_answered_and_its_bad_films_are_reported_as_text(unmade, answering, capsys):
     assert ask(unmade, "my films", checkpoint="untuned") == 1
     told = capsys.readouterr()
     assert (
@@ -296,7 +296,7 @@ def test_of_several_formats_one_is_to_be_named():
         predict.choose_checkpoint(config.load(ROOT / "params" / "mini.yaml"), "qwen", None, None)
 
 
-def test_who_learnt_from_films_is_said_to_make_no_diagnosis(unmade):
+def test_a_prediction_says_that_it_is_not_a_diagnosis(unmade):
     source = config.Nih(kind="nih", root="$NIH", splits=["test"])
     real = unmade.model_copy(update={"sources": unmade.sources | {"a": source}})
     assert "phantoms" in predict.caution(real, "medgemma")  # a stand-in never learnt from films

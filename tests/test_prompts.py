@@ -47,7 +47,7 @@ def test_the_teacher_knows_the_format_as_the_model_does():
 
 
 @pytest.mark.parametrize("name", ["free", "teacher/free", "../labels", "teacher/"])
-def test_a_prompt_that_is_not_there_is_told_with_those_that_are(name):
+def test_a_prompt_that_is_not_there_is_reported_with_those_that_are(name):
     with pytest.raises(ValueError, match=f"no prompt '{name}'.*free_reasoning.*teacher/again"):
         prompts.load(name)
 

@@ -97,7 +97,7 @@ def of_formats(study, *formats: str) -> config.Study:
     return study.model_copy(update={"sft": study.sft.model_copy(update={"runs": runs})})
 
 
-def test_a_sheet_shows_one_format_the_first_with_a_reasoning_unless_told(study):
+def test_a_sheet_shows_by_default_the_first_format_with_reasoning(study):
     several = of_formats(study, "only_label", "reasoning_a", "free_reasoning")
     for told, shown in ((None, "reasoning_a"), ("free_reasoning", "free_reasoning")):
         folder = review.write(several, format=told)
@@ -118,7 +118,7 @@ def test_verdicts_are_read_whichever_format_their_sheet_shows(study):
         assert len(review.read(several, path)) == 100
 
 
-def test_a_format_without_traces_or_without_reasoning_is_told(study):
+def test_a_format_without_traces_or_without_reasoning_is_reported(study):
     with pytest.raises(ReviewError, match="no trace of reasoning_a; it has free_reasoning"):
         review.write(study, format="reasoning_a")
     with pytest.raises(ReviewError, match="all are only_label, so there is no reasoning"):
@@ -186,12 +186,12 @@ def again(rows):
         (lambda rows: rows.__setitem__("verdict", ""), "holds no verdict yet"),
     ],
 )
-def test_a_mistake_among_the_verdicts_is_told_by_its_row(study, change, said):
+def test_a_mistake_among_the_verdicts_is_reported_by_its_row(study, change, said):
     with pytest.raises(ReviewError, match=r"verdicts\.csv.*" + said):
         review.read(study, fill(study, change))
 
 
-def test_a_trace_written_anew_since_the_sheet_is_told(study):
+def test_a_trace_written_anew_since_the_sheet_is_reported(study):
     path = fill(study)
     save(study, records.load(study.folder / check.TRACES).assign(text="new"))
     with pytest.raises(ReviewError, match=r"row 2: the trace of film a.... is another one now; draw a new sheet"):
@@ -217,7 +217,7 @@ def test_a_new_sheet_does_not_write_over_verdicts(study):
     assert path.read_bytes() == held
 
 
-def test_a_file_that_is_no_csv_in_utf_8_is_told(study, tmp_path):
+def test_a_file_that_is_no_csv_in_utf_8_is_reported(study, tmp_path):
     (tmp_path / "latin.csv").write_bytes("film,trace,verdict,comment\na,t,accept,größer".encode("latin-1"))
     for name in ("latin.csv", "nowhere.csv"):
         with pytest.raises(ReviewError, match=f"{name}: cannot be read"):

@@ -104,7 +104,7 @@ def test_constants_are_given_on_the_command_line(study, capsys, weight, expected
         ("hrad", ["no reward 'hrad'", "did you mean 'hard'?"]),
     ],
 )
-def test_a_reward_that_fails_is_told_with_the_film_and_the_reply(study, capsys, reward, parts):
+def test_a_reward_that_fails_is_reported_with_the_film_and_the_reply(study, capsys, reward, parts):
     assert main(["reward", reward, str(study.file)]) == 2
     said = capsys.readouterr()
     assert said.out == "" and all(part in said.err for part in parts), said.err

@@ -168,7 +168,7 @@ def test_a_run_learns_from_the_films_of_another_source_which_no_test_set_has(stu
         curate.manifest(study_with(study.file.parent.parent / "other", hard=HARD | {"films": ["b"]}))
 
 
-def test_films_that_the_other_source_does_not_have_are_told(study):
+def test_films_that_the_other_source_does_not_have_are_reported(study):
     manifest = records.load(study.folder / curate.MANIFEST)
     strange = manifest.assign(film=manifest["film"].where(manifest["split"] != "rl", "x" + manifest["film"]))
     with pytest.raises(sampling.CurateError, match=r"a-as-c does not describe 8 of the 8 films of a"):

@@ -206,7 +206,7 @@ def test_the_labels_are_those_both_files_have_unless_chosen(files):
         ),
     ],
 )
-def test_labels_that_cannot_be_chosen_are_told(files, changed, message):
+def test_labels_that_cannot_be_chosen_are_reported(files, changed, message):
     with pytest.raises(ScoreError, match=message):
         files(**({"label_set": None} | changed))
 
@@ -247,7 +247,7 @@ def test_an_interval_without_width_is_explained(files):
     assert "Every resample gives the same value, so the interval has no width" in text
 
 
-def test_films_resampled_where_patients_are_known_are_told(files):
+def test_films_resampled_where_patients_are_known_are_reported(files):
     assert "names repeat in patient of the truth: name it with --patient" in report_text(files())
     assert "--patient" not in report_text(files(patient="patient"))
 
@@ -262,7 +262,7 @@ def test_a_column_without_a_number_in_either_file_is_not_a_label(files):
     assert [row["label"] for row in files(truth, pred, None)["labels"]] == list(COMPETITION5)
 
 
-def test_what_a_normal_film_is_without_a_label_for_it_is_told(files):
+def test_what_a_normal_film_is_without_a_label_for_it_is_reported(files):
     note = "a normal film is one without any of these labels (which may have others)"
     assert note in report_text(files(label_set=None, labels=["Edema"]))
     assert note not in report_text(files(TRUTH, PROBABILITIES))
@@ -270,7 +270,7 @@ def test_what_a_normal_film_is_without_a_label_for_it_is_told(files):
     assert note not in report_text(files(*named, None))
 
 
-def test_one_film_of_one_patient_is_told_in_the_singular(files):
+def test_one_film_of_one_patient_is_reported_in_the_singular(files):
     one = "id,owner,Edema\na,p,1\n"
     assert report_text(files(one, one, None, "owner")).startswith(
         "1 film of 1 patient, 1 label; 95 % intervals from 50 res"
@@ -423,7 +423,7 @@ def swap(old, new, text=TRUTH):
         ({"seed": -1}, "seed must be at least 0, not -1"),
     ],
 )
-def test_what_cannot_be_scored_is_told(files, changed, message):
+def test_what_cannot_be_scored_is_reported(files, changed, message):
     with pytest.raises(ScoreError, match=message):
         files(**changed)
 

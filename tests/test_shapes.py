@@ -106,7 +106,7 @@ def test_keys_and_values_by_hand():
     assert model_size.key_values(QWEN) == 2 * 36 * 2 * 128
 
 
-def test_one_architecture_is_told_from_another_by_kind_and_size():
+def test_architectures_are_distinguished_by_kind_and_size():
     assert model_size.architecture(NV_REASON) == model_size.architecture(QWEN)
     kinds = [model_size.architecture(path) for path in (MEDGEMMA, QWEN, "stand-in:medgemma", "stand-in:qwen")]
     assert len(set(kinds)) == 4

@@ -41,7 +41,7 @@ def test_without_images_it_works_on_the_tables_and_says_so(nih_folder, capsys):
     assert (films["images"], films["note"]) == (1, "")
 
 
-def test_what_is_excluded_is_told_by_reason_with_the_first_films(nih_folder, capsys):
+def test_what_is_excluded_is_reported_by_reason_with_the_first_films(nih_folder, capsys):
     (nih_folder / "test_list.txt").write_text("".join(f"0000100{number}_000.png\n" for number in range(5)))
     excluded = found(capsys, "nih", nih_folder)["excluded"]
     assert excluded["film in neither of the two lists"]["films"] == 3
@@ -91,7 +91,7 @@ def test_a_person_reads_tables(nih_folder, capsys):
 @pytest.mark.parametrize(
     "kind, name", [("nih", "Data_Entry"), ("mimic", "mimic-cxr-2.0.0-split"), ("chexpert", "train")]
 )
-def test_a_wrong_folder_is_told_in_one_line(tmp_path, capsys, kind, name):
+def test_a_wrong_folder_is_reported_in_one_line(tmp_path, capsys, kind, name):
     assert main(["films", kind, str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"chexreason: {tmp_path}: has no {name}")

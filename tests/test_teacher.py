@@ -62,7 +62,7 @@ def written():
     return [(labels, boxes, rules.write_trace(labels, boxes, view, rng)) for labels, boxes, view in films(3000)]
 
 
-def test_every_positive_label_is_said_and_in_the_order_of_chexpert(written):
+def test_every_positive_label_is_named_in_the_order_of_chexpert(written):
     for labels, _, trace in written:
         said = [re.search(DISTINCTIVE[name], DENIALS.sub("", trace), re.IGNORECASE) for name in labels]
         assert all(said), (labels, trace)
@@ -101,12 +101,12 @@ def test_side_zone_and_degree_are_those_of_the_box():
         assert f"in the {side} {zone} zone" in trace and degree in trace
 
 
-def test_findings_on_both_sides_are_said_to_be():
+def test_findings_on_both_sides_are_written_as_bilateral():
     boxes = [Box("Lung Lesion", "left", "upper", 0.5), Box("Lung Lesion", "right", "upper", 0.9)]
     assert "in both upper zones" in rules.write_trace(["Lung Lesion"], boxes, "AP", np.random.default_rng(0))
 
 
-def test_a_label_without_a_box_is_said_without_place_and_degree():
+def test_a_label_without_a_box_is_written_without_place_and_degree():
     trace = rules.write_trace(["Pneumonia"], [], "PA", np.random.default_rng(0))
     assert not re.search(r"mild|moderate|marked|left|right|both|  ", trace)
 
@@ -208,7 +208,7 @@ def test_a_readers_own_words_are_not_taken_for_giveaways(sentence):
     assert check.check(answers.write(answers.Answer(sentence, ("Edema",))), ("Edema",)) == ""
 
 
-def test_a_trace_with_too_few_words_is_told_how_many_it_needs():
+def test_a_trace_with_too_few_words_is_reported_how_many_it_needs():
     text = answers.write(answers.Answer("The heart is large.", ("Cardiomegaly",)))
     assert check.check(text, ("Cardiomegaly",), min_words=30) == "too short: 4 words, at least 30 are needed"
     assert check.check(text, ("Cardiomegaly",), min_words=4, max_words=4) == ""

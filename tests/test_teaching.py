@@ -151,7 +151,7 @@ def test_every_film_ends_with_a_valid_trace_or_in_the_report(misbehaved):
     assert {"- no reply: 3.", "- wrong labels: 1.", "- the endpoint refused to answer: 1."} == set(told[1:4])
 
 
-def test_a_faulty_trace_is_asked_for_again_with_the_fault_told_and_another_seed(misbehaved):
+def test_a_faulty_trace_is_asked_for_again_with_its_fault_and_another_seed(misbehaved):
     _, _, written, endpoint = misbehaved
     first, second = [request for request in endpoint.seen if request.number == 6]
     assert "wrong labels: Pneumonia, not No Finding" in second.text.removeprefix(first.text)
@@ -345,7 +345,7 @@ def test_a_film_is_not_sent_on_to_another_address(tmp_path):
     assert len(written.excluded) == 1
 
 
-def test_a_key_that_is_not_accepted_stops_at_once_and_is_not_told(tmp_path, monkeypatch, caplog):
+def test_a_key_that_is_not_accepted_stops_at_once_and_is_not_printed(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("MY_KEY", " secret-1234\n")
     caplog.set_level("DEBUG")
     with Endpoint(lambda request: Sent(b'{"error": {"message": "bad key secret-1234"}}', 401)) as endpoint:
@@ -359,7 +359,7 @@ def test_a_key_that_is_not_accepted_stops_at_once_and_is_not_told(tmp_path, monk
     assert "Bearer secret" not in caplog.text
 
 
-def test_a_key_that_is_not_set_is_told_by_the_name_of_its_variable(tmp_path, monkeypatch):
+def test_a_key_that_is_not_set_is_reported_by_the_name_of_its_variable(tmp_path, monkeypatch):
     monkeypatch.delenv("MY_KEY", raising=False)
     with pytest.raises(TeacherError, match="environment variable MY_KEY is not set"):
         generate.write(study(tmp_path, key="MY_KEY"), films(tmp_path, 1))

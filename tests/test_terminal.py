@@ -121,5 +121,5 @@ def test_only_errors_warnings_and_the_last_word_of_snakemake_are_shown(study, ca
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(0.2, "1 s"), (89, "89 s"), (600, "10 min"), (12000, "3 h 20 min")])
-def test_durations_are_told_in_words(seconds, words):
+def test_durations_are_reported_in_words(seconds, words):
     assert terminal.clock(seconds) == words

@@ -167,7 +167,7 @@ def test_only_a_second_update_on_a_rollout_leaves_the_ratio_of_1(smoke, tmp_path
     assert clips[0] == 0 and (clips[1] > 0) == acts
 
 
-def test_a_collapse_is_said_once_and_loudly_while_the_run_goes_on(capsys):
+def test_a_collapse_is_reported_once_while_the_run_goes_on(capsys):
     from types import SimpleNamespace
 
     settings = config.load(ROOT / "params" / "mini.yaml").grpo.collapse

@@ -210,7 +210,7 @@ CALM |= {"groups_without_contrast": 0.2, "cut_off": 0.0}
         ({"cut_off": 0.9}, "cut off"),
     ],
 )
-def test_a_collapse_is_told_by_what_has_collapsed(falls, told):
+def test_a_collapse_is_named_after_what_has_collapsed(falls, told):
     settings = load("params/mini.yaml").grpo.collapse
     calm, fallen = [CALM] * settings.rollouts, [CALM | falls] * settings.rollouts
     said = grpo.collapsed(pd.DataFrame(calm + fallen), settings)

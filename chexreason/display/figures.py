@@ -70,7 +70,7 @@ def step_gains(gains: pd.DataFrame, ax, *, phantom: bool):
     """The change in each step of training on each data set, with 95 % intervals, from `report.gains`."""
     steps = gains.assign(step=gains["step"].str.replace(" → ", "\n→ "))
     ax.set_xlabel("← loss      macro-F1, 95 % paired interval      gain →")
-    ax.set_title(tables.title_text("What each step gained or lost at each hospital", phantom))
+    ax.set_title(tables.title_text("Gain or loss of each training step, by hospital", phantom))
     return _about_zero(steps, ax, y="step", hue="dataset", empty="no step of training")
 
 
@@ -124,7 +124,7 @@ def findings(table: pd.DataFrame, ax, *, phantom: bool):
     place = table["finding"].astype(str) + " · " + table["second"] + ", " + table["dataset"]
     rows = table.assign(place=place + ", seed " + table["seed"].astype(str))
     ax.set_xlabel("difference of macro-F1, 95 % paired interval")
-    ax.set_title(tables.title_text("What speaks to each finding", phantom))
+    ax.set_title(tables.title_text("Evidence on each of the paper's findings", phantom))
     return _about_zero(rows, ax, y="place", hue="verdict", empty="no comparison")
 
 
@@ -304,7 +304,7 @@ def boxed(findings: pd.DataFrame, axes: Iterable, *, phantom: bool):
         axes[0].text(0, 0.5, WITHHELD)
     for ax in axes:
         ax.axis("off")
-    axes[0].figure.suptitle(tables.title_text("A film of each finding", phantom), fontsize="medium")
+    axes[0].figure.suptitle(tables.title_text("One example film per finding", phantom), fontsize="medium")
     return axes
 
 

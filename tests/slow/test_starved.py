@@ -106,7 +106,7 @@ def disk(tmp_path):
 PROVENANCE = {"study": "smoke"}
 
 
-def test_a_full_disk_is_told_damages_nothing_and_when_there_is_room_the_same_call_succeeds(disk):
+def test_a_full_disk_is_reported_damages_nothing_and_when_there_is_room_the_same_call_succeeds(disk):
     import pandas as pd
 
     place, resize = disk
@@ -122,7 +122,7 @@ def test_a_full_disk_is_told_damages_nothing_and_when_there_is_room_the_same_cal
     pd.testing.assert_frame_equal(records.load(place / "a.parquet"), large)
 
 
-def test_a_checkpoint_that_fills_the_disk_is_told_although_torch_does_not_say_why(disk):
+def test_a_checkpoint_that_fills_the_disk_is_reported_although_torch_does_not_say_why(disk):
     place, _ = disk
     with (
         pytest.raises(records.DiskFullError, match="the disk is full"),
