@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from chexreason.data.film_table import Films
 from chexreason.data.phantom.drawing import Box, Film, boxes, draw
@@ -173,7 +173,7 @@ def _studies(hospital: str, rng: np.random.Generator):
     present = np.zeros((BLOCK, count.max(), len(FINDINGS)), bool)
     normal = np.zeros((BLOCK, count.max()), bool)
     for number in range(count.max()):
-        well = health > norm.isf(cases["truth_no_finding"])
+        well = health > -ndtri(cases["truth_no_finding"])
         normal[:, number] = well
         present[:, number] = (latent > copula.cut) & ~well[:, None]
         present[:, number, PATHOLOGIES] |= well & (latent[:, PATHOLOGIES] > copula.normal_devices)
@@ -231,7 +231,7 @@ def _cuts(root: np.ndarray, rates: np.ndarray, normal_devices: float, pathologie
     latent = np.random.default_rng(0).standard_normal((60_000, len(rates))) @ root.T
     share = 0.8
     for _ in range(15):
-        cut = norm.isf(rates * share)
+        cut = -ndtri(rates * share)
         abnormal = (latent[:, :pathologies] > cut[:pathologies]).any(axis=1)
         share = abnormal.mean()
     devices = latent[abnormal, -1]
@@ -249,7 +249,7 @@ def _tetrachoric(cut: np.ndarray, joint: np.ndarray) -> np.ndarray:
         middle = (low + high) / 2
         r = middle[..., None] * (node + 1) / 2
         density = np.exp(-(a**2 + b**2)[..., None] / 2 / (1 - r**2) + (a * b)[..., None] * r / (1 - r**2))
-        both = norm.sf(a) * norm.sf(b) + middle / 4 / np.pi * ((density / np.sqrt(1 - r**2)) @ weight)
+        both = ndtr(-a) * ndtr(-b) + middle / 4 / np.pi * ((density / np.sqrt(1 - r**2)) @ weight)
         low, high = np.where(both < joint, middle, low), np.where(both < joint, high, middle)
     correlation = (low + high) / 2
     np.fill_diagonal(correlation, 1)
