@@ -136,6 +136,7 @@ def test_runs_of_a_notebook_have_their_own_heading_and_labels_and_show_what_they
     assert [page[2].metadata.mystnb.figure.name for page in pages] == ["fig-answers", "fig-answers-m-sft-f-seed0"]
 
 
+@pytest.mark.soak
 def test_a_book_with_a_broken_link_does_not_build_and_says_which(tmp_path):
     source = tmp_path / "pages"
     shutil.copytree(ROOT / "book", source)

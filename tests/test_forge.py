@@ -62,6 +62,7 @@ def test_places_lie_inside_the_boxes(films):
     assert inside[middle] and not inside.all()
 
 
+@pytest.mark.soak
 def test_notebook_0_forges_both_stand_ins(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = {"films": 100, "vision_epochs": 1, "drawings": 16, "seed": 1, "folder": "forged"}

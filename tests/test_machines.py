@@ -84,6 +84,7 @@ def test_a_kernel_sees_one_gpu_or_none(here, gpu, seen):
     assert output.text.strip() == seen
 
 
+@pytest.mark.soak
 def test_as_many_gpu_jobs_run_at_once_as_there_are_gpus_and_each_has_its_own(here):
     """Real Snakemake with the graph's own limits; each job says which GPU it had, and when."""
     (here / "job.py").write_text(

@@ -135,10 +135,7 @@ EVERY = {"prompts": 1, "predict_untuned": 1, "predict_run": 3}
 @pytest.mark.parametrize(
     ("new", "old", "stale"),
     [
-        ("n_resamples: 51", "n_resamples: 50", {"prompts": 1}),
         ("max_new_tokens: 150", "max_new_tokens: 160", {"grpo_run": 1, **EVERY}),  # GRPO asks its checkpoints too
-        ("temperature: 0.7", "temperature: 0.8", {"grpo_run": 1, "predict_run": 2}),
-        ("path: stand-in:medgemma, note: x", 'path: "stand-in:medgemma"', EVERY),  # nothing is trained
         ("batch: 32", "batch: 64", {}),  # how many films are asked at once
     ],
 )
@@ -151,6 +148,7 @@ def test_a_changed_value_runs_again_just_what_depends_on_it(smoke, new, old, sta
     assert would == stale | LAST
 
 
+@pytest.mark.soak
 def test_the_same_params_give_the_same_answers_byte_for_byte(smoke):
     answered = smoke.paths.answers(at("grpo/hard"))
     before = answered.read_bytes()

@@ -100,7 +100,7 @@ def files(copy: Copy) -> None:
     shutil.copy(copy.folder / "notebooks" / "8_reanalysis.ipynb", copy.folder / "notebooks" / "10_mine.ipynb")
 
 
-def test_set(copy: Copy) -> None:
+def one_more_test_set(copy: Copy) -> None:
     copy.edit(
         "params/smoke.yaml",
         "  b-test: {films: 12}",
@@ -159,7 +159,7 @@ CHANGES = [
     (words, {}, {}),
     (files, {}, {}),
     (values, {}, {}),
-    (test_set, {}, dict.fromkeys(EVERY | {"grpo/own", "grpo/own-best"}, 6)),
+    (one_more_test_set, {}, dict.fromkeys(EVERY | {"grpo/own", "grpo/own-best"}, 6)),
     (sft_format, {"sft/short": SFT_STEPS}, {"sft/short": FILMS["a-validation"]}),
     (beta, {"grpo/hard-beta0": GRPO_STEPS}, {"grpo/hard-beta0": ALL + 6, "grpo/hard-beta0-best": ALL + 6}),
     (grpo_rate, {"grpo/hard-beta0": GRPO_STEPS}, {"grpo/hard-beta0": ALL + 6, "grpo/hard-beta0-best": ALL + 6}),

@@ -47,22 +47,6 @@ def faults(folder: Path, stage: str, expected: dict[str, str]) -> list[str]:
     return [*(f"done twice: {each}" for each in twice), *(f"not the same: {each}" for each in differing)]
 
 
-def test_a_study_killed_while_it_draws_its_films_goes_on_and_ends_the_same(smoke, tmp_path_factory):
-    whole = smoke.folder.parents[1]
-    folder = killing.without(whole, "curate", tmp_path_factory.mktemp("killed"))
-    run = killing.start(folder, killing.target("curate"))
-    while run.poll() is None and len(killing.done(folder)) < 20:
-        time.sleep(0.02)
-    killing.kill(run)
-    drawn = killing.done(folder)
-    assert drawn and not (folder / killing.target("curate")).exists()
-    again = killing.start(folder, killing.target("curate"))
-    _, said = again.communicate()
-    assert again.returncode == 0, said[-4000:]
-    assert killing.differing(killing.results(whole), killing.results(folder)) == []
-    assert drawn.items() <= killing.done(folder).items()  # no film was drawn a second time
-
-
 def test_a_run_waits_for_what_a_killed_one_left_running_and_a_second_says_who_holds_the_study(smoke, tmp_path_factory):
     """Only Snakemake is killed: its notebook and the notebook's kernel live on, and write."""
     whole = smoke.folder.parents[1]

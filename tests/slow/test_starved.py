@@ -131,6 +131,7 @@ def test_a_checkpoint_that_fills_the_disk_is_reported_although_torch_does_not_sa
         torch.save(torch.rand(300_000), place / "optimizer.pt")
 
 
+@pytest.mark.soak
 def test_a_study_stops_at_a_full_disk_and_goes_on_when_there_is_room(smoke, disk):
     place, resize = disk
     study_folder(place)
@@ -184,14 +185,6 @@ def elsewhere(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     call = [*apart, "bash", "-c", ELSEWHERE, ROOT, tree, sys.executable, folder / "params" / "smoke.yaml", *arguments]
     surroundings = {**os.environ, **turkish(folder), "TZ": "Asia/Kathmandu", "PYTHONPATH": str(tree)}
     return subprocess.run(call, cwd="/", env=surroundings, capture_output=True, text=True, check=False)
-
-
-def test_a_stage_is_the_same_on_one_core_without_network_elsewhere_and_from_a_read_only_tree(smoke, tmp_path):
-    folder = tmp_path / "Röntgen Bücher, ½ & co"
-    folder.mkdir()
-    said = elsewhere(folder, killing.target("curate"))
-    assert said.returncode == 0, said.stdout[-1000:] + said.stderr[-4000:]
-    assert differing(smoke, folder, "curate/") + differing(smoke, folder, "notebooks/1_curate") == []
 
 
 @pytest.mark.soak
