@@ -127,6 +127,7 @@ def test_what_was_measured_counts_more_than_what_is_planned(tmp_path):
     assert resources.plain(file) == wanted
 
 
+@pytest.mark.soak
 def test_every_job_of_the_published_study_says_what_it_needs_on_a_cluster(tmp_path):
     """The graph of paper.yaml with curation's folders faked: on a login node without a GPU, by a dry run."""
     values = config.read(ROOT / "params" / "paper.yaml")

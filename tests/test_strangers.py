@@ -208,6 +208,7 @@ def test_nothing_of_a_credentialed_source_is_in_the_notebooks_or_the_book(study)
     assert shown(study) == []
 
 
+@pytest.mark.soak
 def test_the_same_films_are_seen_where_they_may_be_shown(hospital, tmp_path):
     """The control: without it the search above might look for what no book could ever hold."""
     found = shown(executed(tmp_path, credentialed=False))

@@ -46,6 +46,7 @@ print(said.getvalue())
 """
 
 
+@pytest.mark.soak
 def test_a_batch_that_does_not_fit_in_memory_is_asked_in_halves_with_the_same_replies(tmp_path):
     """The address space of the process is limited; the allocator that then fails is torch's own."""
     noise = np.random.default_rng(0)
