@@ -5,7 +5,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # uv where it could be installed, else pip: the same packages, more slowly.
-INSTALL := $$(test -x $(BIN)/uv && echo $(BIN)/uv pip install --quiet --python $(BIN)/python || echo $(PIP) install) --constraint requirements.lock
+# Compiled at once, as pip does: where PYTHONDONTWRITEBYTECODE is set, every process would compile all libraries again.
+INSTALL := $$(test -x $(BIN)/uv && echo $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python || echo $(PIP) install) --constraint requirements.lock
 TORCH = $(shell grep '^torch==' requirements.lock)
 
 # Optional parts of the package: make setup EXTRAS=cluster
