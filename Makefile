@@ -45,7 +45,7 @@ setup: .venv/done
 
 # torch comes first: uv picks the build for this machine's GPU, or the CPU build; pip takes what its index offers.
 .venv/done: requirements.lock pyproject.toml
-	@echo "Setting up .venv, 2.3 GB: about a minute with uv, four with pip."
+	@echo "Setting up .venv, 2.3 GB: two minutes with uv, four with pip."
 	@echo "1 of 3: Python and uv"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) install --quiet --constraint requirements.lock uv || echo "uv cannot be installed: pip does it, more slowly"

@@ -129,7 +129,7 @@ def test_nothing_runs_again_when_nothing_changed(smoke):
 
 
 def test_a_changed_value_runs_again_just_what_depends_on_it(smoke):
-    """Nothing is trained by SFT again, and GRPO is: it evaluates its checkpoints with this limit."""
+    """SFT is not trained again. GRPO is, because it evaluates its checkpoints with this limit."""
     folder = study_folder(smoke.folder.parents[1], **{"max_new_tokens: 150": "max_new_tokens: 160"})
     try:
         would = jobs(command(folder, "run", "params/smoke.yaml", "--dry-run"))
