@@ -302,6 +302,33 @@ def freeze_vision(model):
     return model
 
 
+def look_once(encoder) -> None:
+    """Let a frozen vision encoder compute each film once: `encoder.forward` remembers its hidden states.
+
+    GRPO shows the same film to the encoder for every reply and every pass. Films are told apart by the bytes of their
+    pixels. `encoder.forward.cache_clear()` forgets them. An encoder that is not called with one image per row
+    (`pixel_values` alone, as Gemma 3's is) is left as it was.
+    """
+    import torch
+
+    plain, seen = encoder.forward, {}
+
+    def look(*args, **inputs):
+        pixels = inputs.get("pixel_values")
+        if args or not {"pixel_values"} <= {*inputs} <= {"pixel_values", "return_dict"} or pixels.ndim != 4:
+            return plain(*args, **inputs)
+        keys = [hashlib.blake2b(film.cpu().view(torch.uint8).numpy(), digest_size=16).digest() for film in pixels]
+        new = {key: place for place, key in enumerate(keys) if key not in seen}
+        if new:
+            output = plain(pixel_values=pixels[list(new.values())])
+            seen.update(zip(new, output.last_hidden_state, strict=True))
+            seen[None] = type(output)
+        return seen[None](last_hidden_state=torch.stack([seen[key] for key in keys]))
+
+    look.cache_clear = seen.clear  # type: ignore[attr-defined]
+    encoder.forward = look
+
+
 def image_encoder(model):
     """The vision encoder of a base model; None if it is not separate from the language model."""
     encoder = model.get_encoder("image")

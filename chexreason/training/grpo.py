@@ -143,7 +143,42 @@ def policy(study: config.Study, start: config.Checkpoint, processor):
     settings = study.models[start.model]
     base = models.plain_generation(models.load_base(settings), processor)
     models.refuse_unreached(base, settings)
-    return models.attach(models.freeze_vision(base), study.paths.adapter(start), trainable=True)
+    models.freeze_vision(base)
+    if (encoder := models.image_encoder(base)) is not None:
+        models.look_once(encoder)
+    return models.attach(base, study.paths.adapter(start), trainable=True)
+
+
+def forget_films(model, every: int):
+    """A trainer callback that forgets the films of a rollout (`models.look_once`) before the next, `every` steps.
+
+    So a resumed run computes the same as one that was not interrupted.
+    """
+    from transformers import TrainerCallback
+
+    forward = getattr(models.image_encoder(model.get_base_model()), "forward", None)
+
+    class Forget(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step % every == 0 and hasattr(forward, "cache_clear"):
+                forward.cache_clear()
+
+    return Forget()
+
+
+def score_replies_only() -> None:
+    """Let trl compute log-probabilities for the tokens of replies only, as it does on a GPU.
+
+    On a CPU it computes them for prompts and padding, too, and throws them away: about three quarters of the work. It
+    asks a private function whether to leave them out (trl 1.16, `trainer/utils.py`). The vocabulary is taken in parts
+    that fit a processor's cache; trl's default has 32,768 tokens.
+    """
+    import torch
+    from trl.trainer import utils
+
+    if not torch.cuda.is_available():
+        utils._use_triton = lambda device: True
+        utils._CHUNKED_LOGPROB_CHUNK_SIZE = 4096
 
 
 def arguments(study: config.Study, run: str, seed: int):
@@ -181,6 +216,7 @@ def trainer(study: config.Study, run: str, seed: int):
     from trl import GRPOTrainer
 
     runtime.steady_threads()
+    score_replies_only()
     set_seed(seed)
     checkpoint, settings, asked = study.checkpoint("grpo", run, seed), study.grpo.of(run), study.grpo.runs[run]
     table, loaded = films(study, run), study.models[checkpoint.model]
@@ -206,6 +242,7 @@ def trainer(study: config.Study, run: str, seed: int):
                 common.tensorboard(study.paths.run(checkpoint)),
                 collapse_warning(settings.collapse),
                 common.mark_whole(),
+                forget_films(starting, settings.steps_per_generation * settings.num_iterations),
                 *reward_state(reward),
             ],
         )
