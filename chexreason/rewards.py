@@ -227,8 +227,16 @@ class NuancedReward:
         self.window = Window.from_json(state)
 
 
+def format_reward(completions, completion_ids, settings: config.Reward, **_) -> list[float]:
+    """The hard reward of each completion as if its labels were right: a control that rewards form alone."""
+    written = texts(completions)
+    truth = [read_labels(text) or () for text in written]
+    return hard_reward(completions, truth, completion_ids, settings)
+
+
 REWARDS: dict[str, Callable] = {
     "hard": hard_reward,
+    "format": format_reward,
     "nuanced": NuancedReward,
 }
 """The rewards that a params file can name: functions, or classes for rewards with state.
