@@ -24,6 +24,7 @@ ROOMS = {
         *("inference/predict.py", "evaluation/metrics.py", "labels.py"),  # these choose the best checkpoint
     ),
     "predict": ("inference/predict.py", "models.py", "runtime.py"),
+    "path": ("inference/path.py", "inference/predict.py", "models.py", "runtime.py"),
     "scores": ("evaluation/metrics.py",),
 }
 """The modules that each of these results depends on. A notebook that imports the first module may make such a
@@ -36,6 +37,7 @@ LIBRARIES = {
     "sft": ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "pillow"),
     "grpo": ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "pillow"),
     "predict": ("torch", "transformers", "peft", "tokenizers", "pillow"),
+    "path": ("torch", "transformers", "peft", "tokenizers", "pillow"),
     "scores": ("numpy", "pandas", "scipy", "scikit-learn"),
 }
 """The libraries whose versions it depends on."""

@@ -59,6 +59,14 @@ class Paths(NamedTuple):
         """The folder of the weights that a run trained."""
         return self.run(checkpoint) / ("best" if checkpoint.which == "best" else "adapter")
 
+    def steps(self, checkpoint: Checkpoint) -> Path:
+        """The folder of the adapters of all kept checkpoints of a run, each named by its step."""
+        return self.run(checkpoint) / "steps"
+
+    def path(self, checkpoint: Checkpoint) -> Path:
+        """The record of the predictions along the path of a run."""
+        return self.root / "path" / self.run(checkpoint).relative_to(self.root) / "answers.parquet"
+
     def weights(self, checkpoint: Checkpoint) -> Path | None:
         """The folder of the trained weights; None for the untuned model."""
         return None if checkpoint.stage == UNTUNED else self.adapter(checkpoint)

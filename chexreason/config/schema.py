@@ -336,6 +336,29 @@ class Predict(Section):
     batch: Count
 
 
+class Layers(Section):
+    """Test sets that cross the layers of two phantom hospitals (`evaluation/layers.py`).
+
+    `films` films are drawn from each of the sources `home` and `away`. Every film is drawn twice, with the pixels of
+    both hospitals. It is scored on `label_set`, with the labels of both hospitals.
+    """
+
+    home: str
+    away: str
+    films: Count
+    label_set: str
+
+
+class TrainingPath(Section):
+    """The path of every run: all its checkpoints make predictions for `tests` (`inference/path.py`).
+
+    KL to the start is measured on the first `kl_films` films of each.
+    """
+
+    tests: Annotated[list[str], Field(min_length=1)]
+    kl_films: Count
+
+
 class Compare(Section):
     """Intervals: the number of resamples (`n_resamples`) of the patient bootstrap, and its seed.
 

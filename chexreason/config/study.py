@@ -20,6 +20,7 @@ from chexreason.config.schema import (
     Folder,
     Hosted,
     Label,
+    Layers,
     Model,
     Name,
     ParamsError,
@@ -31,6 +32,7 @@ from chexreason.config.schema import (
     Source,
     Teacher,
     Test,
+    TrainingPath,
 )
 from chexreason.config.training import Grpo, Lora, Run, Sft, SftRun
 from chexreason.labels import LABEL_SETS
@@ -60,6 +62,8 @@ class Study(Section):
     sft: Sft
     grpo: Grpo
     predict: Predict
+    layers: Layers | None = None
+    path: TrainingPath | None = None
     compare: Compare
     _file: Path = PrivateAttr(default=Path("params/unnamed.yaml"))
     _scratch: bool = PrivateAttr(default=False)
@@ -89,6 +93,8 @@ class Study(Section):
         for format in getattr(self.teacher, "prompts", {}):
             _require_known("teacher.prompts: format", format, self.formats)
         self._check_rewarded()
+        self._check_layers()
+        self._check_path()
         self._check_separation()
         self._check_credentialed()
         if twice := set(self.seeds) & set(self.more_seeds):
@@ -108,6 +114,7 @@ class Study(Section):
             **{f"tests.{name}.label_sets": test.label_sets for name, test in self.tests.items()},
             **{f"sources.{name}.views": source.views for name, source in self.sources.items()},
             **{f"sources.{name}.splits": source.splits for name, source in self.sources.items()},
+            "path.tests": self.path.tests if self.path else [],
             "models: name": [model.name for model in self.models.values()],
             "prompts.variants": self.prompts.variants if self.prompts else [],
             **{f"sft.runs.{name}.seeds": run.seeds for name, run in self.sft.runs.items()},
@@ -134,6 +141,27 @@ class Study(Section):
             for source, other in run.labels.items():
                 _require_known(f"{key}.labels", source, run.films or [self.curate.train])
                 _refuse_other_films(f"{key}.labels", self.sources[source], self.sources[other], other)
+
+    def _check_layers(self) -> None:
+        """Raise ValueError unless `layers` names two sources of phantoms and a label set."""
+        for key in ("home", "away") if self.layers else ():
+            name = getattr(self.layers, key)
+            _require_known(f"layers.{key}", name, self.sources)
+            source = self.sources[name]
+            if not isinstance(source, Phantom) or source.labels or source.shuffled or source.pixels:
+                raise ValueError(f"layers.{key}: {name!r} must be a plain source of phantoms: layers are crossed here")
+        if self.layers:
+            _require_known("layers.label_set", self.layers.label_set, [*LABEL_SETS, *self.label_sets])
+            if (hospital := self.hospital(self.layers.home)) == self.hospital(self.layers.away):
+                raise ValueError(f"layers: home and away are both of hospital {hospital}; choose two hospitals")
+
+    def _check_path(self) -> None:
+        """Raise ValueError if `path` names no test set, or checkpoints are not kept."""
+        for name in self.path.tests if self.path else ():
+            _require_known("path.tests", name, self.tests)
+        for section in (self.sft, self.grpo) if self.path else ():
+            if not section.keep_checkpoints:
+                raise ValueError(f"path: needs {section.stage}.keep_checkpoints: true")
 
     def _check_separation(self) -> None:
         """Raise ValueError if MIMIC's test split is trained on, or a test set has the name of a training set."""
@@ -245,9 +273,23 @@ class Study(Section):
     @property
     def trial(self) -> Prompts:
         """The section `prompts`; raises ParamsError if the study does not have it."""
-        if self.prompts is None:
-            raise ParamsError(f"{self.file.name}: prompts: this study has no such section; add it")
-        return self.prompts
+        return self._given("prompts")
+
+    @property
+    def crossing(self) -> Layers:
+        """The section `layers`; raises ParamsError if the study does not have it."""
+        return self._given("layers")
+
+    @property
+    def walk(self) -> TrainingPath:
+        """The section `path`; raises ParamsError if the study does not have it."""
+        return self._given("path")
+
+    def _given(self, key: str):
+        section = getattr(self, key)
+        if section is None:
+            raise ParamsError(f"{self.file.name}: {key}: this study has no such section; add it")
+        return section
 
     @property
     def left_out(self) -> list[str]:
@@ -343,15 +385,30 @@ class Study(Section):
         """The labels of a label set, a built-in one or one of this study."""
         return tuple(LABEL_SETS.get(label_set) or self.label_sets[label_set])
 
+    @property
+    def crossed(self) -> dict[str, tuple[str, str]]:
+        """The data sets of `layers`: for each name, the source of its films and the hospital of its pixels."""
+        ends = [self.layers.home, self.layers.away] if self.layers else []
+        hospitals = [self.hospital(name) for name in ends]
+        return {f"{name}@{pixels}": (name, pixels) for name in ends for pixels in hospitals}
+
+    def hospital(self, source: str) -> str:
+        """The hospital of a source of phantoms; "" for any other source."""
+        return getattr(self.sources[source], "hospital", "")
+
     def source(self, dataset: str) -> Phantom | Folder:
-        """The source of the validation set or of a test set."""
+        """The source of the validation set, of a test set or of a data set of `layers`."""
+        if dataset in self.crossed:
+            return self.sources[self.crossed[dataset][0]]
         return self.sources[self.curate.train if dataset == self.validation else self.tests[dataset].source]
 
     def datasets(self, checkpoint: Checkpoint) -> list[str]:
-        """The data sets of a checkpoint: validation, and every test set unless no GRPO run uses its format."""
+        """The data sets of a checkpoint: validation and, unless no GRPO run uses its format, every test set and those
+        of `layers`.
+        """
         chosen = {self.sft_run("grpo", name).format for name in self.grpo.runs} or set(self.formats)
         passed_over = checkpoint.stage == "sft" and self.prompt(checkpoint) not in chosen
-        return [self.validation] if passed_over else [self.validation, *self.tests]
+        return [self.validation] if passed_over else [self.validation, *self.tests, *self.crossed]
 
 
 def _refuse_other_films(key: str, source: Source, other: Source, name: str) -> None:

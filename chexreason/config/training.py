@@ -52,6 +52,7 @@ class Trained(Section):
     `warmup_steps` below 1 is a share of all steps, and from 1 on a number of steps, as in transformers. `trl` has more
     arguments of the trainer's config class, which are checked against it (`config/trl_arguments.py`). `agreement` is
     the user's statement that the agreement for credentialed films allows what `trl` sends elsewhere.
+    `keep_checkpoints` keeps the adapter of every saved checkpoint, in `steps/<step>` of the run's folder.
     """
 
     stage: ClassVar[str]
@@ -60,6 +61,7 @@ class Trained(Section):
     warmup_steps: Annotated[float, Field(ge=0, lt=2**31)]
     max_grad_norm: PositiveFloat
     gradient_checkpointing: bool
+    keep_checkpoints: bool = False
     trl: dict[str, Any] = Field(default_factory=dict)
     agreement: Agreement | None = None
 

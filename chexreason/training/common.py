@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -163,6 +163,11 @@ def log_steps(save_steps: int) -> int:
     (A resumed trainer has lost the values that it collected for the next entry.)
     """
     return max(steps for steps in range(1, max(1, save_steps // 10) + 1) if save_steps % steps == 0)
+
+
+def kept_steps(settings: config.Sft | config.Grpo, checkpoints: Iterable[Path]) -> dict[str, Path]:
+    """The checkpoints whose adapters a run keeps beside the chosen ones, by the name of their folder in its results."""
+    return {f"steps/{step(each)}": each for each in checkpoints} if settings.keep_checkpoints else {}
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:

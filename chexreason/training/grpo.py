@@ -266,7 +266,8 @@ def train(study: config.Study, run: str, seed: int) -> pd.DataFrame:
         f1 = {step: validate(study, checkpoint, each) for step, each in saved.items()}
         steps = {"adapter": max(f1), "best": best(f1)}
         history = {"log": state.log_history, "f1": list(f1.items()), "steps": steps}
-        common.finish(going, base, {name: saved[step] for name, step in steps.items()}, history)
+        kept = common.kept_steps(study.grpo.of(run), saved.values())
+        common.finish(going, base, {**{name: saved[step] for name, step in steps.items()}, **kept}, history)
 
     def log_and_cards(history: dict) -> tuple[pd.DataFrame, dict[str, str]]:
         table = log(history["log"], study.grpo.of(run).collapse)

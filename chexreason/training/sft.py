@@ -76,7 +76,7 @@ def arguments(study: config.Study, run: str, seed: int):
         save_strategy="steps",
         eval_steps=every,
         save_steps=every,
-        save_total_limit=2,
+        save_total_limit=None if settings.keep_checkpoints else 2,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
         logging_steps=common.log_steps(every),
@@ -172,7 +172,8 @@ def train(study: config.Study, run: str, seed: int) -> pd.DataFrame:
         ):
             state = common.resume(trainer(study, run, seed), going)
         best = going / Path(state.best_model_checkpoint).name
-        common.finish(going, base, {"adapter": best}, {"log": state.log_history})
+        kept = common.kept_steps(study.sft.of(run), common.whole_checkpoints(going))
+        common.finish(going, base, {"adapter": best, **kept}, {"log": state.log_history})
 
     def log_and_card(history: dict) -> tuple[pd.DataFrame, dict[str, str]]:
         table = log(history["log"])
