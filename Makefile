@@ -12,7 +12,7 @@ TORCH = $(shell grep '^torch==' requirements.lock)
 # Optional parts of the package: make setup EXTRAS=cluster
 EXTRAS ?=
 
-.PHONY: book full test soak bench cluster setup hooks lock lint lab clean
+.PHONY: book full test soak experiment bench cluster setup hooks lock lint lab clean
 
 book: .venv/done
 	$(BIN)/chexreason run "$(PARAMS)" --cores $(CORES)
@@ -29,6 +29,11 @@ soak: .venv/tests
 	-$(BIN)/python -m pytest -n 2 -m soak
 	-$(BIN)/python tests/fuzz.py 600
 	$(BIN)/python tests/soak.py
+
+# The controlled experiment (book/plan.md): two hours on two cores; its small records go to released/.
+experiment: .venv/done
+	$(BIN)/chexreason run params/reward.yaml path --cores $(CORES)
+	$(BIN)/chexreason release params/reward.yaml
 
 bench: .venv/tests
 	$(BIN)/python tests/bench.py

@@ -1,5 +1,5 @@
-"""The command line: `chexreason plan`, `run`, `results`, `score`, `predict`, `reward`, `films`, `review`, `notebook`
-and `book`.
+"""The command line: `chexreason plan`, `run`, `results`, `score`, `predict`, `reward`, `films`, `review`, `release`,
+`notebook` and `book`.
 
 Heavy libraries are imported in the commands that need them, so that `chexreason --help` is fast.
 """
@@ -317,6 +317,13 @@ def notebook(given: argparse.Namespace) -> None:
     execute(given.notebook, given.output, parameters, [kind.__name__ for kind in _mendable()], bool(given.gpus))
 
 
+def release(given: argparse.Namespace) -> None:
+    """Write the small records of an experiment to `released/<study>` of the checkout."""
+    from chexreason.evaluation import release
+
+    print(release.save(_study(given.params), ROOT))
+
+
 def book(given: argparse.Namespace) -> None:
     """Build the book from its pages and the executed notebooks."""
     from chexreason.workflow.book import build
@@ -419,6 +426,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("params", help="the study's params file")
     command.add_argument("--verdicts", metavar="FILE", help="the sheet's verdicts.csv, filled in")
     command.set_defaults(command=review)
+
+    command = commands.add_parser("release", help="write the small records of an experiment to released/")
+    command.add_argument("params", help="such as params/reward.yaml; its paths have been asked")
+    command.set_defaults(command=release)
 
     command = commands.add_parser("notebook", help="check the parameters of one notebook and run it")
     command.add_argument("notebook", help="such as notebooks/3_sft.ipynb")

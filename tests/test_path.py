@@ -1,0 +1,113 @@
+"""The controlled experiment in small: runs that keep checkpoints, the answers along their paths, and its tables."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import at
+
+from chexreason import config, models, records
+from chexreason.data import curate
+from chexreason.evaluation import dose, release
+from chexreason.inference import path, predict
+from chexreason.inference.protocol import Protocol
+from chexreason.labels import CHEXPERT14, NIH9
+from chexreason.training import grpo, sft
+
+
+@pytest.fixture(scope="module")
+def experiment(smoke) -> config.Study:
+    """One SFT run and two rewards, trained with all checkpoints kept, and asked along their paths."""
+    run = {"start": "free_reasoning", "reward": "format"}
+    changes = {"sft.keep_checkpoints": True, "grpo.keep_checkpoints": True, "grpo.beta": 0.0, "grpo.runs.format": run}
+    study = config.load(smoke.file, changes | {"path": {"tests": ["b-test", "c-test"], "kl_films": 4}})
+    sft.train(study, "free_reasoning", 0)
+    for name in study.grpo.runs:
+        grpo.train(study, name, 0)
+    for checkpoint in [*study.runs("sft"), *study.runs("grpo")]:
+        path.predict_path(study, checkpoint)
+    return study
+
+
+def test_every_checkpoint_of_a_path_answers_every_film(experiment):
+    films = sum(len(curate.dataset(experiment, name)) for name in experiment.path.tests)
+    for run, steps in (("grpo/hard", [2, 4]), ("grpo/format", [2, 4]), ("sft/free_reasoning", [0, 5, 10])):
+        table = records.load(experiment.paths.path(at(run)))
+        counted = table.groupby("step").size()
+        assert list(counted.index) == steps and set(counted) == {films}
+        assert table["chosen"].any() and not table.query("step == 0")["chosen"].any()
+
+
+def test_answers_along_a_path_are_those_that_prediction_gives(experiment):
+    last = at("grpo/hard")
+    table = records.load(experiment.paths.path(last)).query("step == 4 and dataset == 'c-test'")
+    films = curate.dataset(experiment, "c-test")
+    reader = predict.load(experiment.models["medgemma"], experiment.paths.adapter(last), 64)
+    protocol = Protocol.of(experiment, "free_reasoning", "c-test")
+    given = predict.reply_to_films(reader, films["image"], protocol, experiment.folder / "asked-again")
+    read = predict.read(experiment, "c-test", films, given, reader.processor, protocol)
+    told = [
+        {name for name, there in zip(CHEXPERT14, row, strict=True) if there} for row in dose.unpack(table["labels"])
+    ]
+    assert told == [set(labels) for labels in read["labels"]]
+
+
+def test_the_divergence_is_0_at_the_start_and_above_it_later(experiment):
+    measured = records.load(experiment.paths.path(at("sft/free_reasoning"))).dropna(subset=["kl"])
+    by_step = measured.groupby("step")["kl"].agg(["mean", "size"])
+    assert by_step.loc[0, "mean"] == 0 and (by_step["mean"].iloc[1:] > 0).all()
+    assert set(by_step["size"]) == {8}  # four films of each test set
+
+
+def test_the_divergence_of_a_reply_is_that_of_its_tokens_by_a_plain_forward_pass(experiment):
+    protocol = Protocol.of(experiment, "free_reasoning", "b-test")
+    films = curate.dataset(experiment, "b-test")["image"].head(3)
+    settings = experiment.models["medgemma"]
+    policy, start = (
+        predict.load(settings, each, 8) for each in (experiment.paths.adapter(at("sft/free_reasoning")), None)
+    )
+    found = path.kl_to_start(policy, start, films, protocol)
+    for number in range(3):  # one film alone has no padding before it
+        torch.manual_seed(0)
+        alone = path.kl_to_start(policy, start, films.iloc[[number]], protocol)
+        assert alone[0] > 0 and found[number] > 0
+    from PIL import Image
+
+    inputs = models.inputs(policy.processor, [Image.open(films.iloc[0])], protocol.prompt)
+    with torch.inference_mode():
+        whole = policy.model.generate(**inputs, max_new_tokens=20, do_sample=False)
+        summed = path._token_kl(policy.model, start.model, inputs, whole).sum().item()
+        by_hand, asked = 0.0, inputs["input_ids"].shape[1]
+        for place in range(asked, whole.shape[1]):
+            kinds = {"token_type_ids": torch.nn.functional.pad(inputs["token_type_ids"], (0, place - asked))}
+            given = {"input_ids": whole[:, :place], "pixel_values": inputs["pixel_values"], **kinds}
+            here, there = (each(**given).logits[0, -1].log_softmax(-1) for each in (policy.model, start.model))
+            by_hand += torch.nn.functional.kl_div(there, here, log_target=True, reduction="sum").item()
+            if whole[0, place].item() in policy.model.generation_config.eos_token_id:
+                break
+    assert summed == pytest.approx(by_hand, rel=1e-3)
+
+
+def test_the_released_tables_hold_numbers_and_give_the_dose_response(experiment):
+    tables = release.collect(experiment)
+    text = [name for table in tables.values() for name in table.select_dtypes(["str", "object"])]
+    assert set(text) == {"dataset", "view", "run", "collapse"}  # no reply, and no name of a film or patient
+    films = tables["films"].query("dataset == 'b-test'")
+    answers = tables["answers"][tables["answers"]["film"].isin(films["film"])]
+    for ruler in ("labels", "truth"):
+        scored = dose.score(films, answers, ruler, NIH9, 50, 0)
+        effects = dose.dose_response(scored, (release.START, 0), [0])
+        assert set(effects["run"]) == {"sft", "hard", "format"} and np.isfinite(effects["effect"]).all()
+
+
+def test_the_truth_in_the_released_tables_is_what_was_drawn(experiment):
+    films = release.collect(experiment)["films"]
+    drawn = sorted(
+        tuple(sorted({box.finding for box in boxes}))
+        for name in experiment.path.tests
+        for boxes in curate.dataset(experiment, name)["boxes"]
+    )
+    told = [
+        tuple(sorted(name for name, there in zip(CHEXPERT14, row, strict=True) if there and name != "No Finding"))
+        for row in dose.unpack(films["truth"])
+    ]
+    assert sorted(told) == drawn
