@@ -21,6 +21,7 @@ from pathlib import Path
 from snakemake.utils import min_version
 
 from chexreason import fingerprint, models, records, rewards
+from chexreason.answers import ONLY_LABEL
 from chexreason.config import BEST, UNTUNED, Checkpoint, Paths, load
 from chexreason.inference.protocol import Protocol, protocols
 from chexreason.prompts import load as load_prompt
@@ -65,7 +66,8 @@ wildcard_constraints:
     stage="sft|grpo",
     run=among([*study.sft.runs, *(name + best for name in study.grpo.runs for best in ("", BEST))]),
     seed=r"\d+",
-    chapter=r"index|resampling|[6-9]_(?!compare)\w+",
+    found="10_rulers|11_layers|15_reasoning",
+    chapter=r"index|resampling|[6-9]_(?!compare)\w+|12_reward|13_path",
 
 
 def given(*names, **more):
@@ -158,7 +160,7 @@ def needs(notebook, stage=None, checkpoint=lambda wildcards: None):
         return found | {"gpu": int(bool(stage) and (GPUS > 0 or found["gpu"]))}
 
     def wanted(wildcards):
-        return of_job(wildcards.get("chapter", notebook), checkpoint(wildcards))
+        return of_job(wildcards.get("chapter") or wildcards.get("found") or notebook, checkpoint(wildcards))
 
     return {
         "gpu": lambda wildcards: wanted(wildcards)["gpu"],
@@ -172,9 +174,11 @@ def whole(wildcards):
     return {"full": FULL, "study": study.hash}
 
 
+PATHS = [str(paths.path(each)) for each in (SFT + GRPO if study.path else [])]
 ASKED = [str(paths.answers(each)) for each in study.checkpoints()]
 SFT_LOGS = [str(paths.log(each)) for each in SFT]
 GRPO_LOGS = [str(paths.log(each)) for each in GRPO]
+RELEASED = sorted((ROOT / "released" / "reward").glob("*.parquet"))  # of the controlled experiment, in the repository
 tried = study.prompts.variants if study.prompts else []
 CHAPTERS = {
     "index": [manifest, *compared],
@@ -184,7 +188,15 @@ CHAPTERS = {
     "8_reanalysis": [],
     "9_findings": [manifest, *compared, *ASKED],
     "resampling": [],
+    **{name: [] for name in ("12_reward", "13_path") if RELEASED},
 }  # what each chapter reads that neither trains nor asks; without inputs it has no `params` and `full` either
+FOUND = {
+    "10_rulers": study.phantom,
+    "11_layers": bool(study.crossed),
+    "15_reasoning": any(study.prompt(each) != ONLY_LABEL for each in study.checkpoints()),
+    "16_baseline": True,
+}
+FOUND = [name for name, known in FOUND.items() if known]  # the experiments on the study's own checkpoints
 chapters = [
     paths.notebook("index"),
     paths.notebook("1_curate"),
@@ -193,6 +205,7 @@ chapters = [
     *(paths.notebook("4_grpo", each) for each in GRPO),
     *(paths.notebook("5_predict", each) for each in study.checkpoints()),
     paths.notebook("6_compare"),
+    *(paths.notebook(name) for name in FOUND),
     *(paths.notebook(name) for name in CHAPTERS if name not in ("index", *([] if study.sft.runs else ["7_variants"]))),
 ]
 
@@ -203,6 +216,7 @@ localrules:
     sft,
     grpo,
     predict,
+    path,
 
 
 pages = [path for path in sorted((ROOT / "book").rglob("*")) if path.is_file() and ".ipynb" not in path.name]
@@ -401,6 +415,17 @@ def asked(checkpoint):
     }
 
 
+def walked(run):
+    """What the answers along the path of a run depend on, but for its adapters."""
+    tests = study.path.tests if study.path else []
+    return {
+        "films": {name: chosen(name) for name in tests},
+        "protocols": {name: Protocol.of(study, study.prompt(run), name).hash for name in tests},
+        "path": values["path"],
+        "model": {**values["models"][run.model], **loaded(run.model)},
+    }
+
+
 rule predict_run:
     input:
         manifest,
@@ -437,6 +462,32 @@ use rule predict_run as predict_untuned with:
         f"{runs}/benchmarks/5_predict-{{model}}-untuned-seed{{seed}}.tsv"
 
 
+rule path_run:
+    input:
+        manifest,
+        lambda wildcards: adapter(trained(wildcards.stage, wildcards)),
+        lambda wildcards: adapter(study.start(trained(wildcards.stage, wildcards))),
+    output:
+        f"{runs}/path/{{stage}}/{{model}}/{{run}}/seed{{seed}}/answers.parquet",
+        notebook=f"{runs}/notebooks/5_path-{{model}}-{{stage}}-{{run}}-seed{{seed}}.ipynb",
+    params:
+        notebook=source("notebooks/5_path.ipynb"),
+        given=given("stage", "run", "seed"),
+        key=key("notebooks/5_path.ipynb", lambda wildcards: walked(trained(wildcards.stage, wildcards))),
+    conda:
+        "environment.yml"
+    log:
+        f"{runs}/logs/5_path-{{model}}-{{stage}}-{{run}}-seed{{seed}}.log",
+    benchmark:
+        f"{runs}/benchmarks/5_path-{{model}}-{{stage}}-{{run}}-seed{{seed}}.tsv"
+    priority: 1
+    threads: THREADS
+    resources:
+        **needs("5_path", "predict", lambda wildcards: trained(wildcards.stage, wildcards)),
+    shell:
+        RUN
+
+
 rule compare:
     input:
         manifest,
@@ -460,6 +511,67 @@ rule compare:
         RUN
 
 
+rule found_run:
+    input:
+        manifest,
+        ASKED,
+        compared,
+    output:
+        directory(f"{runs}/compare/{{found}}"),
+        notebook=f"{runs}/notebooks/{{found}}.ipynb",
+    params:
+        notebook=lambda wildcards: source(f"notebooks/{wildcards.found}.ipynb"),
+        given=given(full=FULL),
+        key=lambda wildcards: key(f"notebooks/{wildcards.found}.ipynb", whole)(wildcards),
+    conda:
+        "environment.yml"
+    log:
+        f"{runs}/logs/{{found}}.log",
+    benchmark:
+        f"{runs}/benchmarks/{{found}}.tsv"
+    resources:
+        **needs("found"),
+    shell:
+        RUN
+
+
+rule baseline_run:
+    input:
+        manifest,
+        compared,
+    output:
+        directory(f"{runs}/compare/16_baseline"),
+        notebook=f"{runs}/notebooks/16_baseline.ipynb",
+    params:
+        notebook=source("notebooks/16_baseline.ipynb"),
+        given=given(full=FULL),
+        key=key("notebooks/16_baseline.ipynb", whole),
+    conda:
+        "environment.yml"
+    log:
+        f"{runs}/logs/16_baseline.log",
+    benchmark:
+        f"{runs}/benchmarks/16_baseline.tsv"
+    threads: THREADS
+    resources:
+        **needs("16_baseline", "predict", lambda wildcards: study.checkpoints()[0]),
+    shell:
+        RUN
+
+
+def released(chapter):
+    """The parameters of a chapter that reads no record of the study: where the released ones are, if it reads these."""
+    if not chapter.startswith("1"):
+        return ""
+    return shlex.join(["-p", "released", os.path.relpath(ROOT / "released" / "reward")])
+
+
+def alone(chapter):
+    """What the validity of such a chapter depends on."""
+    code = fingerprint.notebook(ROOT / chapter_file(chapter))
+    return [code, *(records.sha256(path) for path in RELEASED)] if chapter.startswith("1") else code
+
+
 rule chapter_run:
     input:
         lambda wildcards: CHAPTERS[wildcards.chapter],
@@ -467,11 +579,13 @@ rule chapter_run:
         notebook=f"{runs}/notebooks/{{chapter}}.ipynb",
     params:
         notebook=lambda wildcards: source(chapter_file(wildcards.chapter)),
-        given=lambda wildcards: given(full=FULL)(wildcards) if CHAPTERS[wildcards.chapter] else "",
+        given=lambda wildcards: (
+            given(full=FULL)(wildcards) if CHAPTERS[wildcards.chapter] else released(wildcards.chapter)
+        ),
         key=lambda wildcards: (
             key(chapter_file(wildcards.chapter), whole)(wildcards)
             if CHAPTERS[wildcards.chapter]
-            else fingerprint.notebook(ROOT / chapter_file(wildcards.chapter))
+            else alone(wildcards.chapter)
         ),
     conda:
         "environment.yml"
@@ -503,3 +617,8 @@ rule grpo:
 rule predict:
     input:
         ASKED,
+
+
+rule path:
+    input:
+        PATHS,

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 SMOKE = ("test_study.py", "test_models.py", "test_book.py", "test_predict.py", "test_training.py", "test_trainers.py")
-SMOKE += ("test_killed.py", "test_starved.py")
+SMOKE += ("test_killed.py", "test_starved.py", "test_path.py", "test_experiments.py")
 """Whose tests look at the smoke study, and change it in passing: one worker has them all, and runs it once."""
 
 TOGETHER = ("test_strangers.py", "test_chat_templates.py")

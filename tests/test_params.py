@@ -69,7 +69,7 @@ def rename(where: str, new: str):
         (put("curate.shares.rl", 0.9), ["curate.shares", "must sum to 1"]),
         (put("sources.b.hospital", "D"), ["sources.b", "'A', 'B' or 'C'", "'D'"]),
         (put("curate.policy", "zeros"), ["curate.policy", "'u_zeros'", "'zeros'"]),
-        (put("curate.train", "z"), ["curate.train", "'z'", "choose one of a, b, c"]),
+        (put("curate.train", "z"), ["curate.train", "'z'", "choose one of a, away, b, c, home"]),
         (put("tests.c-test.label_sets", ["nih8"]), ["tests.c-test.label_sets", "'nih8'", "nih9"]),
         (put("sft.runs.free_reasoning.model", "medgema"), ["sft.runs.free_reasoning.model", "'medgema'", "medgemma"]),
         (put("prompts.variants", ["reasoning_z"]), ["'reasoning_z'", "reasoning_a"]),
@@ -214,7 +214,10 @@ def test_only_the_format_that_goes_on_to_grpo_is_asked_about_the_test_sets():
     study = load(ROOT / "params" / "mini.yaml")
     assert study.datasets(at("sft/reasoning_a")) == ["a-validation"]
     for name in ("untuned", "sft/free_reasoning", "grpo/hard-best"):
-        assert study.datasets(at(name)) == ["a-validation", "b-test", "c-test", "b-large", "c-large"]
+        assert study.datasets(at(name)) == [
+            *("a-validation", "b-test", "c-test", "b-large", "c-large"),
+            *("home@A", "home@C", "away@A", "away@C"),
+        ]
     asked = {name: study.prompt(at(name)) for name in ("sft/only_label", "grpo/nuanced-best")}
     assert asked == {"sft/only_label": "only_label", "grpo/nuanced-best": "free_reasoning"}
 
@@ -443,9 +446,9 @@ def test_files_may_extend_each_other_in_a_chain_through_folders(tmp_path):
 def test_keys_of_the_extended_file_can_be_left_out_and_given_anew(tmp_path):
     own = "tests: {mine: {source: c, films: 3, label_sets: [nih9]}}\n"
     study = load(
-        extending(tmp_path, "without: [tests, sources.b, prompts, grpo.reward.nuanced.frequency.Edema]\n" + own)
+        extending(tmp_path, "without: [tests, sources.b, prompts, layers, grpo.reward.nuanced.frequency.Edema]\n" + own)
     )
-    assert list(study.tests) == ["mine"] and list(study.sources) == ["a", "c"] and study.prompts is None
+    assert list(study.tests) == ["mine"] and list(study.sources) == ["a", "c", "home", "away"] and study.prompts is None
     assert "Edema" not in study.grpo.reward.nuanced.frequency and len(study.grpo.reward.nuanced.frequency) == 13
 
 

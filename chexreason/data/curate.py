@@ -161,6 +161,21 @@ def tests(study: Study, pools: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(drawn)
 
 
+def crossed(study: Study, pools: dict[str, pd.DataFrame], taken: pd.Series) -> pd.DataFrame:
+    """The films of `study.crossed`, of patients that are not among `taken`: each film once with each hospital's pixels.
+
+    The name of a film ends in the name of the pixels' hospital; its patient is the same in both.
+    """
+    drawn = [pd.DataFrame()]
+    for name, (source, pixels) in study.crossed.items():
+        test = Test(source=source, films=study.crossing.films, label_sets=[study.crossing.label_set])
+        films = _test(pools[source][~pools[source]["patient"].isin(taken)], source, test, study)
+        recipes = [hospitals.with_pixels(recipe, pixels) for recipe in films["recipe"]]
+        why = f"layers: patient drawn at random from source {source}, with the pixels of hospital {pixels}"
+        drawn.append(films.assign(film=films["film"] + f"@{pixels}", recipe=recipes, split=name, why=why))
+    return pd.concat(drawn)
+
+
 def choose(study: Study, pools: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """The chosen films with their split and the reason, one row per film, from the films of each source.
 
@@ -172,7 +187,8 @@ def choose(study: Study, pools: dict[str, pd.DataFrame]) -> pd.DataFrame:
         chosen = _frozen_films(study, pd.concat(pools.values(), ignore_index=True))
     else:
         trained = [training_splits(study, pools[study.curate.train]), *_other_rl_films(study, pools)]
-        chosen = pd.concat([*trained, tests(study, pools)], ignore_index=True)
+        tested = tests(study, pools)
+        chosen = pd.concat([*trained, tested, crossed(study, pools, tested["patient"])], ignore_index=True)
     _refuse_shared(chosen, study)
     chosen["path"] = "curate/films/" + chosen["film"].map(convert.file_name)
     chosen["recipe"] = chosen["recipe"].fillna("") if "recipe" in chosen else ""
@@ -311,12 +327,14 @@ def _boxes(recipe: str) -> list[dict]:
 
 def _sources(study: Study) -> list[str]:
     """The sources of this study, the training source first."""
-    return list(dict.fromkeys([*study.rl_sources, *(test.source for test in study.tests.values())]))
+    crossed = (source for source, _ in study.crossed.values())
+    return list(dict.fromkeys([*study.rl_sources, *(test.source for test in study.tests.values()), *crossed]))
 
 
 def _refuse_shared(chosen: pd.DataFrame, study: Study) -> None:
     """Raise CurateError for a patient in two splits, such as a patient of two sources."""
-    places = chosen[["patient", "split"]].drop_duplicates()
+    source = {name: source for name, (source, _) in study.crossed.items()}  # two data sets of the same films
+    places = chosen[["patient", "split"]].replace({"split": source}).drop_duplicates()
     plain = places["patient"].str.replace("mimic-p", "mimic-", regex=False)  # a folder p10000032, a subject 10000032
     places["alike"] = film_table.spelling_key(plain)
     shared = places[places.duplicated("alike", keep=False)].sort_values("alike", kind="stable")

@@ -92,7 +92,7 @@ def align_predictions(study: Study, films: pd.DataFrame, answers: pd.DataFrame, 
         raise ValueError(
             f"{dataset}: these predictions have several protocols, {', '.join(protocols)}; run 5_predict again"
         )
-    given = [[name in reply for name in CHEXPERT14] for reply in _replies(answers)]
+    given = [[name in reply for name in CHEXPERT14] for reply in replies(answers)]
     given = pd.DataFrame(given, index=films.index, columns=list(CHEXPERT14))
     if dataset in study.tests and study.tests[dataset].close_predictions:
         given = add_parent_labels(given)
@@ -145,7 +145,7 @@ def prompts(study: Study, answers: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)[["prompt", *columns]]
 
 
-def _replies(answers: pd.DataFrame) -> list[set[str]]:
+def replies(answers: pd.DataFrame) -> list[set[str]]:
     """The labels of each answer; none for a failed one."""
     given = zip(answers["labels"], answers["failed"], strict=True)
     return [set() if failed else set(labels) for labels, failed in given]
@@ -332,18 +332,22 @@ def _macro(study: Study, judged: Aligned, dataset: str, label_set: str) -> dict[
 
 
 RESULT = (
-    *("model", "seed", "dataset", "label_set", "n", "micro_f1", "macro_f1", "macro_f1_low", "macro_f1_high"),
+    *("model", "seed", "dataset", "label_set", "ruler", "n", "micro_f1", "macro_f1", "macro_f1_low", "macro_f1_high"),
     *("fail_rate", "params_hash", "phantom", "refusal_rate", "protocol"),
 )
 SPECIFIC = tuple(name + end for name in ("macro_specificity", "false_alarm_rate") for end in ("", "_low", "_high"))
 
 
 def results(study: Study) -> list[dict]:
-    """One JSON-able object per model, seed, data set and label set, read from `compare/overall.parquet`.
+    """One JSON-able object per model, seed, data set, label set and ruler, read from the records of the comparison.
 
+    `ruler` is "labels" or, on phantoms, also "truth" (see `rulers`). A perfect reader, by the labels, and the plain
+    baseline (see `baseline`) have rows, too.
     An undefined score is None.  Raises RecordError if the study has not been compared.
     """
-    overall = records.load(study.folder / "compare" / "overall.parquet")
+    by_labels = records.load(study.paths.compared("overall")).assign(ruler="labels")
+    others = [study.paths.compared(name) for name in ("10_rulers/truth", "16_baseline/baseline")]
+    overall = pd.concat([by_labels, *(records.load(each) for each in others if each.is_file())], ignore_index=True)
     overall = overall[[*RESULT, *overall.columns.intersection(SPECIFIC, sort=False)]]  # an earlier record lacks them
     rows = overall.astype(object).where(overall.notna(), None)
     return rows.to_dict("records")

@@ -151,6 +151,7 @@ def _films_answered(study: config.Study, checkpoint: config.Checkpoint | None) -
     if checkpoint is None:
         return min(study.trial.films, study.curate.validation)
     films = {study.validation: study.curate.validation} | {name: test.films for name, test in study.tests.items()}
+    films |= {name: study.crossing.films for name in study.crossed}
     return sum(films[dataset] for dataset in study.datasets(checkpoint))
 
 

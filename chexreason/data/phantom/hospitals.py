@@ -94,6 +94,11 @@ def read(section, key: str) -> Films:
     return Films(table.assign(path="", split=""), none, tuple(unknown))
 
 
+def with_pixels(recipe: str, hospital: str) -> str:
+    """The same film as another hospital's pixels show it: its recipe with that pixel pipeline."""
+    return json.dumps(json.loads(recipe) | {"pixels": HOSPITALS["hospitals"][hospital]["pixels"]})
+
+
 def truth(table: pd.DataFrame) -> pd.DataFrame:
     """What is really there, read from the recipes of a film table: films x 14 labels, bool."""
     present = np.zeros((len(table), len(CHEXPERT14)), bool)
