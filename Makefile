@@ -12,7 +12,7 @@ TORCH = $(shell grep '^torch==' requirements.lock)
 # Optional parts of the package: make setup EXTRAS=cluster
 EXTRAS ?=
 
-.PHONY: book full test soak experiment bench cluster setup hooks lock lint lab clean
+.PHONY: book full test coverage soak experiment bench cluster setup hooks lock lint lab clean
 
 book: .venv/done
 	$(BIN)/chexreason run "$(PARAMS)" --cores $(CORES)
@@ -21,6 +21,10 @@ full: .venv/done
 	$(BIN)/chexreason run --full "$(PARAMS)" --cores $(CORES)
 
 test: .venv/tests
+	$(BIN)/python -m pytest -n 2
+
+# The same, and which lines they reach.
+coverage: .venv/tests
 	$(BIN)/python -m pytest -n 2 --cov=chexreason --cov-report=term
 
 # The tests that take minutes, then ten minutes of fuzzing, and a table of all results at the end.
