@@ -559,17 +559,13 @@ rule baseline_run:
         RUN
 
 
+READS_RELEASED = ("index", "9_findings", "12_reward", "13_path")
+
+
 def released(chapter):
-    """The parameters of a chapter that reads no record of the study: where the released ones are, if it reads these."""
-    if not chapter.startswith("1"):
-        return ""
-    return shlex.join(["-p", "released", os.path.relpath(ROOT / "released" / "reward")])
-
-
-def alone(chapter):
-    """What the validity of such a chapter depends on."""
-    code = fingerprint.notebook(ROOT / chapter_file(chapter))
-    return [code, *(records.sha256(path) for path in RELEASED)] if chapter.startswith("1") else code
+    """For a chapter that reads the released records: the parameter that says where they are."""
+    place = os.path.relpath(ROOT / "released" / "reward")
+    return f" -p released {shlex.quote(place)}" if chapter in READS_RELEASED else ""
 
 
 rule chapter_run:
@@ -580,13 +576,13 @@ rule chapter_run:
     params:
         notebook=lambda wildcards: source(chapter_file(wildcards.chapter)),
         given=lambda wildcards: (
-            given(full=FULL)(wildcards) if CHAPTERS[wildcards.chapter] else released(wildcards.chapter)
+            (given(full=FULL)(wildcards) if CHAPTERS[wildcards.chapter] else "") + released(wildcards.chapter)
         ),
-        key=lambda wildcards: (
-            key(chapter_file(wildcards.chapter), whole)(wildcards)
-            if CHAPTERS[wildcards.chapter]
-            else alone(wildcards.chapter)
-        ),
+        key=lambda wildcards: [
+            (key(chapter_file(wildcards.chapter), whole)(wildcards) if CHAPTERS[wildcards.chapter] else "")
+            or fingerprint.notebook(ROOT / chapter_file(wildcards.chapter)),
+            *(records.sha256(path) for path in RELEASED if wildcards.chapter in READS_RELEASED),
+        ],
     conda:
         "environment.yml"
     log:

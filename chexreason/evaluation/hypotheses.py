@@ -1,10 +1,11 @@
 """The hypotheses of the controlled experiment, as `book/plan.md` states them, and what the released records show."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from chexreason.evaluation import dose, metrics
+from chexreason.evaluation import dose, metrics, release
 from chexreason.evaluation.release import START
 from chexreason.labels import NIH9
 
@@ -176,4 +177,25 @@ def peak_sentences(table: pd.DataFrame) -> list[str]:
         f"{row.run} on {row.dataset}: the highest mean macro-F1 by the truth is {row.macro_f1_at_peak:.3f}, at step "
         f"{row.peak:.0f} and {row.kl_at_peak:.2f} nats from the start; at the last step it is {row.at_last_step:.3f}."
         for row in rows.itertuples()
+    ]
+
+
+def released(folder: Path) -> pd.DataFrame | None:
+    """The tests of a released experiment (see `test`); None if the folder has none."""
+    return test(scored(release.load(folder))) if (folder / "answers.parquet").is_file() else None
+
+
+def beside_findings(table: pd.DataFrame) -> list[str]:
+    """What the experiment adds to each of the paper's four findings, a sentence each."""
+    told = {row["name"]: f"{WORDS[row.verdict]} ({_told(row)})" for _, row in table.iterrows()}
+    return [
+        f"1. RL gains at home and loses away: rewarded for A's labels, the model is {told['H2']} by A's labels at A, "
+        f"and {told['H1']} by the truth at C. With C's labels instead of A's it is {told['H3']} by C's labels and "
+        f"{told['H4']} by the truth at C.",
+        "2. SFT generalizes: the experiment begins at SFT and does not test it; [the path](13_path.ipynb) shows SFT's "
+        "own checkpoints.",
+        "3. Structured reasoning helps general models only: not part of the experiment.",
+        f"4. The kind of reward matters little: what is rewarded was varied instead. Shuffled labels make the model "
+        f"{told['H5']} than A's labels by the truth at A, the truth {told['H6']} at C, and format alone leaves it "
+        f"{told['H7']} at A.",
     ]

@@ -58,7 +58,8 @@ def relabeled(study: Study) -> pd.DataFrame:
             rulers[end] = sampling.apply_policy(table.loc[original], study.curate.policy).set_axis(films.index)
         tables.append(pd.concat(rulers, axis="columns"))
     found = pd.concat(tables)
-    found["dataset"], found["patient"] = manifest.loc[found.index, "split"], manifest.loc[found.index, "patient"]
+    for name, column in (("dataset", "split"), ("patient", "patient")):
+        found[name, ""] = manifest.loc[found.index, column]
     return found
 
 
