@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = "params/mini.yaml"
 
 RUN_HELP = """\
-Targets are the stages curate, prompts, sft, grpo, predict, compare, chapters and book (the default), and
+Targets are the stages curate, prompts, sft, grpo, predict, path, compare, chapters and book (the default), and
 files, such as runs/mini/sft/medgemma/free_reasoning/seed0/log.parquet for a single run.
 
 Every other option after the params file goes to Snakemake; what follows -- goes there as it is:

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 
 from chexreason import records
-from chexreason.config import Study
+from chexreason.config import BEST, Study
 from chexreason.data import curate, sampling
 from chexreason.data.phantom import hospitals
+from chexreason.display import tables
 from chexreason.evaluation import compare, metrics
 
 LAYERS = ("pixels", "labels", "cases")
@@ -47,7 +48,7 @@ def relabeled(study: Study) -> pd.DataFrame:
     manifest = manifest[manifest["split"].isin(list(study.crossed))].set_index("film").sort_index()
     named = {"home": study.crossing.home, "away": study.crossing.away}
     of = {end: study.hospital(source) for end, source in named.items()}
-    tables = []
+    parts = []
     for source in named.values():
         films = manifest[manifest["source"] == source]
         section, original = study.sources[source], films.index.str.rpartition("@").get_level_values(0)
@@ -56,8 +57,8 @@ def relabeled(study: Study) -> pd.DataFrame:
             read = hospitals.read(section.model_copy(update={"labels": hospital}), source)
             table = read.table.assign(never_stated=[list(read.unknown)] * len(read.table)).set_index("film")
             rulers[end] = sampling.apply_policy(table.loc[original], study.curate.policy).set_axis(films.index)
-        tables.append(pd.concat(rulers, axis="columns"))
-    found = pd.concat(tables)
+        parts.append(pd.concat(rulers, axis="columns"))
+    found = pd.concat(parts)
     for name, column in (("dataset", "split"), ("patient", "patient")):
         found[name, ""] = manifest.loc[found.index, column]
     return found
@@ -129,9 +130,13 @@ def summary(study: Study, found: dict[str, pd.DataFrame]) -> list[str]:
     """Which layers the fall of each checkpoint of the first seed comes from, and what the last step changes."""
     lines = []
     for model, rows in found["layers"].query("seed == @study.seeds[0]").groupby("model", sort=False):
-        fall, *parts = [f"{row.layer} {_told(row.share, row.share_low, row.share_high)}" for row in rows.itertuples()]
+        fall, *parts = [
+            f"{row.layer} {tables.estimate_text(row.share, row.share_low, row.share_high, sign='+')}"
+            for row in rows.itertuples()
+        ]
         lines.append(f"{model}: {fall}; of this, {', '.join(parts)}.")
     paired = found["layers_paired"]
+    paired = paired[~paired["second"].str.endswith(BEST)] if len(paired) else paired
     if len(paired):
         last = paired[paired["second"] == paired["second"].iloc[-1]]
         changed = [
@@ -140,7 +145,3 @@ def summary(study: Study, found: dict[str, pd.DataFrame]) -> list[str]:
         step = f"from {last['first'].iloc[0]} to {last['second'].iloc[0]}"
         lines.append(f"The share of {' and of '.join(changed) or 'no layer'} changes clearly {step}.")
     return lines
-
-
-def _told(value: float, low: float, high: float) -> str:
-    return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"

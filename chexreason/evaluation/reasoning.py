@@ -181,7 +181,7 @@ def summary(study: Study, found: dict[str, pd.DataFrame]) -> list[str]:
     """For each checkpoint of the first seed, over all test sets: how many labels are stated, and what is true."""
     lines = []
     for model, rows in found["reasoning"].query("seed == @study.seeds[0]").groupby("model", sort=False):
-        total = rows[list(COLUMNS)].sum()
+        total = rows[list(COLUMNS)].astype(object).sum()
         stated, true = (total[top] / max(total[bottom], 1) for top, bottom in (RATES["stated"], RATES["true"]))
         known = rows["true"].notna().any()
         lines.append(

@@ -7,9 +7,10 @@ scored by the labels: no reader can be expected to score more at a hospital than
 import pandas as pd
 
 from chexreason import records
-from chexreason.config import Study
+from chexreason.config import BEST, Study
 from chexreason.data import curate
 from chexreason.data.phantom import hospitals
+from chexreason.display import tables
 from chexreason.evaluation import compare, metrics, report
 
 PERFECT = "perfect reader"
@@ -115,6 +116,7 @@ def summary(study: Study, found: dict[str, pd.DataFrame]) -> list[str]:
     for (dataset, label_set), mine in rows[rows["dataset"].isin(list(study.tests))].groupby(
         ["dataset", "label_set"], sort=False
     ):
+        mine = mine[~mine["second"].str.endswith(BEST)]
         last = mine[mine["second"] == mine["second"].iloc[-1]].drop_duplicates("ruler").set_index("ruler")
         by = {ruler: _told(last.loc[ruler]) for ruler in ("labels", "truth", "labels - truth")}
         lines.append(
@@ -126,4 +128,4 @@ def summary(study: Study, found: dict[str, pd.DataFrame]) -> list[str]:
 
 
 def _told(row: pd.Series) -> str:
-    return f"{row['difference']:+.3f} (95 % interval {row['difference_low']:+.3f} to {row['difference_high']:+.3f})"
+    return tables.estimate_text(row["difference"], row["difference_low"], row["difference_high"], sign="+")
