@@ -1,5 +1,6 @@
 """The fourteen CheXpert labels, the named label sets, the uncertainty policies, and the label hierarchy."""
 
+from collections.abc import Iterable
 from types import MappingProxyType
 
 import pandas as pd
@@ -92,3 +93,8 @@ def add_parent_labels(labels: pd.DataFrame) -> pd.DataFrame:
         above = labels[list(children)].eq(1).any(axis="columns")
         closed[parent] = labels[parent].mask(above, labels[parent].dtype.type(1))
     return closed
+
+
+def bits(labels: Iterable[str]) -> int:
+    """A set of labels as one number: the sum of 2 to the power of each label's place among the fourteen."""
+    return sum(1 << CHEXPERT14.index(label) for label in set(labels))

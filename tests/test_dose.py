@@ -6,8 +6,7 @@ import pytest
 from scipy import stats
 
 from chexreason.evaluation import dose
-from chexreason.inference.path import bits
-from chexreason.labels import CHEXPERT14, NIH9
+from chexreason.labels import CHEXPERT14, NIH9, bits
 
 SEEDS = range(3)
 FILMS = 1500

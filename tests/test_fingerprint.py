@@ -111,7 +111,7 @@ CHAPTERS = {path.stem for path in NOTEBOOKS if re.match(r"[6-9]_|1\d_", path.ste
     [
         ("peft", {"0_stand_ins", "2_prompts", "3_sft", "4_grpo", "5_path", "5_predict", "7_variants"}),
         ("trl", {"0_stand_ins", "3_sft", "4_grpo", "7_variants"}),
-        ("pydicom", {name.stem for name in NOTEBOOKS} - {"8_reanalysis", "resampling"}),
+        ("pydicom", {name.stem for name in NOTEBOOKS} - {"8_reanalysis", "resampling", "12_reward", "13_path"}),
         ("scikit-learn", {"2_prompts", "4_grpo", "resampling", *CHAPTERS}),
         ("seaborn", set()),
     ],

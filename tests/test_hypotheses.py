@@ -7,9 +7,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from chexreason.evaluation import hypotheses, release
-from chexreason.inference.path import bits
-from chexreason.labels import CHEXPERT14
+from chexreason.evaluation import hypotheses, released
+from chexreason.labels import CHEXPERT14, bits
 from chexreason.records import save
 from chexreason.training import grpo
 from chexreason.workflow.notebook import execute
@@ -40,7 +39,7 @@ def tables():
     start = {seed: wrong(truth, 0.1) for seed in SEEDS}
     rows = []
     for seed in SEEDS:
-        answers = {(release.START, 0): start[seed], ("sft", 0): wrong(truth, 0.3), ("sft", 10): start[seed]}
+        answers = {(released.START, 0): start[seed], ("sft", 0): wrong(truth, 0.3), ("sft", 10): start[seed]}
         for step in STEPS:
             learnt = rng.random(truth.shape) < step / max(STEPS)
             answers |= {
@@ -115,7 +114,7 @@ def test_the_released_records_name_the_plan_and_the_params_that_are_here():
     from chexreason.config import load
     from chexreason.records import sha256
 
-    for name, table in release.load(RELEASED).items():
+    for name, table in released.load(RELEASED).items():
         made = table.attrs["provenance"]
-        assert made["plan"] == sha256(ROOT / release.PLAN), name
+        assert made["plan"] == sha256(ROOT / released.PLAN), name
         assert made["params_hash"] == load(ROOT / "params" / "reward.yaml").hash, name

@@ -7,7 +7,7 @@ from conftest import at
 
 from chexreason import config, models, records
 from chexreason.data import curate
-from chexreason.evaluation import dose, release
+from chexreason.evaluation import dose, release, released
 from chexreason.inference import path, predict
 from chexreason.inference.protocol import Protocol
 from chexreason.labels import CHEXPERT14, NIH9
@@ -95,7 +95,7 @@ def test_the_released_tables_hold_numbers_and_give_the_dose_response(experiment)
     answers = tables["answers"][tables["answers"]["film"].isin(films["film"])]
     for ruler in ("labels", "truth"):
         scored = dose.score(films, answers, ruler, NIH9, 50, 0)
-        effects = dose.dose_response(scored, (release.START, 0), [0])
+        effects = dose.dose_response(scored, (released.START, 0), [0])
         assert set(effects["run"]) == {"sft", "hard", "format"} and np.isfinite(effects["effect"]).all()
 
 

@@ -42,8 +42,12 @@ def composition(manifest: pd.DataFrame) -> pd.DataFrame:
 
 
 def patients_shared(manifest: pd.DataFrame) -> pd.DataFrame:
-    """The number of patients that two splits share (splits x splits; the diagonal counts the patients of a split)."""
-    there = pd.crosstab(manifest["patient"], manifest["split"]).gt(0).astype(int)[list(manifest["split"].unique())]
+    """The number of patients that two splits share (splits x splits; the diagonal counts the patients of a split).
+
+    The data sets of `layers` count by source, as each film is in two of them.
+    """
+    split = manifest["split"].str.replace(r"^(?!rl@)(.+)@.*", r"\1", regex=True)
+    there = pd.crosstab(manifest["patient"], split).gt(0).astype(int)[list(split.unique())]
     return (there.T @ there).rename_axis(index=None, columns=None)
 
 

@@ -71,7 +71,7 @@ def verdict(found: Effect, margin: float) -> str:
 
 
 def unpack(bits: pd.Series) -> np.ndarray:
-    """Sets of labels that were written as numbers (`path.bits`): bool (rows, 14)."""
+    """Sets of labels that were written as numbers (`labels.bits`): bool (rows, 14)."""
     return (bits.to_numpy()[:, None] >> np.arange(len(CHEXPERT14)) & 1).astype(bool)
 
 
@@ -90,7 +90,7 @@ def score(
     """Macro-F1 of every checkpoint in `answers` on `labels`, by the column `ruler` of `films`.
 
     `films` has film, patient and one column per ruler; `answers` has `KEYS`, film, and labels; all labels are numbers
-    (`path.bits`).  Every checkpoint must have answered every film once.  The resamples of patients depend on `seed`
+    (`labels.bits`).  Every checkpoint must have answered every film once.  The resamples of patients depend on `seed`
     only, so effects on both rulers are paired.  Raises ValueError if answers are missing.
     """
     places = [CHEXPERT14.index(label) for label in labels]

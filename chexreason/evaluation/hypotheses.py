@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from chexreason.evaluation import dose, metrics, release
-from chexreason.evaluation.release import START
+from chexreason.evaluation import dose, metrics, released
+from chexreason.evaluation.released import START
 from chexreason.labels import NIH9
 
 MARGIN = 0.02
@@ -180,9 +180,9 @@ def peak_sentences(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def released(folder: Path) -> pd.DataFrame | None:
+def tested(folder: Path) -> pd.DataFrame | None:
     """The tests of a released experiment (see `test`); None if the folder has none."""
-    return test(scored(release.load(folder))) if (folder / "answers.parquet").is_file() else None
+    return test(scored(released.load(folder))) if (folder / "answers.parquet").is_file() else None
 
 
 def beside_findings(table: pd.DataFrame) -> list[str]:

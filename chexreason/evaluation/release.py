@@ -11,22 +11,15 @@ from chexreason import fingerprint, records
 from chexreason.config import Checkpoint, Study
 from chexreason.data import curate
 from chexreason.evaluation import compare, rulers
-from chexreason.inference.path import bits
-from chexreason.labels import CHEXPERT14, positives
+from chexreason.evaluation.released import PLAN, START
+from chexreason.labels import CHEXPERT14, bits, positives
 from chexreason.training import grpo
-
-TABLES = ("films", "answers", "logs")
-
-START = "start"
-"""The name of the SFT checkpoints from which the GRPO runs of the same seed start, as a run with one step, 0."""
-
-PLAN = Path("book") / "plan.md"
 
 
 def collect(study: Study) -> dict[str, pd.DataFrame]:
     """The tables of an experiment whose paths have been asked.
 
-    - `films`: film (number), dataset, patient (number), view, labels, truth (both as `path.bits`)
+    - `films`: film (number), dataset, patient (number), view, labels, truth (both as `labels.bits`)
     - `answers`: run, seed, step, film, labels, failed, cut_off, kl (see `path.predict_path`); the run `start` has the
       SFT checkpoint of each seed, the run `sft` the path to it
     - `logs`: run, seed, and the columns of every GRPO run's log
@@ -88,8 +81,3 @@ def save(study: Study, root: Path) -> Path:
     for name, table in collect(study).items():
         records.save(table, folder / f"{name}.parquet", provenance)
     return folder
-
-
-def load(folder: Path) -> dict[str, pd.DataFrame]:
-    """The tables of a released experiment; raises RecordError if one is missing."""
-    return {name: records.load(folder / f"{name}.parquet") for name in TABLES}

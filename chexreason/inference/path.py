@@ -10,7 +10,7 @@ from chexreason import config, models, records, runtime
 from chexreason.data import curate
 from chexreason.inference import predict
 from chexreason.inference.protocol import Protocol
-from chexreason.labels import CHEXPERT14
+from chexreason.labels import bits
 
 
 def steps(study: config.Study, run: config.Checkpoint) -> dict[int, Path | None]:
@@ -50,11 +50,6 @@ def predict_path(study: config.Study, run: config.Checkpoint) -> pd.DataFrame:
     made_of = [study.folder / curate.MANIFEST, study.paths.adapter(run) / models.ADAPTER[1]]
     records.save(table, where, records.provenance(study, run.seed, made_of) | models.provenance(model))
     return table
-
-
-def bits(labels: Sequence[str]) -> int:
-    """A set of labels as one number: the sum of 2 to the power of each label's place among the fourteen."""
-    return sum(1 << CHEXPERT14.index(label) for label in set(labels))
 
 
 def kl_to_start(
