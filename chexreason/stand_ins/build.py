@@ -16,7 +16,7 @@ import pandas as pd
 
 from chexreason import answers, prompts
 from chexreason.data.phantom import hospitals
-from chexreason.labels import CHEXPERT14, positives
+from chexreason.labels import CHEXPERT14, apply_policy, positives
 from chexreason.teacher import rules
 
 SIZE = 128
@@ -53,38 +53,29 @@ class Turn(NamedTuple):
     picture: int
 
 
-# What the stand-in MedGemma reads before any study: captions that name the main finding, and words.
+# What the stand-in MedGemma reads before any study: captions of hospital A's films, questions about them, and words.
 
 
 def pretraining_films(films: int, seed: int) -> pd.DataFrame:
-    """Films of all three hospitals, most from A, with rare findings drawn more often than they occur.
+    """Films of hospital A, with rare findings drawn more often than they occur.
 
-    The fourteen label columns hold the truth of the drawing (1.0 or 0.0), not what a hospital's labeller says.
+    The fourteen label columns hold A's labels, positive (1.0) or not (0.0): neither the truth of a drawing nor another
+    hospital is seen before a study.  So MedGemma has seen MIMIC and not NIH.
     """
-    rng = np.random.default_rng(seed)
-    chosen = []
-    for hospital, share in {"A": 0.6, "B": 0.2, "C": 0.2}.items():
-        pool = hospitals.film_table(round(10 * films * share), seed, hospital)
-        truth = hospitals.truth(pool)[LABELS].astype(float)
-        rarity = (truth / truth.mean().clip(lower=1e-3)).max(axis="columns") + 1.0
-        picks = rng.choice(len(pool), round(films * share), replace=False, p=rarity / rarity.sum())
-        chosen.append(pool.drop(columns=LABELS).join(truth).iloc[picks])
-    return pd.concat(chosen).sample(frac=1, random_state=seed).reset_index(drop=True)
-
-
-def main_finding(row: pd.Series) -> tuple[str, ...]:
-    """The most marked finding of a film, which is all a hurried caption names; devices only where nothing else is."""
-    strengths = {box.finding: box.strength for box in hospitals.boxes(row.recipe) if box.finding != "Support Devices"}
-    return (max(strengths, key=lambda name: strengths[name]),) if strengths else positives(row)[:1]
+    pool = hospitals.film_table(5 * films, seed, "A")
+    labels = apply_policy(pool[LABELS], "u_zeros")
+    rarity = (labels / labels.mean().clip(lower=1e-3)).max(axis="columns") + 1.0
+    picks = np.random.default_rng(seed).choice(len(pool), films, replace=False, p=rarity / rarity.sum())
+    return pool.drop(columns=LABELS).join(labels).iloc[picks].reset_index(drop=True)
 
 
 def film_turns(films: pd.DataFrame, seed: int) -> list[Turn]:
-    """Each film's main finding, asked for with one of `PROMPTS` and answered in a few words, or in none."""
+    """Captions: each film's labels, asked for with one of `PROMPTS` and answered in one sentence, or in none."""
     rng = np.random.default_rng(seed)
     turns = []
     for number, row in films.iterrows():
-        labels, form = main_finding(row), str(rng.choice(PROMPTS))
-        said = "" if form == answers.ONLY_LABEL else f"The film shows {', '.join(labels).lower()}."
+        labels, form = positives(row), str(rng.choice(PROMPTS))
+        said = "" if form == answers.ONLY_LABEL else f"The film shows {', '.join(labels) or 'no label'}."
         turns.append(Turn(prompts.load(form), answers.write(answers.Answer(said, labels), form), number))
     return turns
 
@@ -355,7 +346,10 @@ def pixels(pictures: np.ndarray):
 
 
 def places(films: pd.DataFrame) -> np.ndarray:
-    """Where each film's findings lie: bool (films, 64, labels), whether a finding's box touches a patch's middle."""
+    """Where each film's labeled findings lie: bool (films, 64, labels), whether a box touches a patch's middle.
+
+    A finding that the labels leave out has no place.
+    """
     middles = (np.arange(8) + 0.5) / 8
     inside = np.zeros((len(films), 8, 8, len(LABELS)), dtype=bool)
     for number, recipe in enumerate(films["recipe"]):
@@ -363,7 +357,8 @@ def places(films: pd.DataFrame) -> np.ndarray:
             rows = (middles > box.y0 - 1 / 16) & (middles < box.y1 + 1 / 16)
             columns = (middles > box.x0 - 1 / 16) & (middles < box.x1 + 1 / 16)
             inside[number, :, :, LABELS.index(box.finding)] |= rows[:, None] & columns
-    return inside.reshape(len(films), 64, len(LABELS))
+    labeled = films[LABELS].to_numpy(bool)
+    return inside.reshape(len(films), 64, len(LABELS)) & labeled[:, None]
 
 
 class Eyes:
