@@ -234,9 +234,44 @@ def format_reward(completions, completion_ids, settings: config.Reward, **_) -> 
     return hard_reward(completions, truth, completion_ids, settings)
 
 
+def corrected(
+    labels: Collection[str], named: Collection[str], sensitivity: dict[str, float], false: dict[str, float]
+) -> float:
+    """The share of labels on which a reply agrees with the truth, estimated without bias from noisy labels.
+
+    `sensitivity` has for each label the chance s that it is reported where it is present, `false` the chance f that it
+    is reported where it is absent.  (y - f) / (s - f) is an unbiased estimate of the presence of a label that is
+    reported (y = 1) or not (y = 0) (Natarajan et al. 2013).  A label with s = f tells nothing and is left out.
+    """
+    rates = {name: (found, false.get(name, 0.0)) for name, found in sensitivity.items()}
+    present = {name: ((name in labels) - f) / (s - f) for name, (s, f) in rates.items() if s != f}
+    agrees = [value if name in named else 1 - value for name, value in present.items()]
+    return sum(agrees) / len(agrees)
+
+
+def corrected_reward(
+    completions,
+    truth,
+    completion_ids,
+    settings: config.Reward,
+    sensitivity: dict[str, float],
+    false: dict[str, float],
+    **_,
+) -> list[float]:
+    """The hard reward with `corrected` in place of the Jaccard index; its rates are given under `reward_args`."""
+    values = []
+    for text, labels, ids in zip(texts(completions), truth, completion_ids, strict=True):
+        answer = answers.read_strict(text)
+        short = length(text, settings.length_unit, ids) < settings.min_length
+        penalty = settings.length_penalty if short else 0.0
+        values.append(corrected(labels, answer.labels, sensitivity, false) - penalty if answer else 0.0)
+    return values
+
+
 REWARDS: dict[str, Callable] = {
     "hard": hard_reward,
     "format": format_reward,
+    "corrected": corrected_reward,
     "nuanced": NuancedReward,
 }
 """The rewards that a params file can name: functions, or classes for rewards with state.

@@ -185,3 +185,16 @@ def test_a_film_is_drawn_at_the_size_asked_for():
     assert small.boxes == large.boxes
     shrunk = large.image.reshape(64, 4, 64, 4).mean(axis=(1, 3))
     assert np.abs(shrunk - small.image).mean() < 12
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5, 1.5])
+def test_noise_multiplies_misses_and_false_reports_and_leaves_the_truth(noise):
+    plain, noisy = (hospitals.film_table(6000, 9, "A", "C", noise=level) for level in (1.0, noise))
+    truth = hospitals.truth(plain)
+    assert plain["recipe"].equals(noisy["recipe"])
+    for label in ("Pleural Effusion", "Atelectasis", "Lung Lesion"):
+        there, place = truth[label], FINDINGS.index(label)
+        missed = 1 - hospitals._channel("nih").sensitivity[place]
+        assert (noisy[label] != 1)[there].mean() == pytest.approx(noise * missed, abs=0.05)
+        invented = [(table[label] == 1)[~there].mean() for table in (plain, noisy)]
+        assert invented[1] == pytest.approx(noise * invented[0], abs=0.01)

@@ -12,7 +12,9 @@ from chexreason.rewards import (
     NuancedReward,
     Parts,
     Window,
+    corrected,
     false_positive,
+    format_reward,
     hard,
     jaccard,
     length,
@@ -326,3 +328,34 @@ def test_a_checkpoint_keeps_the_window_and_a_resumed_run_takes_it_back(tmp_path)
     callback.on_train_begin(None, state, None)
     assert after.window == before.window
     assert after(**batch([reply("Edema")], [E]), log_metric=lambda *_: None) == [(150 - 80) / 150]
+
+
+@pytest.mark.parametrize("named", [{"Edema"}, set(), {"Edema", "Fracture"}])
+@pytest.mark.parametrize("there", [{"Edema"}, set(), {"Fracture"}])
+def test_the_corrected_reward_is_in_the_mean_what_the_truth_would_give(there, named):
+    sensitivity, false = {"Edema": 0.5, "Fracture": 0.8}, {"Edema": 0.05, "Fracture": 0.1}
+    mean = 0.0
+    for reported in ({"Edema", "Fracture"}, {"Edema"}, {"Fracture"}, set()):
+        chance = 1.0
+        for name in sensitivity:
+            told = sensitivity[name] if name in there else false[name]
+            chance *= told if name in reported else 1 - told
+        mean += chance * corrected(reported, named, sensitivity, false)
+    agrees = [(name in there) == (name in named) for name in sensitivity]
+    assert mean == pytest.approx(sum(agrees) / 2)
+
+
+def test_the_format_reward_is_the_same_whatever_the_labels():
+    settings, long = (
+        Reward(min_length=10, length_unit="characters", length_penalty=0.1),
+        "<think>Clear lungs.</think>\n",
+    )
+    replies = [
+        f"{long}<solution>Edema</solution>",
+        f"{long}<solution></solution>",
+        "Edema",
+        "<solution>Edema</solution>",
+    ]
+    completions = [[{"role": "assistant", "content": text}] for text in replies]
+    for truth in ([["Edema"]] * 4, [[]] * 4):
+        assert format_reward(completions, completion_ids=[[0]] * 4, settings=settings, truth=truth) == [1, 1, 0, 0]

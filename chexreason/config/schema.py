@@ -47,13 +47,15 @@ class Phantom(Section):
     """A source of phantoms: `films` candidate films of one phantom hospital.
 
     `labels` uses the labels of another hospital, or the truth; `pixels` uses the pixels of another hospital. `shuffled`
-    gives each film the labels of another film, as a control.
+    gives each film the labels of another film, as a control. `noise` multiplies the errors of the labels: with 0.5
+    they miss and invent half as many findings.
     """
 
     kind: Literal["phantom"]
     hospital: Literal["A", "B", "C"]
     labels: Literal["A", "B", "C", "truth"] | None = None
     shuffled: bool = False
+    noise: NonNegativeFloat = 1.0
     pixels: Literal["A", "B", "C"] | None = None
     films: Count
     seed: Seed

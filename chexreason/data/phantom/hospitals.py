@@ -58,20 +58,25 @@ SHUFFLE = 2
 
 
 def film_table(
-    films: int, seed: int, hospital: str = "A", labels: str | None = None, pixels: str | None = None
+    films: int,
+    seed: int,
+    hospital: str = "A",
+    labels: str | None = None,
+    pixels: str | None = None,
+    noise: float = 1.0,
 ) -> pd.DataFrame:
     """The first `films` films of a phantom hospital, one a row; no pixels are drawn.
 
     `hospital` gives patients, views and studies; `labels` and `pixels` may name another hospital's label channel and
-    pixel pipeline, and leave the truth as it is.  Columns: film, source, patient, study, view ("PA" or "AP"), the
-    fourteen labels (1 present, 0 denied, -1 uncertain, NaN not mentioned), and recipe, the JSON text that
-    `drawing.draw` draws from and that holds the patient's truth.
+    pixel pipeline, and leave the truth as it is.  `noise` multiplies the errors of the label channel.  Columns: film,
+    source, patient, study, view ("PA" or "AP"), the fourteen labels (1 present, 0 denied, -1 uncertain, NaN not
+    mentioned), and recipe, the JSON text that `drawing.draw` draws from and that holds the patient's truth.
     """
     channel = HOSPITALS["hospitals"][labels or hospital]["labels"]
     pipeline = HOSPITALS["hospitals"][pixels or hospital]["pixels"]
     blocks: list[pd.DataFrame] = []
     while (found := sum(map(len, blocks))) < films:
-        blocks.append(_block(seed, len(blocks), hospital, channel, pipeline, films - found))
+        blocks.append(_block(seed, len(blocks), hospital, (channel, noise), pipeline, films - found))
     return pd.concat(blocks, ignore_index=True)
 
 
@@ -80,7 +85,7 @@ def read(section, key: str) -> Films:
     `key`, the source's name in the params file."""
     perfect = section.labels == "truth"
     channel = section.hospital if perfect else section.labels or section.hospital
-    table = film_table(section.films, section.seed, section.hospital, channel, section.pixels)
+    table = film_table(section.films, section.seed, section.hospital, channel, section.pixels, section.noise)
     for name in ("film", "study", "patient"):
         table[name] = key + table[name].str.removeprefix(section.hospital.lower())
     labels = list(CHEXPERT14)
@@ -110,15 +115,15 @@ def truth(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(present, columns=list(CHEXPERT14), index=table.index)
 
 
-def _block(seed: int, block: int, hospital: str, channel: str, pipeline: str, most: int) -> pd.DataFrame:
-    """Up to `most` films of one block of patients."""
+def _block(seed: int, block: int, hospital: str, channel: tuple[str, float], pipeline: str, most: int) -> pd.DataFrame:
+    """Up to `most` films of one block of patients; `channel` is the name of the label channel, and its noise."""
     cases = HOSPITALS["hospitals"][hospital]["cases"]
     rng, channel_rng = (np.random.default_rng([seed, block, layer]) for layer in (0, 1))
     patient, study, present, normal = _studies(hospital, rng)
     views = _views(cases, normal, rng)
     bodies, (side, zone, at) = _bodies(rng), _places(rng)
     strengths = rng.uniform(0.35, 1, present.shape).round(3)
-    reported = _report(present, normal, channel, channel_rng)
+    reported = _report(present, normal, *channel, channel_rng)
 
     of_study = np.repeat(np.arange(len(study)), 1 + (rng.random(len(study)) < cases["films_per_study"] - 1))
     shifts = rng.uniform(-0.012, 0.012, (len(of_study), 2)).round(4)
@@ -281,6 +286,16 @@ class Channel(NamedTuple):
     denied: np.ndarray
 
 
+def _noisier(channel: Channel, noise: float) -> Channel:
+    """The channel with `noise` times as many misses and false reports, as far as there can be."""
+    if noise == 1:
+        return channel
+    found = (1 - (1 - channel.sensitivity) * noise).clip(0, 1)
+    return channel._replace(
+        sensitivity=np.where(channel.sensitivity > 0, found, 0), false=(channel.false * noise).clip(0, 1)
+    )
+
+
 @lru_cache
 def _channel(name: str) -> Channel:
     """The channel's chances, from its sensitivity, its ppv and the rates of its home hospital."""
@@ -315,9 +330,9 @@ def _open_to_error(spec: dict, cases: dict) -> np.ndarray:
     return 1 - (1 - spec["normal_share"]) * normal
 
 
-def _report(present: np.ndarray, normal: np.ndarray, name: str, rng: np.random.Generator) -> np.ndarray:
+def _report(present: np.ndarray, normal: np.ndarray, name: str, noise: float, rng: np.random.Generator) -> np.ndarray:
     """Labels (studies, 14) as a channel reports findings (studies, 13) bool of films that are `normal` or not."""
-    spec, channel = HOSPITALS["channels"][name], _channel(name)
+    spec, channel = HOSPITALS["channels"][name], _noisier(_channel(name), noise)
     ease = np.where(normal, spec["normal_share"], 1)[:, None]
     positive = np.where(present, channel.sensitivity, ease * channel.false)
     uncertain = np.where(present, channel.hedged, ease * channel.vague)
