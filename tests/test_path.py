@@ -8,7 +8,7 @@ from conftest import at
 from chexreason import config, models, records
 from chexreason.data import curate
 from chexreason.evaluation import dose, release, released
-from chexreason.inference import path, predict
+from chexreason.inference import path, predict, remedies
 from chexreason.inference.protocol import Protocol
 from chexreason.labels import CHEXPERT14, NIH9
 from chexreason.training import grpo, sft
@@ -111,3 +111,30 @@ def test_the_truth_in_the_released_tables_is_what_was_drawn(experiment):
         for row in dose.unpack(films["truth"])
     ]
     assert sorted(told) == drawn
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 1.25])
+def test_weights_between_two_checkpoints_are_the_weighted_mean_of_both(experiment, alpha):
+    settings = experiment.models["medgemma"]
+    start, end = (experiment.paths.adapter(at(name)) for name in ("sft/free_reasoning", "grpo/hard"))
+    found = dict(remedies.between(settings, start, end, alpha, 8).model.named_parameters())
+    first, last = (dict(models.load_trained(settings, each).named_parameters()) for each in (start, end))
+    for name, weight in found.items():
+        assert torch.allclose(weight, (1 - alpha) * first[name] + alpha * last[name], atol=1e-6), name
+    assert remedies.between(settings, start, end, alpha, 8).key != remedies.between(settings, start, end, 0.3, 8).key
+
+
+def test_sampled_replies_come_in_groups_of_one_film_and_come_again_with_the_seed(experiment):
+    reader = predict.load(experiment.models["medgemma"], experiment.paths.adapter(at("sft/free_reasoning")), 8)
+    protocol = Protocol.of(experiment, "free_reasoning", "b-test")
+    images = curate.dataset(experiment, "b-test")["image"].head(5)
+    given, again = (remedies.sample_replies(reader, images, protocol, 4, 1.0, seed=3) for _ in range(2))
+    assert given == again and [len(replies) for replies in given] == [4] * 5
+    cold = remedies.sample_replies(reader, images, protocol, 2, 1e-4, seed=3)  # without heat, the greedy reply twice
+    greedy = predict.answer_films(reader, images, protocol, experiment.folder / "greedy")
+    assert cold == [[text] * 2 for text in greedy]
+
+
+def test_a_vote_takes_what_more_than_half_of_the_replies_name():
+    assert remedies.vote([["Edema"], ["Edema", "Fracture"], ["Fracture", "Edema"], []]) == {"Edema"}
+    assert remedies.vote([[], []]) == set()
