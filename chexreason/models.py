@@ -236,7 +236,7 @@ def plain_generation(model, processor):
     """Remove a model's own generation defaults, and let it stop at every token of `end_tokens`; returns the model.
 
     A published generation_config.json may have a repetition penalty or the like, which would change greedy decoding for
-    this model only.
+    this model only.  No token that stands for an image is written (`image_tokens`).
     """
     from transformers import GenerationConfig
 
@@ -244,8 +244,19 @@ def plain_generation(model, processor):
         bos_token_id=model.generation_config.bos_token_id,
         eos_token_id=end_tokens(model, processor),
         pad_token_id=processor.tokenizer.pad_token_id,
+        suppress_tokens=image_tokens(model),
     )
     return model
+
+
+def image_tokens(model) -> list[int] | None:
+    """The tokens in whose place a model reads an image or a video; None if it has none.
+
+    A reply that had one could not be read again: there is no image for it.
+    """
+    names = ("image_token_id", "image_token_index", "video_token_id")
+    found = {getattr(model.config, name, None) for name in names} - {None}
+    return sorted(found) or None
 
 
 def limit_visual_tokens(image_processor, model: config.Model) -> None:

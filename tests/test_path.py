@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import at
+from PIL import Image
 
 from chexreason import config, models, records
 from chexreason.data import curate
@@ -58,6 +59,22 @@ def test_the_divergence_is_0_at_the_start_and_above_it_later(experiment):
     assert set(by_step["size"]) == {8}  # four films of each test set
 
 
+def test_a_reply_never_has_the_token_of_an_image(experiment):
+    reader = predict.load(experiment.models["medgemma"], None, 8)
+    (token,) = models.image_tokens(reader.model)
+    assert reader.processor.tokenizer.convert_ids_to_tokens(token) == "<image_soft_token>"
+    head = reader.model.get_output_embeddings().weight
+    with torch.no_grad():
+        head[token] = 100 * head.abs().max()  # far the likeliest, wherever the hidden states sum to more than zero
+    protocol = Protocol.of(experiment, "free_reasoning", "b-test").model_copy(update={"max_new_tokens": 4})
+    inputs = models.inputs(
+        reader.processor, [Image.open(curate.dataset(experiment, "b-test")["image"][0])], protocol.prompt
+    )
+    for sample in (False, True):
+        written = reader.model.generate(**inputs, max_new_tokens=4, do_sample=sample)[:, inputs["input_ids"].shape[1] :]
+        assert token not in written
+
+
 def test_the_divergence_of_a_reply_is_that_of_its_tokens_by_a_plain_forward_pass(experiment):
     protocol = Protocol.of(experiment, "free_reasoning", "b-test")
     films = curate.dataset(experiment, "b-test")["image"].head(3)
@@ -70,8 +87,6 @@ def test_the_divergence_of_a_reply_is_that_of_its_tokens_by_a_plain_forward_pass
         torch.manual_seed(0)
         alone = path.kl_to_start(policy, start, films.iloc[[number]], protocol)
         assert alone[0] > 0 and found[number] > 0
-    from PIL import Image
-
     inputs = models.inputs(policy.processor, [Image.open(films.iloc[0])], protocol.prompt)
     with torch.inference_mode():
         whole = policy.model.generate(**inputs, max_new_tokens=20, do_sample=False)

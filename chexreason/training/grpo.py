@@ -246,6 +246,7 @@ def trainer(study: config.Study, run: str, seed: int):
                 *reward_state(reward),
             ],
         )
+    runner.generation_config.suppress_tokens = models.image_tokens(starting)
     return common.without_printing(runner)
 
 
