@@ -29,7 +29,7 @@ STAGES = {
         "predict/medgemma/grpo/hard/seed0/answers.parquet",
         ("predict/medgemma/grpo/hard", "notebooks/5_predict-medgemma-grpo-hard-seed0.ipynb"),
     ),
-    "compare": Stage("compare/overall.parquet", ("compare", "notebooks/6_compare.ipynb")),
+    "compare": Stage("compare/overall.parquet", ("compare/*.parquet", "notebooks/6_compare.ipynb")),
     "book": Stage("book/_build/html/index.html", ("book",)),
 }
 

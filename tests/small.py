@@ -12,6 +12,7 @@ from chexreason.data import curate
 from chexreason.teacher import check, generate
 
 SMALL = {
+    "layers": None,
     "sources.a.films": 300,
     "sources.b.films": 20,
     "curate.sft": 10,

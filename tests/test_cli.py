@@ -62,7 +62,8 @@ def test_the_command_line_imports_nothing_heavy():
 def test_results_as_json_are_one_object_a_row_with_null_for_undefined(scored, capsys):
     assert main(["results", "params/smoke.yaml", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
-    assert row == ROW | {"macro_f1_high": None, "params_hash": scored.hash, "phantom": True} | ASKED
+    scores = {"macro_f1_high": None, "params_hash": scored.hash, "phantom": True, "ruler": "labels"}
+    assert row == ROW | scores | ASKED
 
 
 def test_results_as_text_say_what_they_are(scored, capsys):

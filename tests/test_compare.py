@@ -13,7 +13,8 @@ from chexreason.display import tables
 from chexreason.evaluation import compare, metrics, report
 from chexreason.labels import CHEXPERT14, LABEL_SETS, NIH9, NIH10, POLICIES
 
-RESULT_KEYS = ["model", "seed", "dataset", "label_set", "n", "micro_f1", "macro_f1", "macro_f1_low", "macro_f1_high"]
+RESULT_KEYS = ["model", "seed", "dataset", "label_set", "ruler", "n", "micro_f1"]
+RESULT_KEYS += ["macro_f1", "macro_f1_low", "macro_f1_high"]
 RESULT_KEYS += ["fail_rate", "params_hash", "phantom", "refusal_rate", "protocol"]
 RESULT_KEYS += ["macro_specificity", "macro_specificity_low", "macro_specificity_high"]
 RESULT_KEYS += ["false_alarm_rate", "false_alarm_rate_low", "false_alarm_rate_high"]
@@ -338,6 +339,7 @@ def pairs(*tests: tuple[str, str, list[str]], **label_sets: list[str]) -> list[s
     """The transfer pairs of test sets given as (name, source, label sets), each written as a text."""
     values = yaml.safe_load(config.find("params/mini.yaml").read_text())
     values |= {"label_sets": label_sets, "sources": {name: values["sources"]["b"] for name in "abcd"}}
+    values["layers"] = None
     values["tests"] = {name: {"source": source, "films": 5, "label_sets": sets} for name, source, sets in tests}
     found = compare.transfer_pairs(config.Study.model_validate(values))
     return [

@@ -22,6 +22,7 @@ from chexreason.inference.protocol import Protocol, protocols
 FILMS = 10
 ASKED = Protocol(prompt=prompts.load("free_reasoning"), max_new_tokens=120, image_size=128)
 SMALL = {
+    "layers": None,
     "sources.a.films": 1500,
     "curate.sft": 40,
     "curate.rl": 20,

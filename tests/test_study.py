@@ -39,6 +39,7 @@ def test_every_split_has_its_films_and_no_patient_is_in_two(smoke):
     manifest = record(smoke, "curate/manifest")
     sizes = manifest["split"].replace("sft-holdout", "sft").value_counts().to_dict()
     tests = {name: test.films for name, test in smoke.tests.items()}
+    tests |= dict.fromkeys(smoke.crossed, smoke.layers.films)
     assert sizes == {"sft": smoke.curate.sft, "rl": smoke.curate.rl, "a-validation": smoke.curate.validation} | tests
     training = manifest[manifest["source"] == smoke.curate.train].replace({"split": {"sft-holdout": "sft"}})
     assert training.groupby("patient")["split"].nunique().max() == 1
@@ -79,7 +80,7 @@ def test_training_changed_the_adapter(smoke):
 
 def test_every_checkpoint_answers_every_film_and_the_text_is_what_was_parsed(smoke):
     manifest = record(smoke, "curate/manifest")
-    asked = manifest[manifest["split"].isin(compare.datasets(smoke))]
+    asked = manifest[manifest["split"].isin([*compare.datasets(smoke), *smoke.crossed])]
     for checkpoint in smoke.checkpoints():
         given = records.load(smoke.paths.answers(checkpoint))
         assert set(zip(given["dataset"], given["film"], strict=True)) == set(
@@ -104,15 +105,23 @@ def test_the_command_line_prints_one_result_per_model_data_set_and_label_set(smo
     rows = json.loads(said.stdout)
     sets = [(dataset, name) for dataset, names in compare.datasets(smoke).items() for name in names]
     models = [compare.model_name(smoke, each) for each in smoke.checkpoints()]
-    assert [(row["model"], row["dataset"], row["label_set"]) for row in rows] == [
+    by_labels = [row for row in rows if row["ruler"] == "labels" and row["model"] in models]
+    assert [(row["model"], row["dataset"], row["label_set"]) for row in by_labels] == [
         (model, *where) for model in models for where in sets
     ]
+    named = {(row["model"], row["dataset"], row["label_set"], row["ruler"]) for row in rows}
+    others = [*models, "stand-in-medgemma/logistic regression"]
+    truth = {(model, *where, "truth") for model in others for where in sets}
+    perfect = {(name, *where, "labels") for name in ("perfect reader", others[-1]) for where in sets}
+    assert len(rows) == len(named) and named == truth | perfect | {
+        (m, *where, "labels") for m in models for where in sets
+    }
     assert all(row["params_hash"] == smoke.hash and row["phantom"] for row in rows)
 
 
 def test_executed_notebooks_hold_no_error_and_nothing_of_this_machine(smoke):
     executed = sorted((smoke.folder / "notebooks").glob("*.ipynb"))
-    assert len(executed) == 16
+    assert len(executed) == 20
     for path in executed:
         cells = nbformat.read(path, as_version=4).cells
         outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
@@ -130,13 +139,14 @@ def test_nothing_runs_again_when_nothing_changed(smoke):
 
 def test_a_changed_value_runs_again_just_what_depends_on_it(smoke):
     """SFT is not trained again. GRPO is, because it evaluates its checkpoints with this limit."""
-    folder = study_folder(smoke.folder.parents[1], **{"max_new_tokens: 150": "max_new_tokens: 160"})
+    folder = study_folder(smoke.folder.parents[1], **{"max_new_tokens: 60": "max_new_tokens: 64"})
     try:
         would = jobs(command(folder, "run", "params/smoke.yaml", "--dry-run"))
     finally:
         study_folder(folder)
     asked = {"prompts": 1, "predict_untuned": 1, "predict_run": 3}
-    assert would == {"grpo_run": 1, **asked, "compare": 1, "chapter_run": 5, "book": 1}
+    found = {"compare": 1, "found_run": 3, "baseline_run": 1, "chapter_run": 5}
+    assert would == {"grpo_run": 1, **asked, **found, "book": 1}
 
 
 @pytest.mark.soak

@@ -465,7 +465,7 @@ def test_a_local_model_teaches_and_is_not_loaded_when_nothing_is_left_to_ask(tmp
     table["labels"] = [["Lung Opacity"], ["Lung Opacity"], ["Fracture"]]
     written = generate.write(given, table)
     assert {*written.traces["film"], *written.excluded["film"]} == set(table["film"])
-    assert written.excluded.set_index("film").loc["p1000-2", "attempts"] == 2
+    assert (written.excluded["attempts"] == 2).all()
     words = models.load_processor(config.Model(name="teacher", path="stand-in:medgemma", dtype="float32")).tokenizer
     asked_with = len(words((given.file.parent / "mine.txt").read_text()).input_ids)
     assert (written.requests["tokens_in"] > asked_with).all()  # the film and the turns come on top

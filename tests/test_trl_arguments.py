@@ -52,7 +52,7 @@ def test_the_book_lists_every_old_name():
 def test_the_keys_of_a_section_are_those_of_its_librarys_class_but_for_our_own():
     from peft import LoraConfig
 
-    ours = {"runs", "trl", "agreement"}
+    ours = {"runs", "trl", "agreement", "keep_checkpoints"}
     for stage, section, own in (
         ("sft", config.Sft, {"evaluations_per_epoch", "early_stopping_patience"}),
         ("grpo", config.Grpo, {"films_per_step", "validation_films", "reward", "collapse"}),

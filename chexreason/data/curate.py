@@ -333,8 +333,7 @@ def _sources(study: Study) -> list[str]:
 
 def _refuse_shared(chosen: pd.DataFrame, study: Study) -> None:
     """Raise CurateError for a patient in two splits, such as a patient of two sources."""
-    source = {name: source for name, (source, _) in study.crossed.items()}  # two data sets of the same films
-    places = chosen[["patient", "split"]].replace({"split": source}).drop_duplicates()
+    places = chosen[["patient"]].assign(split=sampling.without_pixels(chosen["split"])).drop_duplicates()
     plain = places["patient"].str.replace("mimic-p", "mimic-", regex=False)  # a folder p10000032, a subject 10000032
     places["alike"] = film_table.spelling_key(plain)
     shared = places[places.duplicated("alike", keep=False)].sort_values("alike", kind="stable")

@@ -46,7 +46,7 @@ def patients_shared(manifest: pd.DataFrame) -> pd.DataFrame:
 
     The data sets of `layers` count by source, as each film is in two of them.
     """
-    split = manifest["split"].str.replace(r"^(?!rl@)(.+)@.*", r"\1", regex=True)
+    split = sampling.without_pixels(manifest["split"])
     there = pd.crosstab(manifest["patient"], split).gt(0).astype(int)[list(split.unique())]
     return (there.T @ there).rename_axis(index=None, columns=None)
 

@@ -24,6 +24,11 @@ def apply_policy(films: pd.DataFrame, policy: str) -> pd.DataFrame:
     return labels.apply_policy(films[LABELS].fillna(0.0), policy).mask(unknown)
 
 
+def without_pixels(split: pd.Series) -> pd.Series:
+    """The splits, with one name for the data sets of `layers` that have the same films with different pixels."""
+    return split.str.replace(r"^(?!rl@)(.+)@.*", r"\1", regex=True)
+
+
 def hash_to_unit(names: Iterable[str], salt: str) -> np.ndarray:
     """A number in [0, 1) for each name: a hash of the salt and the name, the same on every machine."""
     hashes = (hashlib.blake2b(f"{salt}/{name}".encode(), digest_size=8).digest() for name in names)

@@ -178,7 +178,8 @@ def compare(study: Study) -> dict[str, pd.DataFrame]:
     scored: dict[tuple, metrics.Scores] = {}
     for one in study.checkpoints():
         answers = records.load(study.paths.answers(one))
-        judged |= {(one, dataset): align_predictions(study, films, answers, dataset) for dataset in study.datasets(one)}
+        scored_on = [dataset for dataset in study.datasets(one) if dataset in datasets(study)]
+        judged |= {(one, dataset): align_predictions(study, films, answers, dataset) for dataset in scored_on}
         asked = [where for where in sets if (one, where[0]) in judged]
         scored |= {(one, *where): score_aligned(study, judged[one, where[0]], *where) for where in asked}
     label_rows = [_named(study, key, one.labels, judged) for key, one in scored.items()]

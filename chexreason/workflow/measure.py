@@ -167,6 +167,8 @@ def _changes(study: config.Study, name: str) -> dict:
         "curate.floor": 0.0,
         "curate.label_sets": ["chexpert14"],
         "tests": {"others": {"source": "others", "films": 1, "label_sets": ["chexpert14"]}},
+        "layers": None,
+        "path": None,
         "teacher": {"kind": "rules", "seed": 0},
         "prompts": None,
         "models": {name: study.models[name].model_dump(exclude_defaults=True, exclude={"full"})},
