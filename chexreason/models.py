@@ -255,7 +255,7 @@ def image_tokens(model) -> list[int] | None:
     A reply that had one could not be read again: there is no image for it.
     """
     names = ("image_token_id", "image_token_index", "video_token_id")
-    found = {getattr(model.config, name, None) for name in names} - {None}
+    found = {token for name in names if (token := getattr(model.config, name, None)) is not None}
     return sorted(found) or None
 
 
