@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from chexreason import answers, config, runtime
+from chexreason.labels import CHEXPERT14
 
 
 def jaccard(truth: Collection[str], given: Collection[str]) -> float:
@@ -243,8 +244,12 @@ def corrected(
     is reported where it is absent.  (y - f) / (s - f) is an unbiased estimate of the presence of a label that is
     reported (y = 1) or not (y = 0) (Natarajan et al. 2013).  A label with s = f tells nothing and is left out.
     """
+    if unknown := {*sensitivity, *false} - {*CHEXPERT14} or {*false} - {*sensitivity}:
+        raise RewardError(f"corrected: sensitivity has no rate for {min(unknown)!r}, or it is not one of the labels")
     rates = {name: (found, false.get(name, 0.0)) for name, found in sensitivity.items()}
     present = {name: ((name in labels) - f) / (s - f) for name, (s, f) in rates.items() if s != f}
+    if not present:
+        raise RewardError("corrected: no label is reported more often where it is present than where it is absent")
     agrees = [value if name in named else 1 - value for name, value in present.items()]
     return sum(agrees) / len(agrees)
 

@@ -130,3 +130,9 @@ def test_the_smallest_detectable_effect_has_its_power():
     seeds = rng.normal(smallest, se * 5**0.5, (20_000, 5))
     found = stats.ttest_1samp(seeds, 0, axis=1).pvalue < 0.05
     assert found.mean() == pytest.approx(0.8, abs=0.02)
+
+
+def test_an_effect_that_is_undefined_in_most_resamples_has_no_interval_and_no_verdict():
+    found = dose.effect([0.1, 0.2], np.array([np.nan, np.nan, 0.1]))
+    assert np.isnan(found.low) and dose.verdict(found, 0.02) == "undefined"
+    assert np.isfinite(dose.effect([0.1, 0.2], np.array([np.nan, 0.1, 0.2, 0.15])).low)

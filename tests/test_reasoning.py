@@ -36,6 +36,8 @@ def test_every_label_of_a_teacher_s_trace_is_stated_and_no_other(films, format):
         ("There is a mild effusion with a meniscus in the left lower zone.", [("Pleural Effusion", "left", "lower")]),
         ("There is no pneumothorax. There is cardiomegaly.", [("Cardiomegaly", "", "")]),
         ("Nodule in the right lung, without effusion.", [("Lung Lesion", "right", "")]),
+        ("No sign of effusion, but cardiomegaly is present.", [("Cardiomegaly", "", "")]),
+        ("Not only edema.", [("Edema", "", "")]),
         ("", []),
     ],
 )

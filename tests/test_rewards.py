@@ -11,6 +11,7 @@ from chexreason.labels import CHEXPERT14
 from chexreason.rewards import (
     NuancedReward,
     Parts,
+    RewardError,
     Window,
     corrected,
     false_positive,
@@ -359,3 +360,12 @@ def test_the_format_reward_is_the_same_whatever_the_labels():
     completions = [[{"role": "assistant", "content": text}] for text in replies]
     for truth in ([["Edema"]] * 4, [[]] * 4):
         assert format_reward(completions, completion_ids=[[0]] * 4, settings=settings, truth=truth) == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("sensitivity", "false"),
+    [({"Oedema": 0.5}, {}), ({"Edema": 0.5}, {"Fracture": 0.1}), ({"Edema": 0.5}, {"Edema": 0.5})],
+)
+def test_rates_of_no_label_or_without_information_are_refused(sensitivity, false):
+    with pytest.raises(RewardError, match="corrected"):
+        corrected(["Edema"], ["Edema"], sensitivity, false)

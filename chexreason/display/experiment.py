@@ -22,23 +22,19 @@ def two_rulers(paired: pd.DataFrame, ax, *, phantom: bool):
 
     `paired` has the columns step and dataset; one row per step, data set and ruler.
     """
-    rows = paired.assign(place=paired["dataset"] + "\n" + paired["step"])
-    figures.dots(rows, ax, y="place", hue="ruler", value="difference", low="difference_low", high="difference_high")
-    ax.axvline(0, color="black", linewidth=1)
+    rows = paired.rename(columns={"difference_low": "low", "difference_high": "high"})
+    rows = rows.assign(place=rows["dataset"] + "\n" + rows["step"])
     ax.set_xlabel("← loss      macro-F1, 95 % paired interval      gain →")
     ax.set_title(tables.title_text("Gain of each training step, by labels and by the truth", phantom))
-    figures._legend(ax)
-    return ax
+    return figures.about_zero(rows, ax, y="place", hue="ruler", empty="no step of training")
 
 
 def layer_shares(shares: pd.DataFrame, ax, *, phantom: bool):
     """The share of each layer in the fall from one hospital to the other, from the record `layers`."""
-    figures.dots(shares, ax, y="layer", hue="model", value="share", low="share_low", high="share_high")
-    ax.axvline(0, color="black", linewidth=1)
+    rows = shares.rename(columns={"share": "difference", "share_low": "low", "share_high": "high"})
     ax.set_xlabel("part of the fall in macro-F1, 95 % interval")
     ax.set_title(tables.title_text("What the fall from A to C is made of", phantom))
-    figures._legend(ax)
-    return ax
+    return figures.about_zero(rows, ax, y="layer", hue="model", empty="no checkpoint")
 
 
 def dose_response(effects: pd.DataFrame, axes: Iterable, *, phantom: bool):

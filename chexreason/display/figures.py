@@ -71,7 +71,7 @@ def step_gains(gains: pd.DataFrame, ax, *, phantom: bool):
     steps = gains.assign(step=gains["step"].str.replace(" → ", "\n→ "))
     ax.set_xlabel("← loss      macro-F1, 95 % paired interval      gain →")
     ax.set_title(tables.title_text("Gain or loss of each training step, by hospital", phantom))
-    return _about_zero(steps, ax, y="step", hue="dataset", empty="no step of training")
+    return about_zero(steps, ax, y="step", hue="dataset", empty="no step of training")
 
 
 def published_finding(scores: pd.DataFrame, differences: pd.DataFrame, axes: Iterable):
@@ -125,10 +125,10 @@ def findings(table: pd.DataFrame, ax, *, phantom: bool):
     rows = table.assign(place=place + ", seed " + table["seed"].astype(str))
     ax.set_xlabel("difference of macro-F1, 95 % paired interval")
     ax.set_title(tables.title_text("Evidence on each of the paper's findings", phantom))
-    return _about_zero(rows, ax, y="place", hue="verdict", empty="no comparison")
+    return about_zero(rows, ax, y="place", hue="verdict", empty="no comparison")
 
 
-def _about_zero(differences: pd.DataFrame, ax, *, y: str, hue: str, empty: str):
+def about_zero(differences: pd.DataFrame, ax, *, y: str, hue: str, empty: str):
     """Differences with intervals around a line at zero, or the text `empty` if there are none."""
     dots(differences, ax, y=y, hue=hue, value="difference", low="low", high="high")
     ax.axvline(0, color="black", linewidth=1)

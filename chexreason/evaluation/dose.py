@@ -41,13 +41,15 @@ def effect(changes: Sequence[float], samples: np.ndarray) -> Effect:
     """The mean of `changes` (one per seed) with intervals over seeds and patients.
 
     `samples` (n_resamples,) are the means of the same changes over resampled patients.  With one seed, the interval is
-    over patients only.  If nothing varies, the interval has no width.
+    over patients only.  If nothing varies, the interval has no width.  It is NaN if the score is undefined in half of
+    the resamples or more; in fewer, it is over those in which it is defined.
     """
     from scipy.stats import t
 
     values = np.asarray(changes, dtype=float)
     between = values.var(ddof=1) / len(values) if len(values) > 1 else 0.0
-    within = float(np.var(samples, ddof=1))
+    defined = samples[~np.isnan(samples)]
+    within = float(np.var(defined, ddof=1)) if 2 * len(defined) > len(samples) else np.nan
     total = between + within
     se, df = total**0.5, total**2 / (between**2 / (len(values) - 1)) if between else np.inf
     middle = float(values.mean())
@@ -60,10 +62,12 @@ def effect(changes: Sequence[float], samples: np.ndarray) -> Effect:
 def verdict(found: Effect, margin: float) -> str:
     """What the intervals of an effect show; `margin` is the smallest effect of interest.
 
-    "gain" or "loss" if the 95 % interval excludes 0; with "small" before it if the 90 % interval lies within the
-    margin.  "no difference" if only the latter holds (two one-sided tests at 5 %, TOST: Schuirmann 1987).  Otherwise
-    "open".
+    "undefined" if there is no interval.  "gain" or "loss" if the 95 % interval excludes 0; with "small" before it if
+    the 90 % interval lies within the margin.  "no difference" if only the latter holds (two one-sided tests at 5 %,
+    TOST: Schuirmann 1987).  Otherwise "open".
     """
+    if np.isnan(found.low):
+        return "undefined"
     within = -margin < found.low90 and found.high90 < margin
     if found.low > 0 or found.high < 0:
         return ("small " if within else "") + ("gain" if found.low > 0 else "loss")

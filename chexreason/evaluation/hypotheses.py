@@ -105,6 +105,7 @@ WORDS = {
     "small loss": "a little worse",
     "no difference": "neither better nor worse",
     "open": "not clearly better or worse",
+    "undefined": "not measurably better or worse",
 }
 """What a verdict means, for sentences."""
 

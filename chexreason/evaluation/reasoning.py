@@ -35,8 +35,8 @@ WORDS = {
 }
 """What states each label, in lower case."""
 
-DENIAL = re.compile(r"\b(no|not|without|free of|clear of|negative for|absen\w+|rather than|rules? out)\b")
-"""What denies everything after it in a sentence (No Finding aside)."""
+DENIAL = re.compile(r"\b(no|not(?! only)|without|free of|clear of|negative for|absen\w+|rather than|rules? out)\b")
+"""What denies everything after it in a sentence, up to "but" or "however" (No Finding aside)."""
 
 PLACE = re.compile(r"\b(right|left|both)\b(?: (upper|mid|lower))?")
 
@@ -55,7 +55,7 @@ class Statement(NamedTuple):
 def statements(reasoning: str) -> list[Statement]:
     """The labels that a reasoning states and does not deny, each once, with the first place that is named for it."""
     found: dict[str, Statement] = {}
-    for sentence in re.split(r"(?<=[.:;\n])\s+", reasoning.lower()):
+    for sentence in re.split(r"(?<=[.:;\n])\s+|\b(?:but|however)\b", reasoning.lower()):
         denied = DENIAL.search(sentence)
         place = PLACE.search(sentence)
         side, zone = (place[1], place[2] or "") if place else ("", "")
