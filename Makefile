@@ -34,7 +34,7 @@ soak: .venv/tests
 	-$(BIN)/python tests/fuzz.py 600
 	$(BIN)/python tests/soak.py
 
-# The controlled experiment (book/plan.md): two hours on two cores; its small records go to released/.
+# The controlled experiment (book/plan.md): some hours on two cores. Its small records go to released/.
 experiment: .venv/done
 	$(BIN)/chexreason run params/reward.yaml path --cores $(CORES)
 	$(BIN)/chexreason release params/reward.yaml
