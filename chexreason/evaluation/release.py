@@ -73,11 +73,11 @@ def save(study: Study, root: Path) -> Path:
 
     Their provenance names the commit, the params, and the digest of the plan.
     """
-    folder = root / "released" / study.study
+    folder, tables = root / "released" / study.study, collect(study)
     inputs = [study.paths.path(run) for stage in ("sft", "grpo") for run in study.runs(stage)]
     provenance = records.provenance(study, None, inputs)
     code = {name: fingerprint.room(name) for name in ("sft", "grpo", "path")}
     provenance |= {"plan": records.sha256(root / PLAN), "code": code}
-    for name, table in collect(study).items():
+    for name, table in tables.items():
         records.save(table, folder / f"{name}.parquet", provenance)
     return folder
